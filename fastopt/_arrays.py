@@ -1,0 +1,206 @@
+"""Row 1: the gate for arrays. Anything array-like comes in; a checked ndarray goes on.
+
+Accepted: NumPy arrays, torch CPU tensors, DLPack objects, buffers and (as inputs) nested lists.
+Refused, never silently changed: masked and sparse arrays, object, string, complex and structured
+dtypes, foreign byte order; for arrays that are written also read-only, misaligned, strided or
+overlapping ones. Every refusal names the argument and comes before the first write.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from fastopt.errors import ArrayError, DTypeError
+
+__all__ = ["FLOATS", "Array", "as_array", "as_target", "check_disjoint", "check_finite", "out_for"]
+
+Array: TypeAlias = "np.ndarray[Any, np.dtype[Any]]"
+
+FLOATS: tuple[str, ...] = ("float32", "float64")
+
+
+def as_array(
+    x: Any,
+    name: str,
+    *,
+    dtypes: Sequence[str] = FLOATS,
+    cast: str | None = None,
+    ndim: int | Sequence[int] | None = None,
+    shape: Sequence[int | None] | None = None,
+    contiguous: bool = True,
+) -> Array:
+    """An input: ``x`` as an aligned, native ndarray, without a copy where it already is one.
+
+    Parameters
+    ----------
+    x : array-like
+        What the caller passed.
+    name : str
+        The argument's name, for the error.
+    dtypes : sequence of str
+        dtypes that pass as they are.
+    cast : str, optional
+        dtype that other real numbers (integers, bool, float16, bfloat16) are converted to;
+        without it they are refused.
+    ndim, shape : optional
+        Wanted rank or ranks; wanted shape, with None for any length.
+    contiguous : bool
+        Copy to C order where needed.
+
+    Raises
+    ------
+    DTypeError, ArrayError
+    """
+    a = _ndarray(x, name)
+    if a.dtype.name not in dtypes:
+        if cast is None or not (a.dtype.kind in "fiub" or a.dtype.name == "bfloat16"):
+            raise DTypeError(f"{name}: expected dtype {' or '.join(dtypes)}, got {a.dtype}")
+        a = a.astype(cast)
+    if not a.dtype.isnative:
+        raise DTypeError(
+            f"{name}: expected native byte order, got {a.dtype.str}; "
+            f"convert with .astype('{a.dtype.newbyteorder('=').str}')"
+        )
+    _check_shape(a, name, ndim, shape)
+    if not a.flags.aligned:
+        a = a.copy()
+    if contiguous and not a.flags.c_contiguous:
+        a = np.ascontiguousarray(a)
+    return a
+
+
+def as_target(
+    x: Any,
+    name: str,
+    *,
+    dtypes: Sequence[str] = FLOATS,
+    ndim: int | Sequence[int] | None = None,
+    shape: Sequence[int | None] | None = None,
+) -> Array:
+    """An array to be written in place: the caller's own memory, never a copy of it."""
+    if not isinstance(x, np.ndarray) and isinstance(x, (list, tuple, int, float, complex)):
+        raise DTypeError(
+            f"{name}: is written in place, so it must be an array, not {type(x).__name__}"
+        )
+    a = _ndarray(x, name)
+    if a.dtype.name not in dtypes:
+        raise DTypeError(f"{name}: expected dtype {' or '.join(dtypes)}, got {a.dtype}")
+    if not a.dtype.isnative:
+        raise DTypeError(f"{name}: is written in place and must have native byte order")
+    _check_shape(a, name, ndim, shape)
+    if not a.flags.writeable:
+        raise ArrayError(f"{name}: is written in place but is read-only")
+    if not a.flags.aligned:
+        raise ArrayError(f"{name}: is written in place but is misaligned; pass an aligned copy")
+    if not a.flags.c_contiguous:
+        raise ArrayError(
+            f"{name}: is written in place and must be C-contiguous; "
+            "pass numpy.ascontiguousarray(x) and copy the result back"
+        )
+    return a
+
+
+def out_for(out: Any, name: str, shape: Sequence[int], dtype: str) -> Array:
+    """The result's array: ``out`` checked, or a new one of that shape and dtype."""
+    if out is None:
+        return np.empty(shape, dtype)
+    return as_target(out, name, dtypes=(dtype,), shape=shape)
+
+
+def check_disjoint(
+    written: Iterable[tuple[str, Array]], read: Iterable[tuple[str, Array]]
+) -> None:
+    """Refuse a written array that shares memory with another one.
+
+    Bounds are compared (numpy.may_share_memory), which is exact for the contiguous arrays that
+    kernels get.
+    """
+    writes, reads = list(written), list(read)
+    for i, (name, a) in enumerate(writes):
+        for other, b in (*writes[i + 1 :], *reads):
+            if np.may_share_memory(a, b):
+                raise ArrayError(f"{name}: shares memory with {other}; pass separate arrays")
+
+
+def check_finite(a: Array, name: str) -> None:
+    """Refuse NaN and infinity where the method has no rule for them."""
+    if a.dtype.kind == "f" and not np.isfinite(a).all():
+        raise ArrayError(f"{name}: holds NaN or infinity; clean the data first")
+
+
+def _ndarray(x: Any, name: str) -> Array:
+    """``x`` as an ndarray that shares its memory wherever the type allows."""
+    if type(x) is np.ndarray:
+        a = x
+    elif isinstance(x, np.ma.MaskedArray):
+        raise DTypeError(f"{name}: masked arrays are not taken; fill or drop the masked values")
+    elif isinstance(x, np.ndarray):
+        a = x.view(np.ndarray)
+    elif type(x).__module__.partition(".")[0] == "torch":
+        a = _from_torch(x, name)
+    elif hasattr(x, "toarray") and hasattr(x, "nnz"):
+        raise DTypeError(f"{name}: sparse matrices are not taken here; pass x.toarray()")
+    elif hasattr(x, "__array__") or hasattr(x, "__array_interface__"):
+        a = np.asarray(x)
+    elif hasattr(x, "__dlpack__"):
+        try:
+            a = np.from_dlpack(x)
+        except (TypeError, ValueError, RuntimeError, BufferError) as error:
+            raise DTypeError(f"{name}: cannot take this DLPack object: {error}") from None
+    else:
+        try:
+            a = np.asarray(x)
+        except (TypeError, ValueError) as error:
+            raise DTypeError(f"{name}: cannot be read as an array: {error}") from None
+    if a.dtype.kind not in "fiub" and a.dtype.kind != "V":
+        raise DTypeError(f"{name}: expected real numbers, got dtype {a.dtype}")
+    if a.dtype.kind == "V" and (a.dtype.names or a.dtype.name.startswith("void")):
+        raise DTypeError(f"{name}: expected real numbers, got dtype {a.dtype}")
+    return a
+
+
+def _from_torch(x: Any, name: str) -> Array:
+    """A torch CPU tensor's memory, without a copy; bfloat16 through ml_dtypes' dtype."""
+    if not hasattr(x, "detach"):
+        raise DTypeError(f"{name}: expected an array or tensor, got {type(x).__name__}")
+    if x.device.type != "cpu":
+        raise DTypeError(f"{name}: expected a CPU tensor, got one on {x.device}; move it first")
+    if str(x.layout) != "torch.strided":
+        raise DTypeError(f"{name}: expected a dense tensor, got layout {x.layout}")
+    tensor = x.detach()
+    if str(tensor.dtype) == "torch.bfloat16":
+        import torch
+
+        try:
+            import ml_dtypes
+        except ImportError:
+            raise ImportError(
+                f"{name}: bfloat16 tensors need the package ml_dtypes: pip install ml_dtypes"
+            ) from None
+        a: Array = tensor.view(torch.uint16).numpy().view(ml_dtypes.bfloat16)
+        return a
+    try:
+        a = tensor.numpy()
+    except (TypeError, RuntimeError) as error:
+        raise DTypeError(f"{name}: cannot read this tensor: {error}") from None
+    return a
+
+
+def _check_shape(
+    a: Array, name: str, ndim: int | Sequence[int] | None, shape: Sequence[int | None] | None
+) -> None:
+    if ndim is not None:
+        ranks = (ndim,) if isinstance(ndim, int) else tuple(ndim)
+        if a.ndim not in ranks:
+            wanted = " or ".join(map(str, ranks))
+            raise ArrayError(f"{name}: expected {wanted} dimensions, got shape {a.shape}")
+    if shape is not None:
+        fits = len(shape) == a.ndim and all(
+            s is None or s == n for s, n in zip(shape, a.shape, strict=True)
+        )
+        if not fits:
+            wanted = "(" + ", ".join("any" if s is None else str(s) for s in shape) + ")"
+            raise ArrayError(f"{name}: expected shape {wanted}, got {a.shape}")

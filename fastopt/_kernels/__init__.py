@@ -1,0 +1,37 @@
+"""Row 0, the only door to the compiled kernels: picks the build for this CPU.
+
+``FASTOPT_ISA=v2|v3|v4`` forces a level; one that this CPU lacks raises ImportError.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from importlib import import_module
+from types import ModuleType
+
+from fastopt._kernels._cpu import levels, openmp_threads
+
+__all__ = ["isa", "levels", "openmp_threads"]
+
+isa: str = os.environ.get("FASTOPT_ISA") or levels()[0]
+
+
+def __getattr__(name: str) -> ModuleType:
+    """Load a kernel module of the chosen level on first use, under its plain name as well."""
+    if name.startswith("_"):
+        raise AttributeError(name)
+    try:
+        module = import_module(f"{__name__}.{isa}.{name}")
+    except ModuleNotFoundError as error:
+        if error.name != f"{__name__}.{isa}.{name}":
+            raise
+        raise AttributeError(f"no kernel module {name!r}") from None
+    sys.modules[f"{__name__}.{name}"] = module
+    globals()[name] = module
+    return module
+
+
+if isa not in ("v2", "v3", "v4", "plain"):
+    raise ImportError(f"FASTOPT_ISA: expected v2, v3, v4 or plain, got {isa!r}")
+import_module(f"{__name__}.{isa}")  # raises ImportError where the CPU lacks the level

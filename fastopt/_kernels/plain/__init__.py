@@ -1,0 +1,3 @@
+from fastopt._kernels._cpu import require
+
+require("plain")  # the build without a level, for machines other than x86-64

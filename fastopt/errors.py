@@ -1,0 +1,75 @@
+"""The one exception tree: everything fastopt raises on purpose is a FastoptError.
+
+Each class is also the built-in error a caller would expect, so ``except ValueError`` works too.
+A message says which argument, what was found, what is wanted, and how to mend it.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "ArrayError",
+    "ConcurrentUseError",
+    "DTypeError",
+    "DivergedError",
+    "FastoptError",
+    "FormatError",
+    "OptionError",
+    "StorageError",
+    "TrialError",
+    "UnsupportedError",
+]
+
+
+class FastoptError(Exception):
+    """Base of every error that fastopt raises on purpose."""
+
+
+class ArrayError(FastoptError, ValueError):
+    """An array has the wrong shape, layout, overlap or values."""
+
+
+class DTypeError(FastoptError, TypeError):
+    """An array or object has the wrong dtype or kind."""
+
+
+class OptionError(FastoptError, ValueError):
+    """An option (a number, a name, a combination) is outside what is allowed."""
+
+
+class FormatError(FastoptError, ValueError):
+    """A file or a state dict is not what it should be.
+
+    Attributes
+    ----------
+    path : str or None
+        The file.
+    offset : int or None
+        Byte offset of the fault, where known.
+    """
+
+    def __init__(self, message: str, path: str | None = None, offset: int | None = None) -> None:
+        where = "" if path is None else f"{path}: "
+        at = "" if offset is None else f" (at byte {offset})"
+        super().__init__(f"{where}{message}{at}")
+        self.path = path
+        self.offset = offset
+
+
+class UnsupportedError(FastoptError, NotImplementedError):
+    """A model holds a part that fastopt does not handle; the model is untouched."""
+
+
+class DivergedError(FastoptError, ArithmeticError):
+    """A value became NaN or infinite where the caller asked for finite ones."""
+
+
+class StorageError(FastoptError, OSError):
+    """A journal or a file could not be written, locked or read back."""
+
+
+class TrialError(FastoptError, RuntimeError):
+    """An objective failed or returned something that is not a number."""
+
+
+class ConcurrentUseError(FastoptError, RuntimeError):
+    """Two threads used one stateful object at the same time."""

@@ -1,0 +1,69 @@
+"""Shared fixtures: the levels of this machine, the sizes that find tails, guarded arrays."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from types import ModuleType
+
+import numpy as np
+import pytest
+
+from fastopt._kernels import levels
+
+SIZES = (*range(71), 1000)  # every tail of every vector width, and one size with full vectors
+THREADS = (1, 2)
+
+
+@pytest.fixture(params=levels())
+def level(request: pytest.FixtureRequest) -> str:
+    """Each instruction-set level that this CPU runs."""
+    return request.param
+
+
+def kernel(name: str, level: str) -> ModuleType:
+    """The kernel module ``name`` as built for ``level``; all levels live in one process."""
+    return import_module(f"fastopt._kernels.{level}.{name}")
+
+
+def special_values(dtype: str) -> np.ndarray:
+    """NaN, infinities, signed zeros, the smallest denormal, the extremes."""
+    info = np.finfo(dtype)
+    values = [
+        np.nan,
+        np.inf,
+        -np.inf,
+        0.0,
+        -0.0,
+        info.smallest_subnormal,
+        -info.smallest_subnormal,
+    ]
+    return np.array([*values, info.tiny, info.max, info.min, 1.0, -1.0], dtype)
+
+
+def sample(n: int, dtype: str, seed: int = 0, special: bool = False) -> np.ndarray:
+    """n normal draws; with ``special`` every third one is replaced by a special value."""
+    a = np.random.default_rng(seed + n).standard_normal(n).astype(dtype)
+    if special and n:
+        values = special_values(dtype)
+        a[::3] = np.resize(values, a[::3].shape)
+    return a
+
+
+class Guarded:
+    """An array of n elements with a canary on both sides; ``check`` sees any write outside."""
+
+    def __init__(self, values: np.ndarray) -> None:
+        self.pad = 64
+        self.raw = np.full(values.nbytes + 2 * self.pad, 0xA5, np.uint8)
+        self.array = self.raw[self.pad : self.pad + values.nbytes].view(values.dtype)
+        self.array = self.array.reshape(values.shape)
+        self.array[...] = values
+
+    def check(self) -> None:
+        assert (self.raw[: self.pad] == 0xA5).all()
+        assert (self.raw[len(self.raw) - self.pad :] == 0xA5).all()
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(20261124)
