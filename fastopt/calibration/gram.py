@@ -66,8 +66,8 @@ class Gram:
     def __init__(self, n: int) -> None:
         self.n = integer(n, "n", low=1)
         self.count = 0
-        self._mean = np.zeros(self.n)
-        self._scatter = np.zeros((self.n, self.n))
+        self._mean: Array = np.zeros(self.n)
+        self._scatter: Array = np.zeros((self.n, self.n))
         self._busy = threading.Lock()
 
     def __repr__(self) -> str:
@@ -141,7 +141,8 @@ class Gram:
     @property
     def mean(self) -> Array:
         """Mean row, (n,) float64; zeros while ``count`` is 0. A copy."""
-        return self._mean.copy()
+        result: Array = self._mean.copy()
+        return result
 
     @property
     def second(self) -> Array:
@@ -172,7 +173,7 @@ class Gram:
             A new array. Where the variance is 0 for every feature, the ridge is ``damp`` itself.
         """
         ridge = number(damp, "damp", low=0.0)
-        result = self._scatter / max(1, self.count)
+        result: Array = self._scatter / max(1, self.count)
         if ridge:
             level = float(result.diagonal().mean())
             result[np.diag_indices(self.n)] += ridge * (level if level > 0 else 1.0)
