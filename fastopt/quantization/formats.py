@@ -1,0 +1,125 @@
+"""The number formats: what a code means, how many bits it has, how it is stored.
+
+A format is one of four kinds: ``int`` (affine integers, value = (code - zero_point) * scale),
+``fixed`` (Qm.n fixed point, value = code * 2**-n), ``float`` (narrow floating point, value =
+decoded code * scale) and ``codebook`` (value = table[code] * scale).
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from fastopt.errors import OptionError
+
+__all__ = ["FORMATS", "Format", "fixed_format", "format_of"]
+
+
+@dataclass(frozen=True)
+class Format:
+    """One number format.
+
+    Attributes
+    ----------
+    name : str
+        The name that ``quantize`` takes.
+    kind : str
+        ``"int"``, ``"fixed"``, ``"float"`` or ``"codebook"``.
+    bits : int
+        Bits of one code.
+    storage : str
+        NumPy dtype of an unpacked code.
+    qmin, qmax : int
+        Smallest and largest code (``int`` and ``fixed``).
+    frac_bits : int
+        Fraction bits (``fixed``).
+    peak : float
+        Largest finite value at scale 1 (``float`` and ``codebook``).
+    packed : bool
+        Two codes share a byte in memory.
+    """
+
+    name: str
+    kind: str
+    bits: int
+    storage: str
+    qmin: int = 0
+    qmax: int = 0
+    frac_bits: int = 0
+    peak: float = 0.0
+    packed: bool = False
+
+    @property
+    def signed(self) -> bool:
+        """Whether codes (or values) can be negative."""
+        return self.kind in ("float", "codebook") or self.qmin < 0
+
+    @property
+    def symmetric_zero_point(self) -> int:
+        """The zero point of a symmetric code: 0, or the middle of an unsigned range."""
+        return 0 if self.qmin < 0 else (self.qmax + 1) // 2
+
+    @property
+    def symmetric_range(self) -> int:
+        """Largest distance from the zero point that both sides have: 127 for int8 and uint8."""
+        return self.qmax - self.symmetric_zero_point
+
+
+def _integer(name: str, bits: int, signed: bool, storage: str, packed: bool = False) -> Format:
+    low = -(1 << (bits - 1)) if signed else 0
+    high = (1 << (bits - 1)) - 1 if signed else (1 << bits) - 1
+    return Format(name, "int", bits, storage, low, high, packed=packed)
+
+
+FORMATS: dict[str, Format] = {
+    f.name: f
+    for f in (
+        _integer("int8", 8, True, "int8"),
+        _integer("uint8", 8, False, "uint8"),
+        _integer("int16", 16, True, "int16"),
+        _integer("uint16", 16, False, "uint16"),
+        _integer("int4", 4, True, "int8", packed=True),
+        _integer("uint4", 4, False, "uint8", packed=True),
+    )
+}
+
+_FIXED = re.compile(r"(u?)q(\d+)\.(\d+)\Z", re.IGNORECASE)
+
+
+def fixed_format(int_bits: int, frac_bits: int, signed: bool = True) -> Format:
+    """The fixed-point format with ``int_bits`` integer and ``frac_bits`` fraction bits.
+
+    The sign bit is not counted: q3.12 has 16 bits, values -8 to 8 - 2**-12 in steps of 2**-12.
+    """
+    bits = int_bits + frac_bits + int(signed)
+    if int_bits < 0 or frac_bits < 0 or not 1 <= int_bits + frac_bits or bits > 32:
+        raise OptionError(
+            f"dtype: a fixed-point format has 1 to 32 bits with its sign, got q{int_bits}."
+            f"{frac_bits} with {bits}"
+        )
+    width = 8 if bits <= 8 else 16 if bits <= 16 else 32
+    return Format(
+        f"{'' if signed else 'u'}q{int_bits}.{frac_bits}",
+        "fixed",
+        bits,
+        f"{'' if signed else 'u'}int{width}",
+        -(1 << (bits - 1)) if signed else 0,
+        (1 << (int_bits + frac_bits)) - 1,
+        frac_bits,
+    )
+
+
+def format_of(dtype: object) -> Format:
+    """The format called ``dtype``: a name such as "int8", "q3.12" or a Format itself."""
+    if isinstance(dtype, Format):
+        return dtype
+    if isinstance(dtype, str):
+        if dtype in FORMATS:
+            return FORMATS[dtype]
+        match = _FIXED.match(dtype)
+        if match:
+            return fixed_format(int(match[2]), int(match[3]), not match[1])
+    raise OptionError(
+        f"dtype: expected one of {', '.join(map(repr, FORMATS))} or a fixed-point format such as "
+        f"'q3.12' (signed) or 'uq4.12' (unsigned), got {dtype!r}"
+    )

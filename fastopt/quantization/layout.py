@@ -1,0 +1,76 @@
+"""Which elements share a scale: per tensor, per axis, or per group along an axis.
+
+Every case becomes one of two loops, so that any axis of any array is read once, in order:
+
+- ``runs``: elements of one run share a scale (per tensor; an axis that is not the last; groups
+  along the last axis);
+- ``rows``: each row meets a row of scales (the last axis; groups along another axis).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from fastopt._options import integer
+from fastopt.errors import ArrayError, OptionError
+
+__all__ = ["Layout", "layout_of", "normal_axis"]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How an array of some shape is cut into parts that share a scale.
+
+    Attributes
+    ----------
+    scale_shape : tuple of int
+        ``()`` per tensor, ``(C,)`` per axis, the array's shape with the axis' length replaced by
+        the number of groups per group (as in ONNX's blocked quantisation).
+    rows : bool
+        Which of the two loops.
+    depth, width, group : int
+        ``runs``: elements of one outer block, elements of one run, 1 if each outer block has its
+        own scales. ``rows``: rows of one outer block, elements of a row, rows that share scales.
+    """
+
+    scale_shape: tuple[int, ...]
+    rows: bool
+    depth: int
+    width: int
+    group: int
+
+
+def normal_axis(axis: int, ndim: int, name: str = "axis") -> int:
+    """``axis`` as 0..ndim-1."""
+    a = integer(axis, name)
+    if not -ndim <= a < ndim:
+        raise OptionError(f"{name}: expected -{ndim}..{ndim - 1} for {ndim} dimensions, got {a}")
+    return a % ndim
+
+
+def layout_of(shape: Sequence[int], axis: int | None, group_size: int | None) -> Layout:
+    """The layout of ``shape`` quantised per tensor, per ``axis``, or per group along ``axis``.
+
+    A group size without an axis groups along the last axis. The last group may be shorter.
+    """
+    n = math.prod(shape)
+    if group_size is None:
+        if axis is None:
+            return Layout((), False, max(n, 1), max(n, 1), 0)
+        a = normal_axis(axis, len(shape))
+        outer, channels, inner = math.prod(shape[:a]), shape[a], math.prod(shape[a + 1 :])
+        if inner == 1:
+            return Layout((channels,), True, max(outer, 1), max(channels, 1), max(outer, 1))
+        return Layout((channels,), False, max(channels * inner, 1), max(inner, 1), 0)
+    if not shape:
+        raise ArrayError("x: a single number has no axis to group along")
+    size = integer(group_size, "group_size", low=1)
+    a = normal_axis(-1 if axis is None else axis, len(shape))
+    length, inner = shape[a], math.prod(shape[a + 1 :])
+    scales = (*shape[:a], -(-length // size), *shape[a + 1 :])
+    size = max(1, min(size, length))
+    if inner == 1:
+        return Layout(scales, False, max(length, 1), size, 1)
+    return Layout(scales, True, max(length, 1), max(inner, 1), size)

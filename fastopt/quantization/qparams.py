@@ -1,0 +1,181 @@
+"""Scales and zero points: from data, or from a known range."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fastopt._arrays import Array, as_array
+from fastopt._options import choice
+from fastopt.errors import ArrayError, OptionError
+from fastopt.quantization.formats import Format, format_of
+from fastopt.quantization.layout import layout_of
+
+__all__ = ["METHODS", "QParams", "choose_qparams", "qparams_from_range"]
+
+METHODS = ("minmax",)
+
+
+class QParams(NamedTuple):
+    """A scale and a zero point for each part of an array.
+
+    Attributes
+    ----------
+    scale : float array
+        Step between two codes; positive and finite.
+    zero_point : integer array of the codes' storage dtype
+        The code of the value 0.
+    """
+
+    scale: Array
+    zero_point: Array
+
+
+def choose_qparams(
+    x: Any,
+    dtype: str | Format = "int8",
+    *,
+    axis: int | None = None,
+    group_size: int | None = None,
+    symmetric: bool = True,
+    method: str = "minmax",
+    threads: int | None = None,
+) -> QParams:
+    """Scale and zero point of ``x`` for a format: scale = max|x| / 127 for symmetric int8.
+
+    Parameters
+    ----------
+    x : array-like, float32 or float64
+        The values; finite.
+    dtype : str or Format
+        "int8", "uint8", "int4", "uint4", "int16", "uint16" or a fixed-point name.
+    axis : int, optional
+        One scale per index of this axis (with ``group_size``: the axis that is cut into groups).
+    group_size : int, optional
+        One scale per this many elements along ``axis`` (default the last).
+    symmetric : bool
+        Equal range on both sides of zero, zero point fixed; else the range [min, max], widened to
+        hold 0, and a zero point that represents 0 exactly.
+    method : str
+        "minmax": the whole range.
+    threads : int, optional
+        Thread count.
+
+    Returns
+    -------
+    QParams
+        ``scale`` has the dtype of x.
+
+    Raises
+    ------
+    ArrayError
+        x holds NaN or infinity.
+    OptionError, DTypeError
+
+    Notes
+    -----
+    An all-zero part gets scale 1. A scale that would be denormal is raised to the smallest normal
+    number. Fixed point has its scale given by the format and ignores the data.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fastopt.quantization import choose_qparams
+    >>> scale, zero_point = choose_qparams(np.array([-1.0, 0.5], np.float32), "uint8",
+    ...                                    symmetric=False)
+    >>> int(zero_point)
+    170
+    """
+    a = as_array(x, "x", cast="float32")
+    fmt = format_of(dtype)
+    choice(method, "method", METHODS)
+    low, high = ranges(a, axis=axis, group_size=group_size, threads=threads)
+    if not (np.isfinite(low).all() and np.isfinite(high).all()):
+        raise ArrayError("x: holds NaN or infinity, so it has no scale; clean the data first")
+    return qparams_from_range(low, high, fmt, symmetric=symmetric)
+
+
+def ranges(
+    x: Array, *, axis: int | None, group_size: int | None, threads: int | None = None
+) -> tuple[Array, Array]:
+    """Smallest and largest element of each part of ``x`` that shares a scale."""
+    layout = layout_of(x.shape, axis, group_size)
+    if x.size == 0:
+        zeros = np.zeros(layout.scale_shape, x.dtype)
+        return zeros, zeros.copy()
+    if group_size is None:
+        if axis is None:
+            return np.asarray(x.min()), np.asarray(x.max())
+        other = tuple(i for i in range(x.ndim) if i != axis % x.ndim)
+        return x.min(axis=other), x.max(axis=other)
+    a = (-1 if axis is None else axis) % x.ndim
+    starts = np.arange(0, x.shape[a], group_size)
+    return np.minimum.reduceat(x, starts, axis=a), np.maximum.reduceat(x, starts, axis=a)
+
+
+def qparams_from_range(
+    low: Any, high: Any, dtype: str | Format = "int8", *, symmetric: bool = True
+) -> QParams:
+    """Scale and zero point for values in [low, high], elementwise.
+
+    Symmetric: scale = max(|low|, |high|) / r with r = 127 for int8 and uint8, zero point 0 (signed)
+    or 128 (uint8). Affine: the range is widened to hold 0, scale = (high - low) / (qmax - qmin),
+    zero_point = clip(round(qmin - low / scale), qmin, qmax).
+
+    Parameters
+    ----------
+    low, high : float32 or float64 arrays of one shape
+        Ends of the range; finite, low <= high.
+    dtype : str or Format
+        An integer or fixed-point format.
+    symmetric : bool
+        Symmetric or affine.
+
+    Returns
+    -------
+    QParams
+
+    Raises
+    ------
+    ArrayError
+        Shapes differ, an end is NaN or infinite, or low > high.
+
+    Examples
+    --------
+    >>> from fastopt.quantization import qparams_from_range
+    >>> scale, zero_point = qparams_from_range(-1.0, 3.0, "int8")
+    >>> round(127 * float(scale), 6), int(zero_point)
+    (3.0, 0)
+    """
+    fmt = format_of(dtype)
+    first = as_array(low, "low", cast="float32", contiguous=False)
+    second = as_array(high, "high", cast="float32", contiguous=False)
+    if first.shape != second.shape:
+        raise ArrayError(f"high: expected the shape of low {first.shape}, got {second.shape}")
+    float_dtype = np.result_type(first, second)
+    lo, hi = first.astype(np.float64), second.astype(np.float64)
+    if not (np.isfinite(lo).all() and np.isfinite(hi).all()):
+        raise ArrayError("low, high: hold NaN or infinity; a range has finite ends")
+    if (lo > hi).any():
+        raise ArrayError("low: is above high")
+    info = np.finfo(float_dtype)
+    if fmt.kind == "fixed":
+        scale = np.full(lo.shape, 2.0**-fmt.frac_bits)
+        zero = np.zeros(lo.shape)
+    elif fmt.kind != "int":
+        raise OptionError(f"dtype: {fmt.name} has no zero point; its scale is max|x| / peak")
+    elif symmetric:
+        scale = _usable(np.maximum(-lo, hi) / fmt.symmetric_range, info)
+        zero = np.full(lo.shape, float(fmt.symmetric_zero_point))
+    else:
+        lo, hi = np.minimum(lo, 0.0), np.maximum(hi, 0.0)
+        scale = _usable(hi / (fmt.qmax - fmt.qmin) - lo / (fmt.qmax - fmt.qmin), info)
+        rounded = scale.astype(float_dtype).astype(np.float64)
+        zero = np.clip(np.rint(fmt.qmin - lo / rounded), fmt.qmin, fmt.qmax)
+    return QParams(scale.astype(float_dtype), zero.astype(fmt.storage))
+
+
+def _usable(scale: Array, info: Any) -> Array:
+    """1 for an empty range, never denormal, never infinite."""
+    return np.where(scale == 0, 1.0, np.clip(scale, float(info.tiny), float(info.max)))
