@@ -7,9 +7,35 @@ loaded on first use.
 from __future__ import annotations
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from fastopt import _kernels  # fails here, not later, when FASTOPT_ISA asks for too much
+import fastopt._kernels  # noqa: F401  fails here, not later, where FASTOPT_ISA asks for too much
+
+if TYPE_CHECKING:
+    from fastopt import (
+        calibration,
+        compression,
+        errors,
+        integrations,
+        layering,
+        linear_model,
+        merging,
+        models,
+        optim,
+        pruning,
+        quantization,
+        report,
+        search,
+    )
+    from fastopt.calibration import Gram
+    from fastopt.compression import compress
+    from fastopt.config import show_config
+    from fastopt.layering import split_low_rank
+    from fastopt.linear_model import LinearRegression
+    from fastopt.merging import cluster_weights, merge_neurons
+    from fastopt.pruning import prune
+    from fastopt.quantization import QuantizedArray, dequantize, fake_quantize, quantize
+    from fastopt.search import Bool, Choice, Float, Int, Permutation, Space, Vector, minimize
 
 __version__ = "0.1.0"
 

@@ -38,7 +38,8 @@ def key_of(seed: Seed, *spawn: int) -> int:
         entropy, base = int(seed), ()
     else:
         raise DTypeError(
-            f"seed: expected None, an int, a SeedSequence or a Generator, got {type(seed).__name__}"
+            "seed: expected None, an int, a SeedSequence or a Generator, "
+            f"got {type(seed).__name__}"
         )
     sequence = np.random.SeedSequence(entropy, spawn_key=(*base, *spawn))
     return int(sequence.generate_state(1, np.uint64)[0])

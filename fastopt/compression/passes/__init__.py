@@ -1,0 +1,13 @@
+"""The passes, in the order they are applied. Each is one file, written against the protocol.
+
+A pass is a module with four names: ``NAME``; ``variables(model)``, the search variable of each
+place it can act on; ``start(share)``, a value to begin a search with that keeps about ``share`` of
+a layer; ``apply(model, place, value, gram)``, which edits the model there and says in a few words
+what it did, or returns None where the value means "leave it".
+"""
+
+from fastopt.compression.passes import layer, merge, prune, quantize
+
+PASSES = {module.NAME: module for module in (prune, merge, layer, quantize)}
+
+__all__ = ["PASSES"]

@@ -1,0 +1,38 @@
+"""Split a layer into two thinner ones (activation-aware low rank)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from fastopt.calibration import Gram
+from fastopt.layering import split_low_rank
+from fastopt.models import Model
+from fastopt.search import Choice
+
+NAME = "layer"
+SHARES = (1.0, 0.75, 0.5, 0.35, 0.25)
+
+
+def variables(model: Model) -> dict[str, Choice]:
+    """For each layer the share of its multiply-adds that the two thinner ones keep."""
+    return {name: Choice(*SHARES) for name in model.layers}
+
+
+def start(share: float) -> float:
+    """Split nothing."""
+    return 1.0
+
+
+def apply(model: Model, place: str, value: Any, gram: Callable[[str], Gram]) -> str | None:
+    """Split the layer so that about ``value`` of its weights stay; 1 leaves it whole."""
+    if value >= 1:
+        return None
+    layer = model.layers[place]
+    n_in, n_out = layer.weight.shape
+    rank = max(1, int(value * n_in * n_out / (n_in + n_out)))
+    if rank * (n_in + n_out) >= n_in * n_out:
+        return None  # too thin already: two layers would be larger than one
+    first, second = split_low_rank(layer.weight, rank=rank, gram=gram(layer.tap))
+    model.split_layer(place, first, second)
+    return f"{n_in} x {n_out} split at rank {rank}"

@@ -1,0 +1,54 @@
+"""Merge similar units into one; the next layers take the merged units."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from fastopt.calibration import Gram
+from fastopt.compression.passes.prune import split_consumers, units_left
+from fastopt.errors import UnsupportedError
+from fastopt.merging import merge_neurons
+from fastopt.models import Model
+from fastopt.search import Float
+
+NAME = "merge"
+SMALLEST_SHARE = 1 / 8
+
+
+def variables(model: Model) -> dict[str, Float]:
+    """For each group made by one layer the share of its units that stays."""
+    return {
+        name: Float(SMALLEST_SHARE, 1.0, log=True)
+        for name, group in model.groups.items()
+        if len(group.producers) == 1
+    }
+
+
+def start(share: float) -> float:
+    """Merge nothing."""
+    return 1.0
+
+
+def apply(model: Model, place: str, value: Any, gram: Callable[[str], Gram]) -> str | None:
+    """Merge the group's units down to ``value`` of them."""
+    group = model.groups[place]
+    if len(group.producers) != 1:
+        raise UnsupportedError(f"merge: {place} is made by {len(group.producers)} layers, not one")
+    n_keep = units_left(group, value)
+    if n_keep == group.n_units:
+        return None
+    (producer,) = group.producers
+    layer = model.layers[producer]
+    weights = [model.layers[name].weight for name in group.consumers]
+    merged = merge_neurons(
+        layer.weight, layer.bias, np.hstack(weights), n_keep, gram=gram(group.tap)
+    )
+    model.replace_units(
+        place,
+        {producer: (merged.w_in, merged.b_in)},
+        split_consumers(model, group, merged.w_out, merged.bias_shift),
+    )
+    return f"{group.n_units} -> {n_keep} units, similar ones merged"

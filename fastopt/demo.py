@@ -1,0 +1,262 @@
+"""``fastopt demo``: every part of fastopt on real data, offline, in under a minute.
+
+Trains a (256, 128) network on scikit-learn's digits with four optimisers; prunes, merges, layers
+and quantises it; searches for the smallest recipe within one point of accuracy by random, greedy
+and genetic search; checks it on test rows that nothing has seen; writes the model and a report.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fastopt import optim, report
+from fastopt._arrays import Array
+from fastopt.compression import Compressed, Recipe, compress
+from fastopt.compression.recipe import Kitchen
+from fastopt.models import Network
+
+__all__ = ["run"]
+
+HIDDEN = (256, 128)
+MAX_DROP = 0.01
+SEARCH_EVALS = 150
+METHODS = ("random", "greedy", "genetic")
+
+# name -> (optimiser of the parameters, epochs, rows a step; None is the full batch)
+TRAINERS: dict[str, tuple[Callable[[Any], Any], int, int | None]] = {
+    "gradient descent": (lambda params: optim.SGD(params, lr=0.5), 300, None),
+    "SGD": (lambda params: optim.SGD(params, lr=0.1), 40, 32),
+    "momentum": (lambda params: optim.SGD(params, lr=0.02, momentum=0.9), 40, 32),
+    "Adam": (lambda params: optim.Adam(params, lr=1e-3), 40, 32),
+}
+
+
+@dataclass(frozen=True)
+class Digits:
+    """scikit-learn's 1797 handwritten digits, 8 x 8 pixels in 0..1, in three disjoint parts."""
+
+    train: tuple[Array, Array]
+    valid: tuple[Array, Array]
+    test: tuple[Array, Array]
+
+
+def load_digits(seed: int) -> Digits:
+    """1000 rows to train, 400 to search and check on, 397 to test."""
+    try:
+        from sklearn.datasets import load_digits as load
+    except ImportError:
+        raise ImportError(
+            "the demo's data comes with scikit-learn: pip install 'fastopt[demo]'"
+        ) from None
+    x, y = load(return_X_y=True)
+    x = (x / 16).astype(np.float32)
+    order = np.random.default_rng(seed).permutation(len(x))
+    parts = np.split(order, [1000, 1400])
+    return Digits(*((x[part], y[part]) for part in parts))
+
+
+def run(folder: str | Path = "fastopt-demo", seed: int = 0) -> Compressed:
+    """Run the demo; writes ``model.safetensors`` (or ``.npz``) and ``report.html``."""
+    start = time.perf_counter()
+    target = Path(folder)
+    target.mkdir(parents=True, exist_ok=True)
+    data = load_digits(seed)
+    say = _Progress()
+    page = report.Page(
+        "fastopt demo: handwritten digits",
+        f"1797 images of 8 x 8 pixels: {len(data.train[0])} to train, {len(data.valid[0])} to "
+        f"search and check on, {len(data.test[0])} to test. Network 64-256-128-10.",
+    )
+    network = _train(data, seed, say, page)
+    _each_pass(network, data, say, page)
+    result = _search(network, data, seed, say, page)
+    _finish(network, result, data, target, page, start)
+    return result
+
+
+def _train(data: Digits, seed: int, say: _Progress, page: report.Page) -> Network:
+    """Four optimisers from the same start; the best on the validation rows goes on."""
+    print("1. Train: gradient descent, SGD, momentum and Adam from the same start\n")
+    rows, curves, trained = [], {}, {}
+    head = ("optimiser", "epochs", "batch", "loss", "validation", "seconds")
+    print(_row(head))
+    for name, (make, epochs, batch) in TRAINERS.items():
+        network = Network.mlp((64, *HIDDEN, 10), seed=seed)
+        before = time.perf_counter()
+        history = network.fit(
+            *data.train,
+            make(network.params),
+            epochs=epochs,
+            batch_size=batch,
+            seed=seed,
+            callback=lambda epoch, loss, n=name, m=epochs: say(f"{n}: epoch {epoch + 1}/{m}"),
+        )
+        seconds = time.perf_counter() - before
+        score = network.score(*data.valid)
+        trained[name] = (score, network)
+        curves[name] = [((k + 1) / epochs, loss) for k, loss in enumerate(history)]
+        size = "all" if batch is None else str(batch)
+        rows.append(
+            (name, str(epochs), size, f"{history[-1]:.4f}", f"{score:.4f}", f"{seconds:.1f}")
+        )
+        say.clear()
+        print(_row(rows[-1]))
+    page.heading("Training").table(head, rows).chart(
+        report.lines(curves, x_name="share of the epochs", y_name="training loss", y_log=True)
+    )
+    best = max(trained, key=lambda name: trained[name][0])
+    print(f"\n   {best} is best on the validation rows and goes on.\n")
+    return trained[best][1]
+
+
+def _each_pass(network: Network, data: Digits, say: _Progress, page: report.Page) -> None:
+    """What each pass does alone."""
+    print("2. Prune, merge, layer, quantise: each alone, no retraining\n")
+    first, second, last = network.layers
+    alone = {
+        "prune half of the units": {f"prune.{first}": 0.5, f"prune.{second}": 0.5},
+        "prune to 1/8": {f"prune.{first}": 0.125, f"prune.{second}": 0.125},
+        "merge half of the units": {f"merge.{first}": 0.5, f"merge.{second}": 0.5},
+        "split at half the weights": {f"layer.{first}": 0.5, f"layer.{second}": 0.5},
+        "int8 weights": {f"quantize.{name}": "int8" for name in (first, second, last)},
+    }
+    kitchen = Kitchen(network, data.train[0], ("prune", "merge", "layer", "quantize"))
+    head = ("pass", "parameters", "bytes", "validation")
+    rows = [_measured("dense", network, data)]
+    print(_row(head))
+    print(_row(rows[0]))
+    for name, choices in alone.items():
+        say(name)
+        rows.append(_measured(name, kitchen.cook(Recipe(choices)).model, data))
+        say.clear()
+        print(_row(rows[-1]))
+    print()
+    page.heading("Each pass alone").table(head, rows)
+
+
+def _measured(name: str, model: Any, data: Digits) -> tuple[str, ...]:
+    return (
+        name,
+        f"{model.n_params:,}",
+        f"{model.nbytes:,}",
+        f"{model.score(*data.valid):.4f}",
+    )
+
+
+def _search(
+    network: Network, data: Digits, seed: int, say: _Progress, page: report.Page
+) -> Compressed:
+    """Three searches with the same budget; the smallest model that kept the drop wins."""
+    print(f"3. Search for the smallest recipe within {MAX_DROP:.0%} of accuracy\n")
+    head = ("search", "recipes", "bytes", "parameters", "drop", "seconds")
+    print(_row(head))
+    rows, curves, results = [], {}, {}
+    for method in METHODS:
+        best: list[tuple[float, float]] = []
+
+        def follow(
+            done: int, share: float, m: str = method, best: list[tuple[float, float]] = best
+        ) -> None:
+            best.append((done, share * network.nbytes))
+            say(f"{m}: recipe {done}/{SEARCH_EVALS}")
+
+        result = compress(
+            network,
+            data.valid,
+            max_drop=MAX_DROP,
+            calib=data.train[0],
+            method=method,
+            max_evals=SEARCH_EVALS,
+            seed=seed,
+            callback=follow,
+        )
+        results[method], curves[method] = result, best
+        rows.append(
+            (
+                method,
+                str(len(result.candidates)),
+                f"{result.after.nbytes:,}",
+                f"{result.after.n_params:,}",
+                f"{result.drop:+.4f}",
+                f"{result.time_s:.1f}",
+            )
+        )
+        say.clear()
+        print(_row(rows[-1]))
+    winner = min(results, key=lambda m: results[m].after.nbytes)
+    print(f"\n   {winner} search found the smallest.\n")
+    page.heading("Search: smallest model so far, by recipes tried").table(head, rows).chart(
+        report.lines(curves, x_name="recipes tried", y_name="bytes", y_log=True)
+    )
+    return results[winner]
+
+
+def _finish(
+    network: Network,
+    result: Compressed,
+    data: Digits,
+    target: Path,
+    page: report.Page,
+    start: float,
+) -> None:
+    """The test set speaks last; the model is written, read back and compared."""
+    print("4. Result\n")
+    print(result.table())
+    small = result.model
+    before, after = network.score(*data.test), small.score(*data.test)  # type: ignore[attr-defined]
+    fewer = network.n_params / small.n_params
+    said = (
+        f"On {len(data.test[0])} test rows that nothing above has seen: {before:.2%} before, "
+        f"{after:.2%} after, with {fewer:.1f}x fewer parameters and "
+        f"{network.nbytes / small.nbytes:.1f}x fewer bytes."
+    )
+    print(f"\n{said}")
+    path = _save(small, target)
+    same = bool((Network.load(path).forward(data.test[0]) == small.forward(data.test[0])).all())  # type: ignore[attr-defined]
+    if not same:
+        raise AssertionError("the model read back predicts other values than the one written")
+    page.heading("On the test set").text(said)
+    report.add_result(page, result).save(target / "report.html")
+    size = path.stat().st_size
+    print(f"wrote {path} ({size:,} bytes; read back, predicts the same) and {target}/report.html")
+    print(f"{time.perf_counter() - start:.1f} s")
+
+
+def _save(model: Any, target: Path) -> Path:
+    try:
+        import safetensors  # noqa: F401
+
+        path = target / "model.safetensors"
+    except ImportError:
+        path = target / "model.npz"
+    model.save(path)
+    return path
+
+
+def _row(cells: tuple[str, ...]) -> str:
+    return "   " + cells[0].ljust(26) + "".join(cell.rjust(12) for cell in cells[1:])
+
+
+class _Progress:
+    """One changing line on a terminal; nothing elsewhere."""
+
+    def __init__(self) -> None:
+        self._shown = sys.stderr.isatty()
+        self._last = 0.0
+
+    def __call__(self, text: str) -> None:
+        now = time.monotonic()
+        if self._shown and now - self._last > 0.05:
+            print(f"\r   {text:<60}", end="", file=sys.stderr, flush=True)
+            self._last = now
+
+    def clear(self) -> None:
+        if self._shown:
+            print("\r" + " " * 64 + "\r", end="", file=sys.stderr, flush=True)

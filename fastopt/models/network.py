@@ -1,0 +1,558 @@
+"""A NumPy network of dense layers: it trains with ``fastopt.optim`` and compresses.
+
+h_k = act_k(h_{k-1} @ W_k + b_k),   loss = mean cross-entropy or mean squared error / 2
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fastopt._arrays import Array, as_array
+from fastopt._files import write_whole
+from fastopt._options import choice, integer
+from fastopt._random import Seed, generator_of
+from fastopt.errors import ArrayError, FormatError, OptionError
+from fastopt.models.base import Group, Layer
+from fastopt.quantization import QuantizedArray
+
+__all__ = ["Dense", "Network"]
+
+_LOSSES = ("cross_entropy", "squared")
+
+
+def _relu(z: Array) -> Array:
+    return np.maximum(z, 0)
+
+
+def _relu_slope(y: Array) -> Array:
+    return y > 0
+
+
+def _tanh_slope(y: Array) -> Array:
+    return 1 - y * y
+
+
+def _sigmoid(z: Array) -> Array:
+    return 0.5 * (np.tanh(0.5 * z) + 1)  # no overflow for any z
+
+
+def _sigmoid_slope(y: Array) -> Array:
+    return y * (1 - y)
+
+
+def _same(z: Array) -> Array:
+    return z
+
+
+# name -> (function, its derivative written in the function's own output)
+_ACTIVATIONS: dict[str, tuple[Callable[[Array], Array], Callable[[Array], Any]]] = {
+    "identity": (_same, lambda y: 1.0),
+    "relu": (_relu, _relu_slope),
+    "tanh": (np.tanh, _tanh_slope),
+    "sigmoid": (_sigmoid, _sigmoid_slope),
+}
+
+
+@dataclass
+class Dense:
+    """One layer: ``activation(x @ weight + bias)``.
+
+    Attributes
+    ----------
+    weight : (n_in, n_out) float32
+    bias : (n_out,) float32 or None
+    activation : {"identity", "relu", "tanh", "sigmoid"}
+    stored : QuantizedArray or None
+        Set by ``Network.store_quantized``; ``weight`` then holds its dequantised values.
+    """
+
+    weight: Array
+    bias: Array | None
+    activation: str = "identity"
+    name: str = ""
+    stored: QuantizedArray | None = None
+
+    def __post_init__(self) -> None:
+        self.weight = as_array(self.weight, "weight", dtypes=("float32",), cast="float32", ndim=2)
+        if self.bias is not None:
+            self.bias = as_array(
+                self.bias,
+                "bias",
+                dtypes=("float32",),
+                cast="float32",
+                shape=(self.weight.shape[1],),
+            )
+        choice(self.activation, "activation", _ACTIVATIONS)
+
+    def __call__(self, x: Array) -> Array:
+        z = x @ self.weight
+        if self.bias is not None:
+            z += self.bias
+        return _ACTIVATIONS[self.activation][0](z)
+
+
+class Network:
+    """A chain of dense layers with a loss.
+
+    Parameters
+    ----------
+    layers : sequence of Dense
+        Each layer's n_in is the n_out of the one before. Unnamed layers are named
+        ``dense0``, ``dense1``, ...
+    loss : {"cross_entropy", "squared"}
+        ``cross_entropy``: mean over rows of -log softmax(output)[y], y integer classes.
+        ``squared``: mean over rows of sum((output - y)^2) / 2.
+    classes : sequence, optional
+        Labels that ``predict`` returns for class 0, 1, ...; by default the integers.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fastopt.models import Network
+    >>> from fastopt.optim import SGD
+    >>> net = Network.mlp((2, 16, 2), seed=0)
+    >>> x = np.random.default_rng(0).standard_normal((64, 2), dtype=np.float32)
+    >>> y = (x[:, 0] * x[:, 1] > 0).astype(int)
+    >>> opt = SGD(list(net.params.values()), lr=0.5)
+    >>> before = net.loss(x, y)
+    >>> for _ in range(200):
+    ...     loss, grads = net.value_and_grad(x, y)
+    ...     opt.step(list(grads.values()))
+    >>> bool(net.loss(x, y) < 0.3 * before)
+    True
+    """
+
+    def __init__(
+        self,
+        layers: Sequence[Dense],
+        loss: str = "cross_entropy",
+        classes: Sequence[Any] | None = None,
+    ) -> None:
+        if not layers:
+            raise OptionError("layers: expected at least one layer, got none")
+        self._layers = list(layers)
+        self._loss = choice(loss, "loss", _LOSSES)
+        self.classes = None if classes is None else np.asarray(classes)
+        for k, layer in enumerate(self._layers):
+            layer.name = layer.name or f"dense{k}"
+        names = [layer.name for layer in self._layers]
+        if len(set(names)) != len(names):
+            raise OptionError(f"layers: names must differ, got {names}")
+        for before, after in pairwise(self._layers):
+            if before.weight.shape[1] != after.weight.shape[0]:
+                raise ArrayError(
+                    f"layers: {before.name} gives {before.weight.shape[1]} columns, "
+                    f"{after.name} takes {after.weight.shape[0]}"
+                )
+
+    @classmethod
+    def mlp(
+        cls,
+        sizes: Sequence[int],
+        activation: str = "relu",
+        loss: str = "cross_entropy",
+        seed: Seed = None,
+        classes: Sequence[Any] | None = None,
+    ) -> Network:
+        """A fresh network of ``sizes`` (n_in, hidden..., n_out).
+
+        Weights are uniform in +-sqrt(6 / n_in) before a ReLU (He et al. 2015, eq. 10) and
+        +-sqrt(6 / (n_in + n_out)) elsewhere (Glorot and Bengio 2010, eq. 16); biases are 0.
+        """
+        widths = [integer(n, "sizes", low=1) for n in sizes]
+        if len(widths) < 2:
+            raise OptionError(f"sizes: expected at least two numbers, got {list(sizes)}")
+        rng = generator_of(seed)
+        layers = []
+        for k, (n_in, n_out) in enumerate(pairwise(widths)):
+            act = activation if k + 2 < len(widths) else "identity"
+            bound = np.sqrt(6 / n_in) if act == "relu" else np.sqrt(6 / (n_in + n_out))
+            weight = rng.uniform(-bound, bound, (n_in, n_out)).astype(np.float32)
+            layers.append(Dense(weight, np.zeros(n_out, np.float32), act))
+        return cls(layers, loss, classes)
+
+    # --- training -------------------------------------------------------------------------
+
+    @property
+    def params(self) -> dict[str, Array]:
+        """The live arrays that an optimiser updates in place, by ``layer.weight``/``.bias``."""
+        found = {}
+        for layer in self._layers:
+            found[f"{layer.name}.weight"] = layer.weight
+            if layer.bias is not None:
+                found[f"{layer.name}.bias"] = layer.bias
+        return found
+
+    def forward(self, x: Any) -> Array:
+        """Output of the last layer, (n, n_out) float32: logits for cross-entropy."""
+        h = self._input(x)
+        for layer in self._layers:
+            h = layer(h)
+        return h
+
+    __call__ = forward
+
+    def loss(self, x: Any, y: Any) -> float:
+        """Mean loss over the rows of ``x`` (see the class)."""
+        return self._loss_and_slope(self.forward(x), y)[0]
+
+    def value_and_grad(self, x: Any, y: Any) -> tuple[float, dict[str, Array]]:
+        """The loss and its gradient for every entry of ``params``, by back-propagation."""
+        inputs = [self._input(x)]
+        for layer in self._layers:
+            inputs.append(layer(inputs[-1]))
+        loss, delta = self._loss_and_slope(inputs[-1], y)
+        grads: dict[str, Array] = {}
+        for k in range(len(self._layers) - 1, -1, -1):
+            layer = self._layers[k]
+            if layer.activation != "identity":
+                delta = delta * _ACTIVATIONS[layer.activation][1](inputs[k + 1])
+            if layer.bias is not None:
+                grads[f"{layer.name}.bias"] = delta.sum(axis=0)
+            grads[f"{layer.name}.weight"] = inputs[k].T @ delta
+            if k:
+                delta = delta @ layer.weight.T
+        return loss, {name: grads[name] for name in self.params}
+
+    def backward(self, x: Any, y: Any) -> dict[str, Array]:
+        """The gradient of the loss for every entry of ``params``."""
+        return self.value_and_grad(x, y)[1]
+
+    def fit(
+        self,
+        x: Any,
+        y: Any,
+        optimizer: Any,
+        epochs: int = 10,
+        batch_size: int | None = 64,
+        seed: Seed = 0,
+        callback: Callable[[int, float], object] | None = None,
+    ) -> list[float]:
+        """In place: train on mini-batches; returns the mean loss of each epoch.
+
+        Parameters
+        ----------
+        optimizer
+            An optimiser of ``fastopt.optim`` bound to ``self.params`` (the dict or its values).
+        batch_size : int or None
+            Rows a step; None for full batches (plain gradient descent).
+        callback : callable, optional
+            Called with (epoch, mean loss) after each epoch; returning True stops.
+        """
+        rows = self._input(x)
+        labels = self._labels(y, len(rows))
+        size = len(rows) if batch_size is None else integer(batch_size, "batch_size", low=1)
+        rng = generator_of(seed)
+        history = []
+        for epoch in range(integer(epochs, "epochs", low=0)):
+            order = rng.permutation(len(rows)) if size < len(rows) else np.arange(len(rows))
+            total = 0.0
+            for start in range(0, len(rows), size):
+                index = order[start : start + size]
+                loss, grads = self.value_and_grad(rows[index], labels[index])
+                optimizer.step(list(grads.values()))
+                total += loss * len(index)
+            history.append(total / len(rows))
+            if callback is not None and callback(epoch, history[-1]) is True:
+                break
+        return history
+
+    def predict_proba(self, x: Any) -> Array:
+        """Softmax of the output, (n, n_classes)."""
+        z = self.forward(x)
+        p = np.exp(z - z.max(axis=1, keepdims=True))
+        return p / p.sum(axis=1, keepdims=True)
+
+    def predict(self, x: Any) -> Array:
+        """Class labels for cross-entropy, the outputs themselves for squared loss."""
+        z = self.forward(x)
+        if self._loss == "squared":
+            return z[:, 0] if z.shape[1] == 1 else z
+        k = z.argmax(axis=1)
+        return k if self.classes is None else self.classes[k]
+
+    def score(self, x: Any, y: Any) -> float:
+        """Accuracy for cross-entropy, R^2 for squared loss."""
+        found = self.predict(x)
+        y = np.asarray(y)
+        if self._loss == "cross_entropy":
+            return float(np.mean(found == y))
+        y = y.reshape(found.shape)
+        spread = float(((y - y.mean(axis=0)) ** 2).sum())
+        return 1.0 - float(((y - found) ** 2).sum()) / spread
+
+    # --- the model protocol ---------------------------------------------------------------
+
+    @property
+    def layers(self) -> dict[str, Layer]:
+        """The linear layers in order of execution (arrays are the live ones)."""
+        return {
+            d.name: Layer(d.name, d.weight, d.bias, d.weight.size, f"{d.name}.in", d.stored)
+            for d in self._layers
+        }
+
+    @property
+    def groups(self) -> dict[str, Group]:
+        """One group for the units between two neighbouring layers, named after the first."""
+        return {
+            a.name: Group(a.name, a.weight.shape[1], 1, (a.name,), (b.name,), f"{b.name}.in")
+            for a, b in pairwise(self._layers)
+        }
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all parameters as they are saved."""
+        return sum(layer.nbytes for layer in self.layers.values())
+
+    @property
+    def n_params(self) -> int:
+        """Number of weights and biases."""
+        return sum(a.size for a in self.params.values())
+
+    @property
+    def macs(self) -> int:
+        """Multiply-adds for one input row."""
+        return sum(layer.macs for layer in self.layers.values())
+
+    def run(
+        self, data: Any, taps: Sequence[str] = (), batch_size: int = 1024
+    ) -> Iterator[tuple[Array, dict[str, Array]]]:
+        """Outputs and tapped activations (``<layer>.in``), batch by batch."""
+        x = self._input(data)
+        unknown = set(taps) - {f"{d.name}.in" for d in self._layers}
+        if unknown:
+            raise OptionError(f"taps: no tensor named {sorted(unknown)}")
+        for start in range(0, len(x), batch_size):
+            h = x[start : start + batch_size]
+            tapped = {}
+            for layer in self._layers:
+                if f"{layer.name}.in" in taps:
+                    tapped[f"{layer.name}.in"] = h
+                h = layer(h)
+            yield h, tapped
+
+    def set_layer(self, name: str, weight: Array, bias: Array | None) -> None:
+        """In place: replace a layer's weight and bias by arrays of the same shape."""
+        layer = self._find(name)
+        fresh = Dense(weight, bias, layer.activation)
+        if fresh.weight.shape != layer.weight.shape:
+            raise ArrayError(
+                f"weight: {name} needs shape {layer.weight.shape}, got {fresh.weight.shape}"
+            )
+        layer.weight, layer.bias, layer.stored = fresh.weight, fresh.bias, None
+
+    def replace_units(
+        self,
+        group: str,
+        producers: Mapping[str, tuple[Array, Array | None]],
+        consumers: Mapping[str, tuple[Array, Array | None]],
+    ) -> None:
+        """In place: give a group fewer units; new (weight, bias) for its two layers."""
+        if group not in self.groups:
+            raise OptionError(f"group: no group named {group!r}")
+        found = self.groups[group]
+        if set(producers) != set(found.producers) or set(consumers) != set(found.consumers):
+            raise OptionError(
+                f"producers, consumers: {group} has {found.producers} and {found.consumers}"
+            )
+        fresh = {
+            name: Dense(weight, bias, self._find(name).activation, name)
+            for name, (weight, bias) in {**producers, **consumers}.items()
+        }
+        Network([fresh.get(d.name, d) for d in self._layers])  # the shapes must chain
+        for name, layer in fresh.items():
+            self._layers[self._index(name)] = layer
+
+    def split_layer(self, name: str, first: Array, second: Array) -> None:
+        """In place: layer ``name`` becomes ``name.a`` (no bias, no activation) and ``name.b``."""
+        k = self._index(name)
+        old = self._layers[k]
+        pair = [
+            Dense(first, None, "identity", f"{name}.a"),
+            Dense(second, old.bias, old.activation, f"{name}.b"),
+        ]
+        if (pair[0].weight.shape[0], pair[1].weight.shape[1]) != old.weight.shape:
+            raise ArrayError(f"first, second: {name} needs outer shape {old.weight.shape}")
+        Network([*self._layers[:k], *pair, *self._layers[k + 1 :]])
+        self._layers[k : k + 1] = pair
+
+    def store_quantized(self, name: str, codes: QuantizedArray) -> None:
+        """In place: store the weight as ``codes``; the layer computes with their values."""
+        layer = self._find(name)
+        if tuple(codes.shape) != layer.weight.shape:
+            raise ArrayError(f"codes: {name} needs shape {layer.weight.shape}, got {codes.shape}")
+        layer.weight = np.asarray(codes.dequantize(), np.float32)
+        layer.stored = codes
+
+    def copy(self) -> Network:
+        """An independent copy: no array is shared."""
+        layers = [
+            Dense(
+                d.weight.copy(),
+                None if d.bias is None else d.bias.copy(),
+                d.activation,
+                d.name,
+                d.stored,  # immutable
+            )
+            for d in self._layers
+        ]
+        return Network(layers, self._loss, self.classes)
+
+    # --- files ----------------------------------------------------------------------------
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the network to ``path``: .npz with NumPy alone, .safetensors with its package.
+
+        Quantised layers are written as codes and scales, so the file is as small as ``nbytes``
+        says, and :meth:`load` gives a network that predicts the same bits.
+        """
+        arrays: dict[str, Array] = {}
+        described = []
+        for d in self._layers:
+            entry: dict[str, Any] = {"name": d.name, "activation": d.activation}
+            if d.stored is None:
+                arrays[f"{d.name}.weight"] = np.ascontiguousarray(d.weight)
+            else:
+                entry["quantized"], parts = d.stored.to_dict()
+                arrays.update({f"{d.name}.weight.{k}": v for k, v in parts.items()})
+            if d.bias is not None:
+                arrays[f"{d.name}.bias"] = np.ascontiguousarray(d.bias)
+            described.append(entry)
+        config = {
+            "format": "fastopt.network",
+            "version": 1,
+            "loss": self._loss,
+            "classes": None if self.classes is None else self.classes.tolist(),
+            "layers": described,
+        }
+        text = json.dumps(config)
+        if _is_npz(path):
+            arrays["fastopt"] = np.frombuffer(text.encode(), np.uint8)
+            with write_whole(path) as file:
+                np.savez(file, **arrays)  # type: ignore[arg-type]
+        else:
+            safetensors = _safetensors()
+            with write_whole(path) as file:
+                file.write(safetensors.save(arrays, metadata={"fastopt": text}))
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Network:
+        """Read what :meth:`save` wrote; FormatError where the file is not that."""
+        where = os.fspath(path)
+        try:
+            if _is_npz(path):
+                with np.load(where, allow_pickle=False) as file:
+                    arrays = {name: file[name] for name in file.files}
+                text = arrays.pop("fastopt").tobytes().decode()
+            else:
+                from safetensors import safe_open
+
+                with safe_open(where, framework="numpy") as file:
+                    text = (file.metadata() or {})["fastopt"]
+                    arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            config = json.loads(text)
+            if (config["format"], config["version"]) != ("fastopt.network", 1):
+                raise FormatError("not a network of format version 1", where)
+            layers = [_layer_from(entry, arrays) for entry in config["layers"]]
+            return cls(layers, config["loss"], config["classes"])
+        except (FormatError, FileNotFoundError, IsADirectoryError, PermissionError, ImportError):
+            raise
+        except Exception as error:  # whatever a damaged file makes the readers raise
+            raise FormatError(f"cannot be read as a network: {error}", where) from error
+
+    def __repr__(self) -> str:
+        widths = [self._layers[0].weight.shape[0], *(d.weight.shape[1] for d in self._layers)]
+        return f"Network({'-'.join(map(str, widths))}, loss={self._loss!r})"
+
+    # --- inside ---------------------------------------------------------------------------
+
+    def _index(self, name: str) -> int:
+        for k, layer in enumerate(self._layers):
+            if layer.name == name:
+                return k
+        raise OptionError(f"name: no layer named {name!r}; there are {list(self.layers)}")
+
+    def _find(self, name: str) -> Dense:
+        return self._layers[self._index(name)]
+
+    def _input(self, x: Any) -> Array:
+        n_in = self._layers[0].weight.shape[0]
+        return as_array(x, "x", dtypes=("float32",), cast="float32", shape=(None, n_in))
+
+    def _labels(self, y: Any, n: int) -> Array:
+        """y as the loss needs it: class indices (n,), or targets (n, n_out) float32."""
+        n_out = self._layers[-1].weight.shape[1]
+        y = np.asarray(y)
+        if self._loss == "squared":
+            y = as_array(y, "y", dtypes=("float32",), cast="float32")
+            if y.size != n * n_out:
+                raise ArrayError(f"y: expected ({n}, {n_out}) targets, got shape {y.shape}")
+            return y.reshape(n, n_out)
+        if y.shape != (n,):
+            raise ArrayError(f"y: expected ({n},) labels, got shape {y.shape}")
+        if self.classes is not None:
+            k = np.searchsorted(self.classes, y)
+            k = np.minimum(k, len(self.classes) - 1)
+            if not (self.classes[k] == y).all():
+                raise ArrayError("y: holds labels that are not in the network's classes")
+            return k
+        if y.dtype.kind not in "iu" or (n and (y.min() < 0 or y.max() >= n_out)):
+            raise ArrayError(f"y: expected integer classes 0..{n_out - 1}, got dtype {y.dtype}")
+        return y
+
+    def _loss_and_slope(self, z: Array, y: Any) -> tuple[float, Array]:
+        """The mean loss and its derivative by the output."""
+        n = len(z)
+        if n == 0:
+            raise ArrayError("x: expected at least one row, got none")
+        labels = self._labels(y, n)
+        if self._loss == "squared":
+            delta = z - labels
+            return float((delta * delta).sum(dtype=np.float64)) / (2 * n), delta / np.float32(n)
+        shifted = z - z.max(axis=1, keepdims=True)
+        p = np.exp(shifted)
+        total = p.sum(axis=1, keepdims=True)
+        rows = np.arange(n)
+        loss = float(np.mean(np.log(total[:, 0]) - shifted[rows, labels], dtype=np.float64))
+        p /= total
+        p[rows, labels] -= 1
+        p /= np.float32(n)
+        return loss, p
+
+
+def _is_npz(path: str | os.PathLike[str]) -> bool:
+    suffix = Path(path).suffix
+    if suffix not in (".npz", ".safetensors"):
+        raise OptionError(f"path: expected a name ending in .npz or .safetensors, got {path}")
+    return suffix == ".npz"
+
+
+def _safetensors() -> Any:
+    try:
+        import safetensors.numpy
+    except ImportError:
+        raise ImportError(
+            "saving .safetensors needs the package safetensors: pip install 'fastopt[safetensors]'"
+        ) from None
+    return safetensors.numpy
+
+
+def _layer_from(entry: dict[str, Any], arrays: dict[str, Array]) -> Dense:
+    name = entry["name"]
+    stored = None
+    if "quantized" in entry:
+        prefix = f"{name}.weight."
+        parts = {k[len(prefix) :]: v for k, v in arrays.items() if k.startswith(prefix)}
+        stored = QuantizedArray.from_dict(entry["quantized"], parts)
+        weight = np.asarray(stored.dequantize(), np.float32)
+    else:
+        weight = arrays[f"{name}.weight"]
+    return Dense(weight, arrays.get(f"{name}.bias"), entry["activation"], name, stored)

@@ -1,0 +1,278 @@
+"""One self-contained HTML file: tables and inline SVG, no script, no network.
+
+report.write(result, "report.html")                    # of one fastopt.compress
+Page("Title").text("...").table(head, rows).chart(lines({...})).save(path)
+"""
+
+from __future__ import annotations
+
+import html
+import math
+import os
+from collections.abc import Mapping, Sequence
+
+from fastopt._files import write_whole
+from fastopt.compression import Compressed
+
+__all__ = ["Page", "lines", "points", "write"]
+
+_COLOURS = ("#2563eb", "#dc2626", "#059669", "#d97706", "#7c3aed", "#475569")
+_WIDTH, _HEIGHT = 680, 320
+_LEFT, _RIGHT, _TOP, _BOTTOM = 66, 16, 14, 46
+
+_STYLE = """
+:root { color-scheme: light dark; --ink: #1e293b; --soft: #64748b; --rule: #e2e8f0;
+        --paper: #ffffff; --panel: #f8fafc; }
+@media (prefers-color-scheme: dark) { :root { --ink: #e2e8f0; --soft: #94a3b8; --rule: #334155;
+        --paper: #0f172a; --panel: #1e293b; } }
+body { font: 16px/1.55 system-ui, sans-serif; color: var(--ink); background: var(--paper);
+       max-width: 760px; margin: 2.5rem auto; padding: 0 1.2rem; }
+h1 { font-size: 1.7rem; line-height: 1.2; margin-bottom: .2rem; }
+h2 { font-size: 1.15rem; margin: 2.2rem 0 .5rem; }
+p { margin: .5rem 0; } .lead { color: var(--soft); }
+table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums;
+        margin: .8rem 0; font-size: .93rem; }
+th, td { text-align: right; padding: .35rem .6rem; border-bottom: 1px solid var(--rule); }
+th:first-child, td:first-child { text-align: left; }
+th { color: var(--soft); font-weight: 600; }
+svg { width: 100%; height: auto; background: var(--panel); border-radius: 8px; margin: .5rem 0; }
+svg text { fill: var(--soft); font: 12px system-ui, sans-serif; }
+svg .grid { stroke: var(--rule); } svg .axis { stroke: var(--soft); }
+code { background: var(--panel); padding: .1rem .3rem; border-radius: 4px; }
+"""
+
+
+class Page:
+    """A report under construction; every call returns the page, so calls chain."""
+
+    def __init__(self, title: str, lead: str = "") -> None:
+        self._title = title
+        self._parts = [f"<h1>{html.escape(title)}</h1>"]
+        if lead:
+            self._parts.append(f'<p class="lead">{html.escape(lead)}</p>')
+
+    def heading(self, text: str) -> Page:
+        """A section's title."""
+        self._parts.append(f"<h2>{html.escape(text)}</h2>")
+        return self
+
+    def text(self, text: str) -> Page:
+        """A paragraph."""
+        self._parts.append(f"<p>{html.escape(text)}</p>")
+        return self
+
+    def table(self, head: Sequence[str], rows: Sequence[Sequence[str]]) -> Page:
+        """A table; the first column is left-aligned, the others right."""
+        cells = "".join(f"<th>{html.escape(h)}</th>" for h in head)
+        body = "".join(
+            "<tr>" + "".join(f"<td>{html.escape(str(c))}</td>" for c in row) + "</tr>"
+            for row in rows
+        )
+        self._parts.append(f"<table><thead><tr>{cells}</tr></thead><tbody>{body}</tbody></table>")
+        return self
+
+    def chart(self, svg: str) -> Page:
+        """A drawing made by :func:`lines` or :func:`points`."""
+        self._parts.append(svg)
+        return self
+
+    def __str__(self) -> str:
+        return (
+            '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+            '<meta name="viewport" content="width=device-width, initial-scale=1">'
+            f"<title>{html.escape(self._title)}</title><style>{_STYLE}</style></head><body>\n"
+            + "\n".join(self._parts)
+            + "\n</body></html>\n"
+        )
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the file, whole or not at all."""
+        with write_whole(path) as file:
+            file.write(str(self).encode())
+
+
+class _Axis:
+    """Maps values to pixels and chooses ticks, linear or logarithmic."""
+
+    def __init__(self, values: Sequence[float], start: float, stop: float, log: bool) -> None:
+        usable = [v for v in values if math.isfinite(v) and (v > 0 or not log)] or [1.0]
+        self._log = log
+        low, high = min(usable), max(usable)
+        if low == high:
+            low, high = (low / 2, high * 2) if log else (low - 0.5, high + 0.5)
+        self._low, self._high = self._scale(low), self._scale(high)
+        margin = 0.04 * (self._high - self._low)
+        self._low -= margin
+        self._high += margin
+        self._start, self._stop = start, stop
+
+    def _scale(self, value: float) -> float:
+        return math.log10(value) if self._log else value
+
+    def __call__(self, value: float) -> float:
+        share = (self._scale(value) - self._low) / (self._high - self._low)
+        return self._start + share * (self._stop - self._start)
+
+    def holds(self, value: float) -> bool:
+        return math.isfinite(value) and (value > 0 or not self._log)
+
+    def ticks(self) -> list[float]:
+        span = self._high - self._low
+        if self._log and span > 1:
+            step = max(1, round(span / 6))
+            first = math.ceil(self._low)
+            return [10.0**k for k in range(first, math.floor(self._high) + 1, step)]
+        low, high = (10**self._low, 10**self._high) if self._log else (self._low, self._high)
+        raw = (high - low) / 5
+        unit = 10 ** math.floor(math.log10(raw))
+        step_size = next(unit * m for m in (1, 2, 5, 10) if unit * m >= raw)
+        first = math.ceil(low / step_size)
+        return [k * step_size for k in range(first, math.floor(high / step_size) + 1)]
+
+
+def _label(value: float) -> str:
+    if value == 0:
+        return "0"
+    if abs(value) >= 1e6 or abs(value) < 1e-3:
+        return f"{value:.0e}".replace("e-0", "e-").replace("e+0", "e")
+    return f"{value:,.4g}"
+
+
+def _frame(x: _Axis, y: _Axis, x_name: str, y_name: str, names: Sequence[str], marks: str) -> str:
+    """Grid, ticks, axis names and legend around the marks."""
+    parts = [f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img">']
+    floor, wall = _HEIGHT - _BOTTOM, _WIDTH - _RIGHT
+    for t in y.ticks():
+        parts.append(
+            f'<line class="grid" x1="{_LEFT}" x2="{wall}" y1="{y(t):.1f}" y2="{y(t):.1f}"/>'
+            f'<text x="{_LEFT - 8}" y="{y(t) + 4:.1f}" text-anchor="end">{_label(t)}</text>'
+        )
+    for t in x.ticks():
+        parts.append(
+            f'<line class="grid" x1="{x(t):.1f}" x2="{x(t):.1f}" y1="{_TOP}" y2="{floor}"/>'
+            f'<text x="{x(t):.1f}" y="{floor + 17}" text-anchor="middle">{_label(t)}</text>'
+        )
+    parts.append(f'<line class="axis" x1="{_LEFT}" x2="{wall}" y1="{floor}" y2="{floor}"/>')
+    middle = (_TOP + floor) / 2
+    parts.append(
+        f'<text x="{(_LEFT + wall) / 2}" y="{_HEIGHT - 8}" text-anchor="middle">'
+        f"{html.escape(x_name)}</text>"
+        f'<text x="14" y="{middle}" text-anchor="middle" '
+        f'transform="rotate(-90 14 {middle})">{html.escape(y_name)}</text>'
+    )
+    parts.append(marks)
+    for k, name in enumerate(names):
+        top = _TOP + 16 + 17 * k
+        colour = _COLOURS[k % len(_COLOURS)]
+        parts.append(
+            f'<rect x="{wall - 128}" y="{top - 9}" width="10" height="10" fill="{colour}"/>'
+            f'<text x="{wall - 112}" y="{top}">{html.escape(name)}</text>'
+        )
+    return "".join(parts) + "</svg>"
+
+
+def lines(
+    series: Mapping[str, Sequence[tuple[float, float]]],
+    x_name: str = "",
+    y_name: str = "",
+    x_log: bool = False,
+    y_log: bool = False,
+) -> str:
+    """SVG of one line a series, each a sequence of (x, y)."""
+    flat = [p for s in series.values() for p in s]
+    x = _Axis([p[0] for p in flat], _LEFT, _WIDTH - _RIGHT, x_log)
+    y = _Axis([p[1] for p in flat], _HEIGHT - _BOTTOM, _TOP, y_log)
+    marks = []
+    for k, values in enumerate(series.values()):
+        path = " ".join(f"{x(a):.1f},{y(b):.1f}" for a, b in values if x.holds(a) and y.holds(b))
+        colour = _COLOURS[k % len(_COLOURS)]
+        marks.append(f'<polyline fill="none" stroke="{colour}" stroke-width="2" points="{path}"/>')
+    return _frame(x, y, x_name, y_name, list(series), "".join(marks))
+
+
+def points(
+    series: Mapping[str, Sequence[tuple[float, float]]],
+    x_name: str = "",
+    y_name: str = "",
+    x_log: bool = False,
+    y_log: bool = False,
+    y_line: float | None = None,
+) -> str:
+    """SVG of one cloud of points a series; ``y_line`` draws a level across."""
+    flat = [p for s in series.values() for p in s]
+    levels = [p[1] for p in flat] + ([] if y_line is None else [y_line])
+    x = _Axis([p[0] for p in flat], _LEFT, _WIDTH - _RIGHT, x_log)
+    y = _Axis(levels, _HEIGHT - _BOTTOM, _TOP, y_log)
+    marks = []
+    if y_line is not None and y.holds(y_line):
+        marks.append(
+            f'<line class="axis" stroke-dasharray="5 4" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" '
+            f'y1="{y(y_line):.1f}" y2="{y(y_line):.1f}"/>'
+        )
+    for k, values in enumerate(series.values()):
+        colour = _COLOURS[k % len(_COLOURS)]
+        marks += [
+            f'<circle cx="{x(a):.1f}" cy="{y(b):.1f}" r="3.2" fill="{colour}" fill-opacity=".65"/>'
+            for a, b in values
+            if x.holds(a) and y.holds(b)
+        ]
+    return _frame(x, y, x_name, y_name, list(series), "".join(marks))
+
+
+def add_result(page: Page, result: Compressed) -> Page:
+    """The sections of one compression: before/after, decisions, every recipe tried."""
+    b, a = result.before, result.after
+    page.heading("Before and after").table(
+        ("", "before", "after", "ratio"),
+        (
+            (result.metric, f"{b.metric:.4f}", f"{a.metric:.4f}", f"{a.metric - b.metric:+.4f}"),
+            (
+                "parameters",
+                f"{b.n_params:,}",
+                f"{a.n_params:,}",
+                f"{b.n_params / a.n_params:.1f}x",
+            ),
+            ("bytes", f"{b.nbytes:,}", f"{a.nbytes:,}", f"{b.nbytes / a.nbytes:.1f}x"),
+            ("multiply-adds", f"{b.macs:,}", f"{a.macs:,}", f"{b.macs / a.macs:.1f}x"),
+            (
+                "latency, 64 rows",
+                f"{b.latency_s * 1e6:.0f} us",
+                f"{a.latency_s * 1e6:.0f} us",
+                f"{b.latency_s / a.latency_s:.1f}x",
+            ),
+        ),
+    ).text(result.verdict() + ".")
+    if result.decisions:
+        page.heading("What was done, and what undoing it would cost").table(
+            ("step", "where", "what", result.target, result.metric),
+            [
+                (d.name, d.place, d.what, f"{d.saved:+,.6g}", f"{d.drop:+.4f}")
+                for d in result.decisions
+            ],
+        )
+    shown = [c for c in result.candidates if c.drop < 0.5]
+    on_front = {id(c) for c in result.front}
+    page.heading("Every recipe the search tried").text(
+        "Cost against drop on the search rows; the dashed line is the drop that was allowed."
+    ).chart(
+        points(
+            {
+                "tried": [(c.cost, c.drop) for c in shown if id(c) not in on_front],
+                "Pareto front": [(c.cost, c.drop) for c in shown if id(c) in on_front],
+            },
+            x_name=result.target + (" in bytes" if result.target == "size" else ""),
+            y_name=f"drop of {result.metric}",
+            x_log=True,
+            y_line=result.max_drop,
+        )
+    )
+    return page
+
+
+def write(result: Compressed, path: str | os.PathLike[str], title: str = "fastopt report") -> None:
+    """Write one compression's report to ``path``."""
+    lead = (
+        f"{result.method} search over {len(result.candidates)} recipes in {result.time_s:.1f} s, "
+        f"smallest {result.target} with at most {result.max_drop:.4g} drop of {result.metric}."
+    )
+    add_result(Page(title, lead), result).save(path)
