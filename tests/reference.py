@@ -5,3 +5,56 @@ One section a kernel file, in the order of the names of those files.
 
 from __future__ import annotations
 
+import numpy as np
+
+
+
+# --- quantize
+def encode_affine(x, scale, zero_point, low, high):
+    """Codes; scale and zero point already have a shape that broadcasts against x."""
+    wide = np.dtype("f8") if zero_point.dtype.itemsize == 4 else x.dtype
+    with np.errstate(all="ignore"):
+        v = np.rint(x.astype(wide) / scale.astype(wide)) + zero_point.astype(wide)
+    v = np.where(v > low, v, wide.type(low))  # NaN gives low
+    return np.where(v < high, v, wide.type(high)).astype("i8").astype(zero_point.dtype)
+
+
+def decode_affine(codes, scale, zero_point):
+    """Values; 32-bit codes go through float64."""
+    if codes.dtype.itemsize == 4:
+        return ((codes.astype("f8") - zero_point) * scale.astype("f8")).astype(scale.dtype)
+    return (codes.astype("i4") - zero_point.astype("i4")).astype(scale.dtype) * scale
+
+
+def spread(a, shape, axis, group_size):
+    """Scales () or (C,) or per group, in a shape that broadcasts against x."""
+    if a.ndim == 0:
+        return a
+    if group_size is None:
+        return a.reshape([-1 if i == axis % len(shape) else 1 for i in range(len(shape))])
+    axis = -1 if axis is None else axis
+    return np.take(a, np.arange(shape[axis]) // group_size, axis=axis)
+
+
+# --- update
+# In place, like the kernel; `dt` scalars so that float32 arrays round as the kernel does.
+
+
+def sgd(p, g, buf, t, lr, momentum=0.0, dampening=0.0, weight_decay=0.0, nesterov=False, scale=1):
+    dt = p.dtype.type
+    g = dt(scale) * g + (dt(weight_decay) * p if weight_decay else 0)
+    if momentum:
+        buf[...] = dt(momentum if t > 1 else 0) * buf + dt(1 - dampening if t > 1 else 1) * g
+        g = g + dt(momentum) * buf if nesterov else buf
+    p[...] = p - dt(lr) * g
+
+
+def adam(p, g, m, v, top, t, lr, b1, b2, eps, coupled=0.0, decoupled=0.0, scale=1):
+    dt = p.dtype.type
+    g = dt(scale) * g + (dt(coupled) * p if coupled else 0)
+    m[...] = m + dt(1 - b1) * (g - m)
+    v[...] = dt(b2) * v + dt(1 - b2) * (g * g)
+    if top is not None:
+        np.maximum(top, v, out=top)
+    root = np.sqrt(v if top is None else top) * dt(1 / (1 - b2**t) ** 0.5) + dt(eps)
+    p[...] = dt(1 - lr * decoupled) * p + dt(-(lr / (1 - b1**t))) * m / root

@@ -5,13 +5,22 @@ Row 2: NumPy arrays in and out; no idea of a model.
 
 from __future__ import annotations
 
+from fastopt.quantization.array import QuantizedArray
 from fastopt.quantization.formats import Format, format_of
+from fastopt.quantization.functions import dequantize, fake_quantize, quantize
+from fastopt.quantization.onnx_ops import dequantize_linear, quantize_linear
 from fastopt.quantization.qparams import QParams, choose_qparams, qparams_from_range
 
 __all__ = [
     "Format",
     "QParams",
+    "QuantizedArray",
     "choose_qparams",
+    "dequantize",
+    "dequantize_linear",
+    "fake_quantize",
     "format_of",
     "qparams_from_range",
+    "quantize",
+    "quantize_linear",
 ]

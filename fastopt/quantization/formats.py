@@ -92,7 +92,7 @@ def fixed_format(int_bits: int, frac_bits: int, signed: bool = True) -> Format:
     The sign bit is not counted: q3.12 has 16 bits, values -8 to 8 - 2**-12 in steps of 2**-12.
     """
     bits = int_bits + frac_bits + int(signed)
-    if int_bits < 0 or frac_bits < 0 or not 1 <= int_bits + frac_bits or bits > 32:
+    if int_bits < 0 or frac_bits < 0 or int_bits + frac_bits < 1 or bits > 32:
         raise OptionError(
             f"dtype: a fixed-point format has 1 to 32 bits with its sign, got q{int_bits}."
             f"{frac_bits} with {bits}"

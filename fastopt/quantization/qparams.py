@@ -119,7 +119,7 @@ def qparams_from_range(
 ) -> QParams:
     """Scale and zero point for values in [low, high], elementwise.
 
-    Symmetric: scale = max(|low|, |high|) / r with r = 127 for int8 and uint8, zero point 0 (signed)
+    Symmetric: scale = max(|low|, |high|) / r with r = 127 for int8 and uint8, zero point 0 (int8)
     or 128 (uint8). Affine: the range is widened to hold 0, scale = (high - low) / (qmax - qmin),
     zero_point = clip(round(qmin - low / scale), qmin, qmax).
 
@@ -166,16 +166,18 @@ def qparams_from_range(
     elif fmt.kind != "int":
         raise OptionError(f"dtype: {fmt.name} has no zero point; its scale is max|x| / peak")
     elif symmetric:
-        scale = _usable(np.maximum(-lo, hi) / fmt.symmetric_range, info)
+        scale = _usable(np.maximum(-lo, hi) / fmt.symmetric_range, fmt.symmetric_range, info)
         zero = np.full(lo.shape, float(fmt.symmetric_zero_point))
     else:
         lo, hi = np.minimum(lo, 0.0), np.maximum(hi, 0.0)
-        scale = _usable(hi / (fmt.qmax - fmt.qmin) - lo / (fmt.qmax - fmt.qmin), info)
-        rounded = scale.astype(float_dtype).astype(np.float64)
+        steps = fmt.qmax - fmt.qmin
+        scale = _usable(hi / steps - lo / steps, steps, info)
+        rounded = np.asarray(scale, float_dtype).astype(np.float64)
         zero = np.clip(np.rint(fmt.qmin - lo / rounded), fmt.qmin, fmt.qmax)
-    return QParams(scale.astype(float_dtype), zero.astype(fmt.storage))
+    return QParams(np.asarray(scale, float_dtype), np.asarray(zero, fmt.storage))
 
 
-def _usable(scale: Array, info: Any) -> Array:
-    """1 for an empty range, never denormal, never infinite."""
-    return np.where(scale == 0, 1.0, np.clip(scale, float(info.tiny), float(info.max)))
+def _usable(scale: Array, steps: int, info: Any) -> Array:
+    """1 for an empty range, never denormal, and so that ``steps`` of it do not overflow."""
+    cap = np.nextafter(info.dtype.type(float(info.max) / steps), info.dtype.type(0))
+    return np.where(scale == 0, 1.0, np.clip(scale, float(info.tiny), float(cap)))

@@ -1,0 +1,374 @@
+"""Quantise and dequantise to integers and fixed point, per tensor, axis or group.
+
+code = clip(round_half_even(x / scale) + zero_point, low, high), x = (code - zero_point) * scale
+(ONNX QuantizeLinear and DequantizeLinear). The division is a true division; the zero point is
+added after rounding; clipping happens in floating point before the conversion, so infinities and
+huge values saturate, and NaN gives ``low``.
+
+Two loops cover every layout (``depth``, ``width``, ``group``):
+runs: outer blocks of ``depth`` elements are cut into runs of ``width``, one scale a run; with
+``group`` each outer block has its own scales. rows: rows of ``width`` elements meet a row of
+scales, changed after ``group`` rows and at the end of an outer block of ``depth`` rows.
+"""
+
+cimport numpy as cnp
+from cpython.exc cimport PyErr_CheckSignals
+from cython cimport floating
+from cython.parallel cimport prange
+from libc.math cimport rint, rintf
+from libc.stdint cimport (
+    int8_t, int16_t, int32_t, int64_t, uint8_t, uint16_t, uint32_t, uintptr_t
+)
+
+from fastopt._kernels._args cimport data_of
+from fastopt._kernels._stream cimport stream, stream_fence, tile_end
+
+cnp.import_array()
+
+ctypedef fused code:
+    int8_t
+    uint8_t
+    int16_t
+    uint16_t
+    int32_t
+    uint32_t
+
+cdef enum:
+    TILE = 1024  # elements of one tile: at most 12 KiB of L1 with its source
+    CHUNK = 65536  # elements a thread takes at a time
+    STEP = 1 << 25  # elements between two looks for Ctrl-C
+
+cdef struct Layout:
+    bint rows
+    Py_ssize_t depth
+    Py_ssize_t width
+    Py_ssize_t group
+
+
+cdef inline code encode(
+    floating x, floating scale, code zero, double low, double high
+) noexcept nogil:
+    """One element; 32-bit codes go through float64, whose 53 bits hold them."""
+    cdef double wide
+    cdef floating v, lo = <floating> low, hi = <floating> high
+    if code is int32_t or code is uint32_t:
+        wide = rint(<double> x / <double> scale) + <double> zero
+        wide = wide if wide > low else low
+        wide = wide if wide < high else high
+        return <code> <int64_t> wide
+    else:
+        if floating is float:
+            v = rintf(x / scale) + <float> zero
+        else:
+            v = rint(x / scale) + <double> zero
+        v = v if v > lo else lo
+        v = v if v < hi else hi
+        return <code> <int32_t> v
+
+
+cdef inline floating decode(code q, floating scale, code zero) noexcept nogil:
+    """One element, the other way."""
+    if code is int32_t or code is uint32_t:
+        return <floating> ((<double> q - <double> zero) * <double> scale)
+    else:
+        return <floating> (<int32_t> q - <int32_t> zero) * scale
+
+
+cdef void encode_span(
+    code* out, const floating* x, const floating* scale, const code* zero,
+    Py_ssize_t start, Py_ssize_t stop, Layout lay, double low, double high,
+) noexcept nogil:
+    """Elements [start, stop), written to out[0:]."""
+    cdef Py_ssize_t i = start, j, n, outer, inside, part
+    cdef Py_ssize_t parts = (lay.depth + lay.width - 1) // lay.width
+    cdef const floating* s
+    cdef const code* z
+    cdef floating one
+    cdef code base
+    if lay.rows:
+        parts = (lay.depth + lay.group - 1) // lay.group
+        while i < stop:
+            inside = i // lay.width
+            outer = inside // lay.depth
+            part = i - inside * lay.width
+            n = min(stop - i, lay.width - part)
+            inside -= outer * lay.depth
+            part += (outer * parts + inside // lay.group) * lay.width
+            s = scale + part
+            z = zero + part
+            for j in range(n):
+                out[j] = encode(x[i + j], s[j], z[j], low, high)
+            out += n
+            i += n
+        return
+    outer = i // lay.depth
+    inside = i - outer * lay.depth
+    part = inside // lay.width
+    while i < stop:
+        n = min(stop - i, min((part + 1) * lay.width, lay.depth) - inside)
+        one = scale[outer * parts * lay.group + part]
+        base = zero[outer * parts * lay.group + part]
+        for j in range(n):
+            out[j] = encode(x[i + j], one, base, low, high)
+        out += n
+        i += n
+        inside += n
+        part += 1
+        if inside == lay.depth:
+            outer += 1
+            inside = 0
+            part = 0
+
+
+cdef void decode_span(
+    floating* out, const code* q, const floating* scale, const code* zero,
+    Py_ssize_t start, Py_ssize_t stop, Layout lay,
+) noexcept nogil:
+    """Elements [start, stop), written to out[0:]."""
+    cdef Py_ssize_t i = start, j, n, outer, inside, part
+    cdef Py_ssize_t parts = (lay.depth + lay.width - 1) // lay.width
+    cdef const floating* s
+    cdef const code* z
+    cdef floating one
+    cdef code base
+    if lay.rows:
+        parts = (lay.depth + lay.group - 1) // lay.group
+        while i < stop:
+            inside = i // lay.width
+            outer = inside // lay.depth
+            part = i - inside * lay.width
+            n = min(stop - i, lay.width - part)
+            inside -= outer * lay.depth
+            part += (outer * parts + inside // lay.group) * lay.width
+            s = scale + part
+            z = zero + part
+            for j in range(n):
+                out[j] = decode(q[i + j], s[j], z[j])
+            out += n
+            i += n
+        return
+    outer = i // lay.depth
+    inside = i - outer * lay.depth
+    part = inside // lay.width
+    while i < stop:
+        n = min(stop - i, min((part + 1) * lay.width, lay.depth) - inside)
+        one = scale[outer * parts * lay.group + part]
+        base = zero[outer * parts * lay.group + part]
+        for j in range(n):
+            out[j] = decode(q[i + j], one, base)
+        out += n
+        i += n
+        inside += n
+        part += 1
+        if inside == lay.depth:
+            outer += 1
+            inside = 0
+            part = 0
+
+
+cdef void encode_chunk(
+    code* out, const floating* x, const floating* scale, const code* zero,
+    Py_ssize_t start, Py_ssize_t stop, Layout lay, double low, double high, bint streamed,
+) noexcept nogil:
+    """A chunk, tile by tile; ``streamed`` sends each tile past the caches."""
+    cdef code[TILE] tile
+    cdef Py_ssize_t i = start, end
+    if not streamed:
+        encode_span(out + start, x, scale, zero, start, stop, lay, low, high)
+        return
+    while i < stop:
+        end = tile_end(out, i, stop, sizeof(code), TILE)
+        encode_span(&tile[0], x, scale, zero, i, end, lay, low, high)
+        stream(out + i, &tile[0], (end - i) * sizeof(code))
+        i = end
+    stream_fence()
+
+
+cdef void decode_chunk(
+    floating* out, const code* q, const floating* scale, const code* zero,
+    Py_ssize_t start, Py_ssize_t stop, Layout lay, bint streamed,
+) noexcept nogil:
+    """A chunk, tile by tile; ``streamed`` sends each tile past the caches."""
+    cdef floating[TILE] tile
+    cdef Py_ssize_t i = start, end
+    if not streamed:
+        decode_span(out + start, q, scale, zero, start, stop, lay)
+        return
+    while i < stop:
+        end = tile_end(out, i, stop, sizeof(floating), TILE)
+        decode_span(&tile[0], q, scale, zero, i, end, lay)
+        stream(out + i, &tile[0], (end - i) * sizeof(floating))
+        i = end
+    stream_fence()
+
+
+cdef int encode_all(
+    code* out, const floating* x, const floating* scale, const code* zero,
+    Py_ssize_t n, Layout lay, double low, double high, bint streamed, int threads,
+) except -1:
+    cdef Py_ssize_t begin = 0, end, k
+    while begin < n:
+        end = min(n, begin + STEP)
+        with nogil:
+            if threads == 1:
+                encode_chunk(out, x, scale, zero, begin, end, lay, low, high, streamed)
+            else:
+                for k in prange(
+                    (end - begin + CHUNK - 1) // CHUNK, num_threads=threads, schedule="dynamic"
+                ):
+                    encode_chunk(
+                        out, x, scale, zero, begin + k * CHUNK,
+                        min(end, begin + (k + 1) * CHUNK), lay, low, high, streamed,
+                    )
+        begin = end
+        PyErr_CheckSignals()
+    return 0
+
+
+cdef int decode_all(
+    floating* out, const code* q, const floating* scale, const code* zero,
+    Py_ssize_t n, Layout lay, bint streamed, int threads,
+) except -1:
+    cdef Py_ssize_t begin = 0, end, k
+    while begin < n:
+        end = min(n, begin + STEP)
+        with nogil:
+            if threads == 1:
+                decode_chunk(out, q, scale, zero, begin, end, lay, streamed)
+            else:
+                for k in prange(
+                    (end - begin + CHUNK - 1) // CHUNK, num_threads=threads, schedule="dynamic"
+                ):
+                    decode_chunk(
+                        out, q, scale, zero, begin + k * CHUNK,
+                        min(end, begin + (k + 1) * CHUNK), lay, streamed,
+                    )
+        begin = end
+        PyErr_CheckSignals()
+    return 0
+
+
+cdef Py_ssize_t scales_of(Py_ssize_t n, Layout lay) except -1:
+    """Scales that a layout of n elements needs; refuses one that does not fit."""
+    cdef Py_ssize_t block = lay.depth * lay.width if lay.rows else lay.depth
+    cdef Py_ssize_t blocks
+    from fastopt.errors import ArrayError
+
+    if lay.depth < 1 or lay.width < 1 or lay.group < (1 if lay.rows else 0) or n % block:
+        raise ArrayError(f"layout: {lay} does not divide {n} elements")
+    blocks = n // block
+    if lay.rows:
+        return blocks * ((lay.depth + lay.group - 1) // lay.group) * lay.width
+    return (blocks if lay.group else 1) * ((lay.depth + lay.width - 1) // lay.width)
+
+
+cdef int encode_to(
+    cnp.ndarray out, cnp.ndarray zero, const floating* x, const floating* scale,
+    Py_ssize_t n, Py_ssize_t parts, Layout lay, double low, double high, bint streamed,
+    int threads,
+) except -1:
+    """Pick the codes' dtype."""
+    cdef int kind = cnp.PyArray_TYPE(out)
+    cdef void* o
+    cdef void* z
+    if kind not in CODES:
+        kind = cnp.NPY_INT8  # refused just below, with the wanted dtype named
+    o = data_of(out, kind, n, True, "out")
+    z = data_of(zero, kind, parts, False, "zero_point")
+    if kind == cnp.NPY_INT8:
+        encode_all(<int8_t*> o, x, scale, <int8_t*> z, n, lay, low, high, streamed, threads)
+    elif kind == cnp.NPY_UINT8:
+        encode_all(<uint8_t*> o, x, scale, <uint8_t*> z, n, lay, low, high, streamed, threads)
+    elif kind == cnp.NPY_INT16:
+        encode_all(<int16_t*> o, x, scale, <int16_t*> z, n, lay, low, high, streamed, threads)
+    elif kind == cnp.NPY_UINT16:
+        encode_all(<uint16_t*> o, x, scale, <uint16_t*> z, n, lay, low, high, streamed, threads)
+    elif kind == cnp.NPY_INT32:
+        encode_all(<int32_t*> o, x, scale, <int32_t*> z, n, lay, low, high, streamed, threads)
+    else:
+        encode_all(<uint32_t*> o, x, scale, <uint32_t*> z, n, lay, low, high, streamed, threads)
+    return 0
+
+
+cdef int decode_from(
+    cnp.ndarray q, cnp.ndarray zero, floating* out, const floating* scale,
+    Py_ssize_t n, Py_ssize_t parts, Layout lay, bint streamed, int threads,
+) except -1:
+    """Pick the codes' dtype."""
+    cdef int kind = cnp.PyArray_TYPE(q)
+    cdef void* c
+    cdef void* z
+    if kind not in CODES:
+        kind = cnp.NPY_INT8  # refused just below, with the wanted dtype named
+    c = data_of(q, kind, n, False, "codes")
+    z = data_of(zero, kind, parts, False, "zero_point")
+    if kind == cnp.NPY_INT8:
+        decode_all(out, <int8_t*> c, scale, <int8_t*> z, n, lay, streamed, threads)
+    elif kind == cnp.NPY_UINT8:
+        decode_all(out, <uint8_t*> c, scale, <uint8_t*> z, n, lay, streamed, threads)
+    elif kind == cnp.NPY_INT16:
+        decode_all(out, <int16_t*> c, scale, <int16_t*> z, n, lay, streamed, threads)
+    elif kind == cnp.NPY_UINT16:
+        decode_all(out, <uint16_t*> c, scale, <uint16_t*> z, n, lay, streamed, threads)
+    elif kind == cnp.NPY_INT32:
+        decode_all(out, <int32_t*> c, scale, <int32_t*> z, n, lay, streamed, threads)
+    else:
+        decode_all(out, <uint32_t*> c, scale, <uint32_t*> z, n, lay, streamed, threads)
+    return 0
+
+
+CODES = frozenset((
+    cnp.NPY_INT8, cnp.NPY_UINT8, cnp.NPY_INT16, cnp.NPY_UINT16, cnp.NPY_INT32, cnp.NPY_UINT32
+))
+
+
+def encode_affine(
+    cnp.ndarray out not None, cnp.ndarray x not None, cnp.ndarray scale not None,
+    cnp.ndarray zero_point not None, bint rows, Py_ssize_t depth, Py_ssize_t width,
+    Py_ssize_t group, double low, double high, bint streamed, int threads,
+):
+    """out = clip(rint(x / scale) + zero_point, low, high) under the layout."""
+    cdef Layout lay = Layout(rows, depth, width, group)
+    cdef Py_ssize_t n = cnp.PyArray_SIZE(x)
+    cdef Py_ssize_t parts = scales_of(n, lay) if n else cnp.PyArray_SIZE(scale)
+    cdef const void* a
+    cdef const void* s
+    if cnp.PyArray_TYPE(x) == cnp.NPY_FLOAT64:
+        a = data_of(x, cnp.NPY_FLOAT64, n, False, "x")
+        s = data_of(scale, cnp.NPY_FLOAT64, parts, False, "scale")
+        encode_to(
+            out, zero_point, <const double*> a, <const double*> s, n, parts, lay, low, high,
+            streamed, threads,
+        )
+    else:
+        a = data_of(x, cnp.NPY_FLOAT32, n, False, "x")
+        s = data_of(scale, cnp.NPY_FLOAT32, parts, False, "scale")
+        encode_to(
+            out, zero_point, <const float*> a, <const float*> s, n, parts, lay, low, high,
+            streamed, threads,
+        )
+
+
+def decode_affine(
+    cnp.ndarray out not None, cnp.ndarray codes not None, cnp.ndarray scale not None,
+    cnp.ndarray zero_point not None, bint rows, Py_ssize_t depth, Py_ssize_t width,
+    Py_ssize_t group, bint streamed, int threads,
+):
+    """out = (codes - zero_point) * scale under the layout."""
+    cdef Layout lay = Layout(rows, depth, width, group)
+    cdef Py_ssize_t n = cnp.PyArray_SIZE(codes)
+    cdef Py_ssize_t parts = scales_of(n, lay) if n else cnp.PyArray_SIZE(scale)
+    cdef void* o
+    cdef const void* s
+    if cnp.PyArray_TYPE(out) == cnp.NPY_FLOAT64:
+        o = data_of(out, cnp.NPY_FLOAT64, n, True, "out")
+        s = data_of(scale, cnp.NPY_FLOAT64, parts, False, "scale")
+        decode_from(
+            codes, zero_point, <double*> o, <const double*> s, n, parts, lay, streamed, threads
+        )
+    else:
+        o = data_of(out, cnp.NPY_FLOAT32, n, True, "out")
+        s = data_of(scale, cnp.NPY_FLOAT32, parts, False, "scale")
+        decode_from(
+            codes, zero_point, <float*> o, <const float*> s, n, parts, lay, streamed, threads
+        )

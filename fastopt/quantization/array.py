@@ -1,0 +1,218 @@
+"""QuantizedArray: codes with the scale and zero point that give them a meaning."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from fastopt._arrays import Array, as_array, out_for
+from fastopt.errors import ArrayError
+from fastopt.quantization.convert import decode
+from fastopt.quantization.formats import Format, format_of
+from fastopt.quantization.layout import layout_of
+
+__all__ = ["QuantizedArray"]
+
+# Elements of the float block that ``matmul`` holds at a time (4 MiB of float32).
+_BLOCK = 1 << 20
+
+
+@dataclass(frozen=True, eq=False)
+class QuantizedArray:
+    """An array held as codes: value = (code - zero_point) * scale.
+
+    Made by :func:`fastopt.quantize`; plain data that pickles and copies bit for bit.
+
+    Attributes
+    ----------
+    codes : integer array
+        The codes, in the shape of the array.
+    scale : float32 or float64 array
+        Step of each part: shape () per tensor, (C,) per axis, one per group otherwise.
+    zero_point : integer array, shape of ``scale``
+        Code of the value 0.
+    dtype : str
+        Name of the format, such as "int8" or "q3.12".
+    shape : tuple of int
+        Shape of the array.
+    axis, group_size : int or None
+        How parts that share a scale are cut.
+    symmetric : bool
+        Whether the zero point is the format's own (then it carries no information).
+
+    Examples
+    --------
+    >>> import numpy as np, fastopt
+    >>> w = np.array([[1.0, -2.0], [0.5, 127.0]], np.float32)
+    >>> q = fastopt.quantize(w, "int8", axis=1)
+    >>> q.codes.tolist()
+    [[127, -2], [64, 127]]
+    >>> q.nbytes
+    12
+    """
+
+    codes: Array
+    scale: Array
+    zero_point: Array
+    dtype: str
+    shape: tuple[int, ...]
+    axis: int | None = None
+    group_size: int | None = None
+    symmetric: bool = True
+
+    # NumPy's operators give way to ours: ndarray @ QuantizedArray calls __rmatmul__.
+    __array_ufunc__ = None
+
+    @property
+    def format(self) -> Format:
+        """The number format."""
+        return format_of(self.dtype)
+
+    @property
+    def ndim(self) -> int:
+        """Number of dimensions."""
+        return len(self.shape)
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes to keep: codes, scales (not for fixed point) and, if affine, zero points."""
+        total = self.codes.nbytes
+        if self.format.kind != "fixed":
+            total += self.scale.nbytes
+        if not self.symmetric:
+            total += self.zero_point.nbytes
+        return int(total)
+
+    def dequantize(self, out: Any = None, *, threads: int | None = None) -> Array:
+        """The values, (codes - zero_point) * scale.
+
+        Parameters
+        ----------
+        out : array of the scale's dtype and this shape, optional
+            Overwritten with the result and returned.
+        threads : int, optional
+            Thread count.
+
+        Returns
+        -------
+        ndarray, dtype of ``scale``
+
+        Raises
+        ------
+        ArrayError, DTypeError
+            ``out`` does not fit; nothing is written.
+        """
+        result = out_for(out, "out", self.shape, self.scale.dtype.name)
+        layout = layout_of(self.shape, self.axis, self.group_size)
+        decode(result, self.codes, self.scale, self.zero_point, layout, threads)
+        return result
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
+        if copy is False:
+            raise ValueError("a QuantizedArray becomes an array only by copying")
+        values = self.dequantize()
+        return values if dtype is None else values.astype(dtype)
+
+    def matmul(self, x: Any, *, threads: int | None = None) -> Array:
+        """The product ``self @ x`` in the scale's precision, dequantising a block at a time.
+
+        Parameters
+        ----------
+        x : (k,) or (k, n) array
+            Right operand; this array must be (m, k).
+        threads : int, optional
+            Threads of the dequantisation (the product runs in NumPy's BLAS).
+
+        Returns
+        -------
+        (m,) or (m, n) array
+
+        Notes
+        -----
+        Holds at most 4 MiB of float values at a time besides the result (one row at least).
+        """
+        right = as_array(x, "x", dtypes=(self.scale.dtype.name,), cast=self.scale.dtype.name)
+        self._check_product(right, right.shape[:1], self.shape[-1:])
+        result = np.empty((self.shape[0], *right.shape[1:]), self.scale.dtype)
+        step = self._block_rows()
+        for start in range(0, self.shape[0], step):
+            stop = min(start + step, self.shape[0])
+            np.matmul(self._rows(start, stop, threads), right, out=result[start:stop])
+        return result
+
+    def __matmul__(self, x: Any) -> Array:
+        return self.matmul(x)
+
+    def __rmatmul__(self, x: Any) -> Array:
+        left = as_array(x, "x", dtypes=(self.scale.dtype.name,), cast=self.scale.dtype.name)
+        self._check_product(left, left.shape[-1:], self.shape[:1])
+        result = np.zeros((*left.shape[:-1], self.shape[1]), self.scale.dtype)
+        step = self._block_rows()
+        for start in range(0, self.shape[0], step):
+            stop = min(start + step, self.shape[0])
+            result += np.matmul(left[..., start:stop], self._rows(start, stop, None))
+        return result
+
+    def error(self, x: Any) -> float:
+        """Relative error ||x - dequantize()|| / ||x|| in the Frobenius norm.
+
+        Parameters
+        ----------
+        x : array of this shape
+            The original values.
+
+        Returns
+        -------
+        float
+            0 for an exact code of an all-zero array, infinity for an inexact one.
+        """
+        original = as_array(x, "x", cast="float32", shape=self.shape)
+        wide = original.astype(np.float64)
+        norm = float(np.linalg.norm(wide))
+        wide -= self.dequantize()
+        distance = float(np.linalg.norm(wide))
+        if norm == 0.0:
+            return 0.0 if distance == 0.0 else math.inf
+        return distance / norm
+
+    def __repr__(self) -> str:
+        parts = "".join(
+            f", {name}={value}"
+            for name, value in (("axis", self.axis), ("group_size", self.group_size))
+            if value is not None
+        )
+        return f"QuantizedArray({self.dtype}, shape={self.shape}{parts}, nbytes={self.nbytes})"
+
+    def _check_product(self, x: Array, found: tuple[int, ...], wanted: tuple[int, ...]) -> None:
+        if self.ndim != 2:
+            raise ArrayError(f"matmul: needs a quantised matrix, this has shape {self.shape}")
+        if x.ndim not in (1, 2) or found != wanted:
+            raise ArrayError(f"x: shape {x.shape} does not fit the quantised {self.shape}")
+
+    def _block_rows(self) -> int:
+        """Rows of a block: whole groups, about _BLOCK elements."""
+        rows = max(1, _BLOCK // max(1, self.shape[1]))
+        if self.group_size is not None and self.axis == 0:
+            rows = max(1, rows // self.group_size) * self.group_size
+        return rows
+
+    def _rows(self, start: int, stop: int, threads: int | None) -> Array:
+        """Rows [start, stop) of a matrix as floats."""
+        scale, zero = self.scale, self.zero_point
+        if self.group_size is not None and self.axis == 0:
+            first, last = start // self.group_size, -(-stop // self.group_size)
+            scale, zero = scale[first:last], zero[first:last]
+        elif self.axis == 0 or self.group_size is not None:
+            scale, zero = scale[start:stop], zero[start:stop]
+        out = np.empty((stop - start, self.shape[1]), scale.dtype)
+        layout = layout_of(out.shape, self.axis, self.group_size)
+        decode(out, self.codes[start:stop], scale, zero, layout, threads)
+        return out
