@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +97,7 @@ def _train(data: Digits, seed: int, say: _Progress, page: report.Page) -> Networ
             epochs=epochs,
             batch_size=batch,
             seed=seed,
-            callback=lambda epoch, loss, n=name, m=epochs: say(f"{n}: epoch {epoch + 1}/{m}"),
+            callback=partial(_epoch_done, say, name, epochs),
         )
         seconds = time.perf_counter() - before
         score = network.score(*data.valid)
@@ -116,11 +117,15 @@ def _train(data: Digits, seed: int, say: _Progress, page: report.Page) -> Networ
     return trained[best][1]
 
 
+def _epoch_done(say: _Progress, name: str, epochs: int, epoch: int, loss: float) -> None:
+    say(f"{name}: epoch {epoch + 1}/{epochs}, loss {loss:.4f}")
+
+
 def _each_pass(network: Network, data: Digits, say: _Progress, page: report.Page) -> None:
     """What each pass does alone."""
     print("2. Prune, merge, layer, quantise: each alone, no retraining\n")
     first, second, last = network.layers
-    alone = {
+    alone: dict[str, dict[str, Any]] = {
         "prune half of the units": {f"prune.{first}": 0.5, f"prune.{second}": 0.5},
         "prune to 1/8": {f"prune.{first}": 0.125, f"prune.{second}": 0.125},
         "merge half of the units": {f"merge.{first}": 0.5, f"merge.{second}": 0.5},

@@ -26,6 +26,8 @@ from fastopt.quantization import QuantizedArray
 __all__ = ["Dense", "Network"]
 
 _LOSSES = ("cross_entropy", "squared")
+_CODE_ARRAYS = ("codes", "scale", "zero_point")
+_CODE_CONFIG = ("dtype", "shape", "axis", "group_size", "symmetric")
 
 
 def _relu(z: Array) -> Array:
@@ -110,7 +112,7 @@ class Network:
     loss : {"cross_entropy", "squared"}
         ``cross_entropy``: mean over rows of -log softmax(output)[y], y integer classes.
         ``squared``: mean over rows of sum((output - y)^2) / 2.
-    classes : sequence, optional
+    classes : array-like, optional
         Labels that ``predict`` returns for class 0, 1, ...; by default the integers.
 
     Examples
@@ -134,7 +136,7 @@ class Network:
         self,
         layers: Sequence[Dense],
         loss: str = "cross_entropy",
-        classes: Sequence[Any] | None = None,
+        classes: Any = None,
     ) -> None:
         if not layers:
             raise OptionError("layers: expected at least one layer, got none")
@@ -160,7 +162,7 @@ class Network:
         activation: str = "relu",
         loss: str = "cross_entropy",
         seed: Seed = None,
-        classes: Sequence[Any] | None = None,
+        classes: Any = None,
     ) -> Network:
         """A fresh network of ``sizes`` (n_in, hidden..., n_out).
 
@@ -202,14 +204,19 @@ class Network:
 
     def loss(self, x: Any, y: Any) -> float:
         """Mean loss over the rows of ``x`` (see the class)."""
-        return self._loss_and_slope(self.forward(x), y)[0]
+        z = self.forward(x)
+        return self._loss_and_slope(z, self._labels(y, len(z)))[0]
 
     def value_and_grad(self, x: Any, y: Any) -> tuple[float, dict[str, Array]]:
         """The loss and its gradient for every entry of ``params``, by back-propagation."""
-        inputs = [self._input(x)]
+        rows = self._input(x)
+        return self._backward(rows, self._labels(y, len(rows)))
+
+    def _backward(self, rows: Array, labels: Array) -> tuple[float, dict[str, Array]]:
+        inputs = [rows]
         for layer in self._layers:
             inputs.append(layer(inputs[-1]))
-        loss, delta = self._loss_and_slope(inputs[-1], y)
+        loss, delta = self._loss_and_slope(inputs[-1], labels)
         grads: dict[str, Array] = {}
         for k in range(len(self._layers) - 1, -1, -1):
             layer = self._layers[k]
@@ -257,7 +264,7 @@ class Network:
             total = 0.0
             for start in range(0, len(rows), size):
                 index = order[start : start + size]
-                loss, grads = self.value_and_grad(rows[index], labels[index])
+                loss, grads = self._backward(rows[index], labels[index])
                 optimizer.step(list(grads.values()))
                 total += loss * len(index)
             history.append(total / len(rows))
@@ -421,8 +428,9 @@ class Network:
             if d.stored is None:
                 arrays[f"{d.name}.weight"] = np.ascontiguousarray(d.weight)
             else:
-                entry["quantized"], parts = d.stored.to_dict()
-                arrays.update({f"{d.name}.weight.{k}": v for k, v in parts.items()})
+                q = d.stored
+                entry["quantized"] = {name: getattr(q, name) for name in _CODE_CONFIG}
+                arrays.update({f"{d.name}.weight.{k}": getattr(q, k) for k in _CODE_ARRAYS})
             if d.bias is not None:
                 arrays[f"{d.name}.bias"] = np.ascontiguousarray(d.bias)
             described.append(entry)
@@ -446,9 +454,9 @@ class Network:
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Network:
         """Read what :meth:`save` wrote; FormatError where the file is not that."""
-        where = os.fspath(path)
+        where, npz = os.fspath(path), _is_npz(path)
         try:
-            if _is_npz(path):
+            if npz:
                 with np.load(where, allow_pickle=False) as file:
                     arrays = {name: file[name] for name in file.files}
                 text = arrays.pop("fastopt").tobytes().decode()
@@ -492,28 +500,30 @@ class Network:
         n_out = self._layers[-1].weight.shape[1]
         y = np.asarray(y)
         if self._loss == "squared":
-            y = as_array(y, "y", dtypes=("float32",), cast="float32")
-            if y.size != n * n_out:
+            targets = as_array(y, "y", dtypes=("float32",), cast="float32")
+            if targets.size != n * n_out:
                 raise ArrayError(f"y: expected ({n}, {n_out}) targets, got shape {y.shape}")
-            return y.reshape(n, n_out)
+            shaped: Array = targets.reshape(n, n_out)
+            return shaped
         if y.shape != (n,):
             raise ArrayError(f"y: expected ({n},) labels, got shape {y.shape}")
         if self.classes is not None:
-            k = np.searchsorted(self.classes, y)
-            k = np.minimum(k, len(self.classes) - 1)
+            order = np.argsort(self.classes)
+            place = np.searchsorted(self.classes, y, sorter=order)
+            k: Array = order[np.minimum(place, len(order) - 1)]
             if not (self.classes[k] == y).all():
                 raise ArrayError("y: holds labels that are not in the network's classes")
             return k
         if y.dtype.kind not in "iu" or (n and (y.min() < 0 or y.max() >= n_out)):
             raise ArrayError(f"y: expected integer classes 0..{n_out - 1}, got dtype {y.dtype}")
-        return y
+        labels: Array = y
+        return labels
 
-    def _loss_and_slope(self, z: Array, y: Any) -> tuple[float, Array]:
+    def _loss_and_slope(self, z: Array, labels: Array) -> tuple[float, Array]:
         """The mean loss and its derivative by the output."""
         n = len(z)
         if n == 0:
             raise ArrayError("x: expected at least one row, got none")
-        labels = self._labels(y, n)
         if self._loss == "squared":
             delta = z - labels
             return float((delta * delta).sum(dtype=np.float64)) / (2 * n), delta / np.float32(n)
@@ -549,9 +559,10 @@ def _layer_from(entry: dict[str, Any], arrays: dict[str, Array]) -> Dense:
     name = entry["name"]
     stored = None
     if "quantized" in entry:
-        prefix = f"{name}.weight."
-        parts = {k[len(prefix) :]: v for k, v in arrays.items() if k.startswith(prefix)}
-        stored = QuantizedArray.from_dict(entry["quantized"], parts)
+        parts = {k: arrays[f"{name}.weight.{k}"] for k in _CODE_ARRAYS}
+        config: dict[str, Any] = {k: entry["quantized"][k] for k in _CODE_CONFIG}
+        config["shape"] = tuple(config["shape"])
+        stored = QuantizedArray(**{**parts, **config})
         weight = np.asarray(stored.dequantize(), np.float32)
     else:
         weight = arrays[f"{name}.weight"]
