@@ -8,7 +8,6 @@ from __future__ import annotations
 import numpy as np
 
 
-
 # --- quantize
 def encode_affine(x, scale, zero_point, low, high):
     """Codes; scale and zero point already have a shape that broadcasts against x."""
@@ -42,7 +41,7 @@ def spread(a, shape, axis, group_size):
 
 def sgd(p, g, buf, t, lr, momentum=0.0, dampening=0.0, weight_decay=0.0, nesterov=False, scale=1):
     dt = p.dtype.type
-    g = dt(scale) * g + (dt(weight_decay) * p if weight_decay else 0)
+    g = dt(scale) * g + dt(weight_decay) * p if weight_decay else dt(scale) * g
     if momentum:
         buf[...] = dt(momentum if t > 1 else 0) * buf + dt(1 - dampening if t > 1 else 1) * g
         g = g + dt(momentum) * buf if nesterov else buf
@@ -51,10 +50,69 @@ def sgd(p, g, buf, t, lr, momentum=0.0, dampening=0.0, weight_decay=0.0, nestero
 
 def adam(p, g, m, v, top, t, lr, b1, b2, eps, coupled=0.0, decoupled=0.0, scale=1):
     dt = p.dtype.type
-    g = dt(scale) * g + (dt(coupled) * p if coupled else 0)
+    g = dt(scale) * g + dt(coupled) * p if coupled else dt(scale) * g
     m[...] = m + dt(1 - b1) * (g - m)
     v[...] = dt(b2) * v + dt(1 - b2) * (g * g)
     if top is not None:
         np.maximum(top, v, out=top)
     root = np.sqrt(v if top is None else top) * dt(1 / (1 - b2**t) ** 0.5) + dt(eps)
     p[...] = dt(1 - lr * decoupled) * p + dt(-(lr / (1 - b1**t))) * m / root
+
+
+# --- prune
+
+
+def magnitude_bits(x):
+    unsigned = f"u{x.itemsize}"
+    return x.reshape(-1).view(unsigned) & np.array(np.iinfo(unsigned).max >> 1, unsigned)
+
+
+def compact(x, lo, hi):
+    bits = magnitude_bits(x)
+    return int((bits < lo).sum()), bits[(bits >= lo) & (bits <= hi)]
+
+
+def histogram_of_bits(x, shift, width, prefix):
+    bits = magnitude_bits(x).astype(np.uint64) >> np.uint64(shift)
+    inside = bits[bits >> np.uint64(width) == prefix] & np.uint64((1 << width) - 1)
+    return np.bincount(inside.astype(np.int64), minlength=2048)
+
+
+def zero_below(x, limit, split, limit_after):
+    keep = magnitude_bits(x) >= np.where(np.arange(x.size) < split, limit, limit_after)
+    return np.where(keep.reshape(x.shape), x, x.dtype.type(0)), keep.reshape(x.shape)
+
+
+def prune_smallest(arrays, k):
+    """The k smallest magnitudes of all arrays to zero; ties by order; NaN last."""
+    flat = np.concatenate([a.reshape(-1) for a in arrays])
+    flat[np.argsort(magnitude_bits(flat), kind="stable")[:k]] = 0
+    parts = np.split(flat, np.cumsum([a.size for a in arrays])[:-1])
+    return [p.reshape(a.shape) for p, a in zip(parts, arrays)]
+
+
+# --- histogram
+def extent(x, outer, channels, inner):
+    """Smallest and largest element of each channel."""
+    a = x.reshape(outer, channels, inner)
+    return a.min(axis=(0, 2)), a.max(axis=(0, 2))
+
+
+def histogram_count(x, inv, bins, outer, channels, inner):
+    """Counts per channel: truncate towards zero, one less below zero, clamped to the table."""
+    with np.errstate(over="ignore"):
+        t = x.reshape(outer, channels, inner) * inv.astype(x.dtype)[:, None]
+    edge = bins // 2 - 0.5
+    index = np.trunc(np.clip(t, -edge, edge)).astype("i8") - np.signbit(t) + bins // 2
+    return np.stack(
+        [np.bincount(index[:, c].ravel(), minlength=bins) for c in range(channels)]
+    ).reshape(channels, bins)
+
+
+# --- clip
+def candidate_errors(x, weight, scale, zero, qmin, qmax):
+    """error[r, k] of row r rounded with candidate k, in float64."""
+    s, z = scale[:, :, None].astype("f8"), zero[:, :, None].astype("f8")
+    q = np.clip(np.rint(x[:, None, :] * (1 / scale)[:, :, None]) + z, qmin, qmax)
+    d = x[:, None, :] - s * (q - z)
+    return (d * d * (1.0 if weight is None else weight[:, None, :])).sum(axis=2)
