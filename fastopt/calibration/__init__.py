@@ -3,5 +3,17 @@
 from __future__ import annotations
 
 from fastopt.calibration.gram import Gram
+from fastopt.calibration.observers import (
+    HistogramObserver,
+    MinMaxObserver,
+    MovingAverageMinMaxObserver,
+    PercentileObserver,
+)
 
-__all__ = ["Gram"]
+__all__ = [
+    "Gram",
+    "HistogramObserver",
+    "MinMaxObserver",
+    "MovingAverageMinMaxObserver",
+    "PercentileObserver",
+]
