@@ -116,3 +116,15 @@ def candidate_errors(x, weight, scale, zero, qmin, qmax):
     q = np.clip(np.rint(x[:, None, :] * (1 / scale)[:, :, None]) + z, qmin, qmax)
     d = x[:, None, :] - s * (q - z)
     return (d * d * (1.0 if weight is None else weight[:, None, :])).sum(axis=2)
+
+
+# --- matmul
+def multiply_i32(a, b, za, zb):
+    """Exact product of codes minus zero points, in int64."""
+    return (a.astype(np.int64) - za[:, None]) @ (b.astype(np.int64) - zb)
+
+
+def multiply_q8(a, b, za, zb, scale, zero_point, dtype):
+    """The product requantised: half to even before the zero point, saturated."""
+    y = np.rint(multiply_i32(a, b, za, zb).astype(np.float64) * scale) + zero_point
+    return np.clip(y, np.iinfo(dtype).min, np.iinfo(dtype).max).astype(dtype)

@@ -23,6 +23,14 @@ from fastopt._kernels.update_rules cimport adam, adam_amsgrad, sgd_momentum, sgd
 
 cnp.import_array()
 
+cdef extern from *:
+    """
+    /* Divisions and roots of 512 bits take three times as long as those of 256 on Ice Lake. */
+    #if defined(__AVX512F__) && defined(__GNUC__) && !defined(__clang__)
+    #pragma GCC target("prefer-vector-width=256")
+    #endif
+    """
+
 cdef enum:
     UNIT = 256  # elements; threads never split one
     CHUNK = 64  # units a thread takes at a time: 16 Ki elements, about 10 us of Adam
@@ -281,10 +289,10 @@ cdef class Plan:
                 raise ArrayError(
                     f"params[{i}]: was resized or made read-only since the optimizer was built"
                 )
-            r.g = <const char*> data_of(
-                g, cnp.PyArray_TYPE(a), r.n, False, f"grads[{i}]"
-            ) if r.n else NULL
-            if r.g == NULL:
+            if not usable(g, cnp.PyArray_TYPE(a)):
+                data_of(g, cnp.PyArray_TYPE(a), r.n, False, f"grads[{i}]")  # raises
+            r.g = <const char*> cnp.PyArray_DATA(g)
+            if r.n == 0:
                 continue
             end = r.g + r.n * r.wide
             low, high = 0, self.n_rows  # the first parameter that ends after the gradient begins
@@ -333,6 +341,15 @@ cdef class Plan:
                     run(self.rows, self.n_rows, self.slots, self.units, threads)
         finally:
             self.busy = False
+
+
+cdef inline bint usable(cnp.ndarray g, int typenum) noexcept:
+    """What ``data_of`` checks, without the cost of an argument's name."""
+    return (
+        cnp.PyArray_TYPE(g) == typenum
+        and cnp.PyArray_CHKFLAGS(g, cnp.NPY_ARRAY_C_CONTIGUOUS | cnp.NPY_ARRAY_ALIGNED)
+        and cnp.PyArray_ISNOTSWAPPED(g)
+    )
 
 
 cdef inline bint same_shape(cnp.ndarray a, cnp.ndarray b) noexcept:

@@ -11,7 +11,7 @@ __all__ = ["Adam", "AdamW"]
 
 
 class Adam(Optimizer):
-    """In place: m, v <- moments of g; p <- p - lr (m / (1 - beta1^t)) / (sqrt(v / (1 - beta2^t)) + eps).
+    """In place: p <- p - lr m_hat / (sqrt(v_hat) + eps), m and v the moments of the gradient.
 
     Parameters
     ----------
@@ -42,8 +42,9 @@ class Adam(Optimizer):
 
     Notes
     -----
-    One pass: reads p, g, m, v and writes p, m, v: 28 bytes a float32 element (36 with amsgrad).
-    Bias corrections are computed in double. Names, defaults and results are torch.optim.Adam's.
+    m <- beta1 m + (1 - beta1) g, v <- beta2 v + (1 - beta2) g^2, m_hat = m / (1 - beta1^t),
+    v_hat = v / (1 - beta2^t). One pass: reads p, g, m, v and writes p, m, v: 28 bytes a float32
+    element (36 with amsgrad). Bias corrections are computed in double. Names, defaults and results are torch.optim.Adam's.
     Kingma and Ba, ICLR 2015, algorithm 1.
 
     Examples
@@ -111,7 +112,7 @@ class Adam(Optimizer):
 
 
 class AdamW(Adam):
-    """In place: Adam with decoupled decay, p <- (1 - lr weight_decay) p - lr m_hat / (sqrt(v_hat) + eps).
+    """In place: p <- (1 - lr weight_decay) p - lr m_hat / (sqrt(v_hat) + eps): Adam, decoupled.
 
     Parameters
     ----------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar, TypeAlias
 
@@ -301,7 +302,7 @@ class Optimizer:
                 f"params: expected an array, or a list or dict of arrays, "
                 f"got {type(given).__name__}"
             )
-        arrays = []
+        arrays: list[Array] = []
         for name, value in pairs:
             where = f"params[{len(self._params) + len(arrays) if name is None else repr(name)}]"
             arrays.append(as_target(value, where))
@@ -342,7 +343,7 @@ class Optimizer:
         spans = sorted(
             (a.ctypes.data, a.ctypes.data + a.nbytes, i) for i, a in enumerate(arrays) if a.size
         )
-        for (_, end, i), (start, _, j) in zip(spans, spans[1:], strict=False):
+        for (_, end, i), (start, _, j) in itertools.pairwise(spans):
             if start < end:
                 raise ArrayError(
                     f"params[{max(i, j)}]: shares memory with params[{min(i, j)}]; "

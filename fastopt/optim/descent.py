@@ -1,0 +1,457 @@
+"""Minimise a function of one array from its value and gradient: x <- x - t d, until it is flat."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from fastopt._arrays import Array, as_array, check_finite
+from fastopt._options import choice, integer, number
+from fastopt.errors import DivergedError, DTypeError, OptionError
+from fastopt.optim.adam import Adam
+from fastopt.optim.optimizer import Optimizer
+from fastopt.optim.sgd import SGD
+
+__all__ = ["DescendResult", "descend"]
+
+Point: TypeAlias = "tuple[Array, float, Array]"  # x, value, gradient
+Evaluate: TypeAlias = "Callable[[Array], Point]"
+
+METHODS = ("gd", "momentum", "nesterov", "adam", "lbfgs")
+ARMIJO = 1e-4  # share of the predicted decrease that a step must bring (Nocedal & Wright, eq. 3.6)
+CURVATURE = 0.9  # share of the slope that may be left at a step's end (ibid., eq. 3.7b)
+MEMORY = 10  # pairs that L-BFGS keeps
+
+
+@dataclass(frozen=True)
+class DescendResult:
+    """What :func:`descend` found.
+
+    Attributes
+    ----------
+    x : ndarray
+        The point with the lowest value seen.
+    fun : float
+        Its value.
+    n_iter, n_evals : int
+        Iterations done and calls of ``value_and_grad``.
+    history : (n_iter + 1,) float64 ndarray
+        The value at the start and after each iteration.
+    converged : bool
+        Whether the largest gradient component fell to ``tol``.
+    message : str
+        Why it ended.
+    elapsed_s : float
+        Seconds.
+    """
+
+    x: Array
+    fun: float
+    n_iter: int
+    n_evals: int
+    history: Array
+    converged: bool
+    message: str
+    elapsed_s: float
+
+
+def descend(
+    value_and_grad: Callable[[Array], tuple[Any, Any]],
+    x0: Any,
+    *,
+    optimizer: str | type[Optimizer] = "gd",
+    lr: float | str | None = None,
+    max_iter: int = 1000,
+    tol: float = 1e-6,
+    max_time: float | None = None,
+    callback: Callable[[int, Array, float], Any] | None = None,
+    **options: Any,
+) -> DescendResult:
+    """Minimise f: x <- x - t d(grad f(x)) from ``x0`` until max |grad f| <= tol.
+
+    Parameters
+    ----------
+    value_and_grad : callable
+        ``value_and_grad(x) -> (value, gradient)``, the gradient with the shape of ``x``. It must
+        not write to ``x``.
+    x0 : array-like, any shape
+        Start; float32 and float64 keep their dtype, other numbers become float64. Not modified.
+    optimizer : str or Optimizer class
+        ``"gd"`` steepest descent; ``"momentum"`` heavy ball; ``"nesterov"`` accelerated gradient
+        with restart; ``"adam"``; ``"lbfgs"`` limited-memory BFGS with a strong Wolfe search; or
+        a class of this package, built as ``optimizer(x, lr=lr, **options)``.
+    lr : float or str, optional
+        Step size. None: ``"backtracking"`` for gd and nesterov, a line search for lbfgs, 0.01 for
+        momentum and adam, the class's own default for a class. gd also takes
+        ``"backtracking"`` and ``"bb"`` (Barzilai-Borwein).
+    max_iter : int
+        Iterations at most.
+    tol : float
+        Largest gradient component, in absolute value, that counts as flat; 0 runs to the end.
+    max_time : float, optional
+        Seconds at most, looked at between iterations.
+    callback : callable, optional
+        ``callback(n_iter, x, value)`` after each iteration; a true result ends the run.
+    **options
+        Further options of the optimizer class (``momentum=0.9``, ``betas=...``), for
+        ``"momentum"``, ``"adam"`` and classes.
+
+    Returns
+    -------
+    DescendResult
+
+    Raises
+    ------
+    DivergedError
+        The value or gradient at ``x0`` is not finite.
+    ArrayError, DTypeError, OptionError
+
+    Notes
+    -----
+    A later value that is not finite ends the run with the best point so far (fixed steps) or is
+    stepped back from (line searches). Deterministic. Sources: backtracking, Armijo 1966; "bb",
+    Barzilai and Borwein 1988 with the nonmonotone search of Raydan 1997; nesterov, Beck and
+    Teboulle 2009 (FISTA) with the restarts of O'Donoghue and Candes 2015; lbfgs, Nocedal and
+    Wright 2006, algorithms 7.4, 3.5 and 3.6.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fastopt.optim import descend
+    >>> a = np.array([1.0, 10.0])
+    >>> res = descend(lambda x: (0.5 * a @ x**2, a * x), [3.0, -4.0], optimizer="lbfgs")
+    >>> res.converged, res.fun < 1e-12
+    (True, True)
+    """
+    start = time.perf_counter()
+    x = np.array(as_array(x0, "x0", cast="float64"), order="C", copy=True)
+    check_finite(x, "x0")
+    max_iter = integer(max_iter, "max_iter", low=0)
+    tol = number(tol, "tol", low=0.0)
+    budget_s = math.inf if max_time is None else number(max_time, "max_time", low=0.0)
+    counted = _Counted(value_and_grad, x.shape, x.dtype)
+    make = _method(optimizer, lr, options)
+    x, f, g = counted(x)
+    if not (math.isfinite(f) and np.isfinite(g).all()):
+        raise DivergedError(f"value_and_grad: value {f} or its gradient at x0 is not finite")
+    best, best_f, history = x.copy(), f, [f]
+    message = f"reached max_iter={max_iter}"
+    iterations = make(counted, x, f, g)
+    while True:
+        if _flat(g) <= tol:
+            return _result(
+                best, best_f, counted, history, True, f"max |gradient| <= tol={tol:g}", start
+            )
+        if len(history) > max_iter:
+            break
+        if time.perf_counter() - start >= budget_s:
+            message = f"reached max_time={budget_s:g} s"
+            break
+        point = next(iterations, None)
+        if point is None:
+            message = "no step lowers the value any further at this precision"
+            break
+        x, f, g = point
+        if not (math.isfinite(f) and np.isfinite(g).all()):
+            message = "the value or gradient became NaN or infinite: try a smaller lr"
+            break
+        history.append(f)
+        if f <= best_f:
+            best_f = f
+            np.copyto(best, x)
+        if callback is not None and callback(len(history) - 1, x, f):
+            message = "stopped by callback"
+            break
+    return _result(best, best_f, counted, history, False, message, start)
+
+
+class _Counted:
+    """The user's function, its results checked and copied, its calls counted."""
+
+    def __init__(self, function: Callable[[Array], Any], shape: Any, dtype: Any) -> None:
+        if not callable(function):
+            raise DTypeError(f"value_and_grad: expected a function, got {type(function).__name__}")
+        self.function, self.shape, self.dtype, self.calls = function, shape, dtype, 0
+
+    def __call__(self, x: Array) -> Point:
+        self.calls += 1
+        result = self.function(x)
+        if not isinstance(result, (tuple, list)) or len(result) != 2:
+            raise DTypeError("value_and_grad: expected to get (value, gradient) back")
+        value, gradient = result
+        try:
+            f = float(value)
+        except (TypeError, ValueError):
+            raise DTypeError(
+                f"value_and_grad: expected a number as value, got {type(value).__name__}"
+            ) from None
+        g = as_array(gradient, "value_and_grad's gradient", cast="float64", shape=self.shape)
+        return x, f, np.array(g, self.dtype, order="C", copy=True)
+
+
+def _result(
+    x: Array, f: float, counted: _Counted, history: list[float], ok: bool, why: str, start: float
+) -> DescendResult:
+    return DescendResult(
+        x,
+        f,
+        len(history) - 1,
+        counted.calls,
+        np.array(history),
+        ok,
+        why,
+        time.perf_counter() - start,
+    )
+
+
+def _flat(g: Array) -> float:
+    return float(np.abs(g).max()) if g.size else 0.0
+
+
+def _dot(a: Array, b: Array) -> float:
+    return float(np.vdot(a, b))
+
+
+def _method(
+    optimizer: str | type[Optimizer], lr: float | str | None, options: dict[str, Any]
+) -> Callable[[Evaluate, Array, float, Array], Iterator[Point]]:
+    """The iteration as a generator of points; options are checked here, before any evaluation."""
+    if isinstance(optimizer, type) and issubclass(optimizer, Optimizer):
+        factory: type[Optimizer] = optimizer
+        name = "class"
+    else:
+        name = choice(optimizer, "optimizer", METHODS)
+        factory = SGD if name == "momentum" else Adam
+    if name in ("class", "momentum", "adam"):
+        if name == "momentum":
+            options = {"momentum": 0.9, **options}
+        if name != "class" and lr is None:
+            lr = 0.01
+        if lr is not None:
+            options = {"lr": number(lr, "lr", low=0.0), **options}
+        try:
+            factory(np.zeros(1), **options)
+        except TypeError as error:
+            raise OptionError(f"options: {error}") from None
+        return lambda evaluate, x, f, g: _stepped(evaluate, x, g, factory, options)
+    if options:
+        raise OptionError(f"{next(iter(options))}: optimizer={name!r} has no such option")
+    if name == "lbfgs":
+        if lr is not None:
+            raise OptionError("lr: lbfgs finds its step by a line search; leave lr out")
+        return _lbfgs
+    if lr is None or isinstance(lr, str):
+        rule = choice(lr or "backtracking", "lr", ("backtracking", "bb"))
+        if name == "nesterov":
+            choice(rule, "lr", ("backtracking",))
+            return lambda evaluate, x, f, g: _nesterov_search(evaluate, x, f, g)
+        return _barzilai_borwein if rule == "bb" else _backtracking
+    step = number(lr, "lr", low=0.0, low_open=True)
+    if name == "nesterov":
+        return lambda evaluate, x, f, g: _nesterov_fixed(evaluate, x, g, step)
+    return lambda evaluate, x, f, g: _fixed(evaluate, x, g, step)
+
+
+def _stepped(
+    evaluate: Evaluate, x: Array, g: Array, factory: type[Optimizer], options: dict[str, Any]
+) -> Iterator[Point]:
+    """An optimiser of this package, in place on x."""
+    opt = factory(x, **options)
+    while True:
+        opt.step(g)
+        x, f, g = evaluate(x)
+        yield x, f, g
+
+
+def _fixed(evaluate: Evaluate, x: Array, g: Array, t: float) -> Iterator[Point]:
+    while True:
+        x, f, g = evaluate(x - x.dtype.type(t) * g)
+        yield x, f, g
+
+
+def _first_step(x: Array, g: Array) -> float:
+    """A first step that moves no component by more than 1 (or its own size)."""
+    return max(1.0, float(np.abs(x).max())) / max(_flat(g), 1e-300)
+
+
+def _armijo(
+    evaluate: Evaluate, x: Array, reference: float, g: Array, t: float
+) -> tuple[Point, float] | None:
+    """Halve t until x - t g lowers the value below ``reference`` by enough; None if none does."""
+    slope = _dot(g, g)
+    slack = 4 * float(np.finfo(x.dtype).eps) * abs(reference)  # rounding of the value itself
+    for _ in range(60):
+        trial = x - x.dtype.type(t) * g
+        if np.array_equal(trial, x):
+            return None
+        point = evaluate(trial)
+        if point[1] <= reference - ARMIJO * t * slope + slack and np.isfinite(point[2]).all():
+            return point, t
+        t *= 0.5
+    return None
+
+
+def _backtracking(evaluate: Evaluate, x: Array, f: float, g: Array) -> Iterator[Point]:
+    t = _first_step(x, g)
+    while True:
+        found = _armijo(evaluate, x, f, g, t)
+        if found is None:
+            return
+        (x, f, g), t = found
+        yield x, f, g
+        t *= 2.0  # let the step grow again where the function is flatter
+
+
+def _barzilai_borwein(evaluate: Evaluate, x: Array, f: float, g: Array) -> Iterator[Point]:
+    """Steps s's/s'y, accepted against the worst of the last ten values."""
+    t, recent = _first_step(x, g), [f]
+    while True:
+        found = _armijo(evaluate, x, max(recent), g, t)
+        if found is None:
+            return
+        (x_new, f, g_new), t = found
+        s, y = x_new - x, g_new - g
+        curvature = _dot(s, y)
+        t = min(max(_dot(s, s) / curvature, 1e-10), 1e10) if curvature > 0 else 4 * t
+        x, g, recent = x_new, g_new, [*recent[-9:], f]
+        yield x, f, g
+
+
+def _nesterov_fixed(evaluate: Evaluate, x: Array, g: Array, t: float) -> Iterator[Point]:
+    """One evaluation an iteration, at the extrapolated point, which is the one returned."""
+    y, theta, dt = x, 1.0, x.dtype.type
+    while True:
+        x_new = y - dt(t) * g
+        if _dot(g, x_new - x) > 0:  # the momentum points uphill: restart
+            theta = 1.0
+        theta_new = (1.0 + math.sqrt(1.0 + 4.0 * theta * theta)) / 2.0
+        y, f, g = evaluate(x_new + dt((theta - 1.0) / theta_new) * (x_new - x))
+        x, theta = x_new, theta_new
+        yield y, f, g
+
+
+def _nesterov_search(evaluate: Evaluate, x: Array, f: float, g: Array) -> Iterator[Point]:
+    """FISTA's test for the step; two evaluations an iteration where there is momentum."""
+    y, f_y, g_y, theta, dt = x, f, g, 1.0, x.dtype.type
+    t = _first_step(x, g)
+    while True:
+        slack = 4 * float(np.finfo(x.dtype).eps) * abs(f_y)
+        slope = _dot(g_y, g_y)
+        for _ in range(60):
+            x_new, f_new, g_new = evaluate(y - dt(t) * g_y)
+            if f_new <= f_y - 0.5 * t * slope + slack and np.isfinite(g_new).all():
+                break
+            t *= 0.5
+        else:
+            if theta == 1.0:
+                return
+            y, f_y, g_y, theta = x, f, g, 1.0
+            continue
+        if f_new > f and theta > 1.0:  # worse than before: restart from the last point
+            y, f_y, g_y, theta = x, f, g, 1.0
+            continue
+        if f_new >= f and np.array_equal(x_new, x):
+            return
+        theta_new = (1.0 + math.sqrt(1.0 + 4.0 * theta * theta)) / 2.0
+        weight = (theta - 1.0) / theta_new
+        step = x_new - x
+        x, f, g, theta = x_new, f_new, g_new, theta_new
+        yield x, f, g
+        t *= 1.1
+        y, f_y, g_y = (x, f, g) if weight == 0.0 else evaluate(x + dt(weight) * step)
+        if not (math.isfinite(f_y) and np.isfinite(g_y).all()):
+            y, f_y, g_y, theta = x, f, g, 1.0
+
+
+def _lbfgs(evaluate: Evaluate, x: Array, f: float, g: Array) -> Iterator[Point]:
+    pairs: list[tuple[Array, Array, float]] = []  # s, y, 1 / s'y
+    t = min(1.0, _first_step(x, g))
+    while True:
+        d = _two_loop(g, pairs)
+        slope = _dot(g, d)
+        found = _wolfe(evaluate, x, f, d, slope, t) if slope < 0 else None
+        if found is None:
+            if not pairs:
+                return
+            pairs, t = [], min(1.0, _first_step(x, g))  # forget a misleading curvature, once more
+            continue
+        x_new, f, g_new = found
+        s, y = x_new - x, g_new - g
+        curvature = _dot(s, y)
+        if curvature > 1e-10 * _dot(y, y) ** 0.5 * _dot(s, s) ** 0.5:
+            pairs = [*pairs[1 - MEMORY :], (s, y, 1.0 / curvature)]
+        x, g, t = x_new, g_new, 1.0
+        yield x, f, g
+
+
+def _two_loop(g: Array, pairs: list[tuple[Array, Array, float]]) -> Array:
+    """-H g with the inverse Hessian of the kept pairs (Nocedal & Wright, algorithm 7.4)."""
+    dt = g.dtype.type
+    q, alphas = -g, []
+    for s, y, rho in reversed(pairs):
+        alpha = rho * _dot(s, q)
+        alphas.append(alpha)
+        q -= dt(alpha) * y
+    if pairs:
+        s, y, rho = pairs[-1]
+        q *= dt(1.0 / (rho * _dot(y, y)))
+    for (s, y, rho), alpha in zip(pairs, reversed(alphas), strict=True):
+        q += dt(alpha - rho * _dot(y, q)) * s
+    return q
+
+
+def _wolfe(
+    evaluate: Evaluate, x: Array, f: float, d: Array, slope: float, t: float
+) -> Point | None:
+    """A step along d with the strong Wolfe conditions (ibid., algorithms 3.5 and 3.6)."""
+    slack = 4 * float(np.finfo(x.dtype).eps) * abs(f)
+    dt = x.dtype.type
+    low = (0.0, f, slope)  # step, value, slope: the best end of the bracket
+    high: tuple[float, float, float] | None = None
+    kept: Point | None = None  # the point at `low`, once it is not the start
+    for _ in range(40):
+        point = evaluate(x + dt(t) * d)
+        value = point[1]
+        finite = math.isfinite(value) and bool(np.isfinite(point[2]).all())
+        rise = _dot(point[2], d) if finite else math.inf
+        if not finite or value > f + ARMIJO * t * slope + slack or value > low[1] + slack:
+            high = (t, value if finite else math.inf, rise)
+        else:
+            if abs(rise) <= -CURVATURE * slope:
+                return point
+            if rise * ((high[0] if high else math.inf) - low[0]) >= 0:
+                high = low
+            low, kept = (t, value, rise), point
+        if high is None:
+            t *= 4.0
+            continue
+        t = _cubic(low, high)
+        if abs(high[0] - low[0]) * float(np.abs(d).max()) <= float(np.finfo(x.dtype).eps) * max(
+            1e-30, float(np.abs(x).max())
+        ):
+            break
+    return kept if kept is not None and kept[1] < f else None
+
+
+def _cubic(a: tuple[float, float, float], b: tuple[float, float, float]) -> float:
+    """Minimiser of the cubic through both ends (ibid., eq. 3.59), kept inside the bracket."""
+    (ta, fa, da), (tb, fb, db) = a, b
+    middle = 0.5 * (ta + tb)
+    if not (math.isfinite(fb) and math.isfinite(db)):
+        return middle
+    d1 = da + db - 3.0 * (fa - fb) / (ta - tb)
+    inside = d1 * d1 - da * db
+    if inside < 0:
+        return middle
+    d2 = math.copysign(math.sqrt(inside), tb - ta)
+    denominator = db - da + 2.0 * d2
+    if denominator == 0:
+        return middle
+    t = tb - (tb - ta) * (db + d2 - d1) / denominator
+    edge = 0.1 * abs(tb - ta)
+    return t if min(ta, tb) + edge <= t <= max(ta, tb) - edge else middle

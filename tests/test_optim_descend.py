@@ -1,0 +1,226 @@
+"""descend: known minima, closed forms, budgets, and what it refuses."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from fastopt import optim
+from fastopt.errors import ArrayError, DivergedError, DTypeError, OptionError
+from fastopt.optim import descend
+
+METHODS = ["gd", "momentum", "nesterov", "adam", "lbfgs", optim.AdamW]
+
+
+def rosenbrock(x):
+    a, b = x[1:] - x[:-1] ** 2, 1 - x[:-1]
+    g = np.zeros_like(x)
+    g[:-1] = -400 * x[:-1] * a - 2 * b
+    g[1:] += 200 * a
+    return (100 * a**2 + b**2).sum(), g
+
+
+def bowl(x):
+    a = np.linspace(1, 30, x.size).reshape(x.shape).astype(x.dtype)
+    return 0.5 * (a * x * x).sum(), a * x
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(
+    ("optimizer", "lr"),
+    [
+        ("gd", None),
+        ("gd", "bb"),
+        ("gd", "backtracking"),
+        ("gd", 0.03),
+        ("momentum", 0.01),
+        ("nesterov", None),
+        ("nesterov", 0.03),
+        ("adam", 0.03),
+        ("lbfgs", None),
+        (optim.SGD, 0.03),
+    ],
+)
+def test_bowl(optimizer, lr, dtype):
+    start = np.linspace(-2, 2, 12, dtype=dtype).reshape(3, 4)
+    before = start.copy()
+    res = descend(bowl, start, optimizer=optimizer, lr=lr, max_iter=2000, tol=1e-4)
+    assert res.converged
+    assert res.x.dtype == dtype
+    assert res.x.shape == start.shape
+    assert np.abs(res.x).max() <= 1e-4
+    assert (start == before).all()
+    assert len(res.history) == res.n_iter + 1
+    assert res.fun == res.history.min() == bowl(res.x)[0]
+    assert res.n_evals >= res.n_iter + 1
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "lr", "most"),
+    [("lbfgs", None, 60), ("gd", "bb", 200), ("nesterov", None, 600), ("nesterov", 1e-4, 1500)],
+)
+def test_rosenbrock(optimizer, lr, most):
+    res = descend(rosenbrock, [-1.2, 1.0], optimizer=optimizer, lr=lr, max_iter=most)
+    assert res.converged
+    np.testing.assert_allclose(res.x, [1, 1], atol=1e-5)
+
+
+def test_lbfgs_needs_about_as_many_evaluations_as_scipy():
+    minimize = pytest.importorskip("scipy.optimize").minimize
+    for n in (2, 10, 100):
+        x0 = np.full(n, -1.0)
+        res = descend(rosenbrock, x0, optimizer="lbfgs", tol=1e-6, max_iter=5000)
+        theirs = minimize(
+            rosenbrock,
+            x0,
+            jac=True,
+            method="L-BFGS-B",
+            options={"gtol": 1e-6, "ftol": 0, "maxiter": 5000, "maxfun": 9999},
+        )
+        assert res.converged
+        assert res.fun <= theirs.fun + 1e-12
+        assert res.n_evals <= 1.5 * theirs.nfev + 10
+
+
+def test_least_squares_line():
+    """Every method reaches the line that the closed form gives."""
+    rng = np.random.default_rng(0)
+    x = rng.random(100)
+    y = x**2
+    a = np.column_stack([x, np.ones(100)])
+    best, *_ = np.linalg.lstsq(a, y, rcond=None)
+
+    def loss(p):
+        r = a @ p - y
+        return 0.5 * (r @ r) / 100, a.T @ r / 100
+
+    for optimizer, lr in (
+        ("gd", None),
+        ("gd", 0.9),
+        ("momentum", 0.1),
+        ("nesterov", None),
+        ("adam", 0.05),
+        ("lbfgs", None),
+    ):
+        res = descend(loss, np.zeros(2), optimizer=optimizer, lr=lr, max_iter=5000)
+        assert res.converged, optimizer
+        np.testing.assert_allclose(res.x, best, atol=1e-4)
+
+
+def test_fixed_step_is_gradient_descent():
+    x, res = np.array([1.0, -2.0, 0.5]), None
+    res = descend(bowl, x, lr=0.01, max_iter=25, tol=0)
+    for _ in range(25):
+        x = x - 0.01 * bowl(x)[1]
+    np.testing.assert_array_equal(res.x, x)
+    assert (res.n_iter, res.n_evals, res.converged) == (25, 26, False)
+    assert "max_iter" in res.message
+
+
+@pytest.mark.parametrize("optimizer", METHODS)
+def test_budgets_and_callback(optimizer):
+    seen = []
+
+    def stop(n_iter, x, value):
+        seen.append((n_iter, value))
+        return n_iter == 3
+
+    res = descend(rosenbrock, [-1.2, 1.0], optimizer=optimizer, callback=stop)
+    assert res.n_iter == 3
+    assert res.message == "stopped by callback"
+    assert [v for _, v in seen] == list(res.history[1:])
+    assert descend(rosenbrock, [-1.2, 1.0], optimizer=optimizer, max_time=0).n_iter == 0
+    none = descend(rosenbrock, [-1.2, 1.0], optimizer=optimizer, max_iter=0)
+    assert (none.n_iter, none.n_evals) == (0, 1)
+    done = descend(rosenbrock, [1.0, 1.0], optimizer=optimizer)
+    assert done.converged
+    assert done.n_iter == 0
+
+
+def test_the_function_may_reuse_its_gradient_or_return_x():
+    buffer = np.zeros(4)
+
+    def reuse(x):
+        np.multiply(3.0, x, out=buffer)
+        return 1.5 * (x @ x), buffer
+
+    for optimizer in METHODS:
+        a = descend(reuse, np.ones(4), optimizer=optimizer, max_iter=40)
+        b = descend(
+            lambda x: (1.5 * (x @ x), 3.0 * x), np.ones(4), optimizer=optimizer, max_iter=40
+        )
+        np.testing.assert_array_equal(a.x, b.x)
+        descend(lambda x: (0.5 * (x @ x), x), np.ones(4), optimizer=optimizer, max_iter=40)
+
+
+@pytest.mark.filterwarnings("ignore:overflow:RuntimeWarning")
+def test_divergence():
+    res = descend(bowl, np.ones(3), lr=10.0, max_iter=1000)
+    assert not res.converged
+    assert "NaN or infinite" in res.message
+    assert np.isfinite(res.x).all()
+    assert res.fun == bowl(np.ones(3))[0]
+    with pytest.raises(DivergedError, match="x0"):
+        descend(lambda x: (np.nan, x), np.ones(3))
+    with pytest.raises(DivergedError, match="x0"):
+        descend(lambda x: (1.0, x * np.inf), np.ones(3))
+
+    def walled(x):  # infinite below 0.5: line searches step back from it
+        return (x[0], np.ones(1)) if x[0] > 0.5 else (np.inf, np.ones(1))
+
+    for optimizer in ("gd", "lbfgs", "nesterov"):
+        res = descend(walled, [5.0], optimizer=optimizer, max_iter=200)
+        assert 0.5 < res.x[0] < 0.6
+
+
+def test_stalls_are_told():
+    """A float32 value cannot be lowered for ever; tol=0 ends with a message, not a loop."""
+    for optimizer in ("gd", "lbfgs"):
+        res = descend(
+            lambda x: (bowl(x - np.float32(1 / 3))[0] + 1, bowl(x - np.float32(1 / 3))[1]),
+            np.ones(5, "f4"),
+            optimizer=optimizer,
+            tol=0,
+            max_iter=3000,
+        )
+        np.testing.assert_allclose(res.x, 1 / 3, atol=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "error", "match"),
+    [
+        ({"optimizer": "newton"}, OptionError, "optimizer"),
+        ({"optimizer": 7}, OptionError, "optimizer"),
+        ({"lr": -1.0}, OptionError, "lr"),
+        ({"lr": 0.0}, OptionError, "lr"),
+        ({"lr": "wolfe"}, OptionError, "lr"),
+        ({"optimizer": "lbfgs", "lr": 0.1}, OptionError, "lr"),
+        ({"optimizer": "nesterov", "lr": "bb"}, OptionError, "lr"),
+        ({"momentum": 0.9}, OptionError, "momentum"),
+        ({"optimizer": "adam", "momentum": 0.9}, OptionError, "momentum"),
+        ({"max_iter": -1}, OptionError, "max_iter"),
+        ({"max_iter": 2.5}, DTypeError, "max_iter"),
+        ({"tol": -1}, OptionError, "tol"),
+        ({"max_time": -1}, OptionError, "max_time"),
+    ],
+)
+def test_refused_options(kwargs, error, match):
+    calls = []
+    with pytest.raises(error, match=match):
+        descend(lambda x: calls.append(x), np.ones(2), **kwargs)
+    assert not calls
+
+
+def test_refused_functions_and_starts():
+    for function, error, match in (
+        (lambda x: 1.0, DTypeError, "value, gradient"),
+        (lambda x: ("a", x), DTypeError, "value"),
+        (lambda x: (1.0, x[:1]), ArrayError, "gradient"),
+        (None, DTypeError, "function"),
+    ):
+        with pytest.raises(error, match=match):
+            descend(function, np.ones(2))
+    with pytest.raises(ArrayError, match="x0"):
+        descend(bowl, [1.0, np.nan])
+    with pytest.raises(DTypeError, match="x0"):
+        descend(bowl, ["a"])
