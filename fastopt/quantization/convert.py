@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from fastopt import _threads
 from fastopt._arrays import Array, check_disjoint
 from fastopt._kernels import quantize as kernel
 from fastopt.quantization.layout import Layout
 
-__all__ = ["STREAM_FROM", "decode", "encode", "same_layout_scales"]
+__all__ = ["STREAM_FROM", "decode", "encode"]
 
-# Bytes of result from which the kernels write past the caches: a result this large has left them
-# before anybody reads it, and reading its lines first costs a third of the traffic.
-STREAM_FROM = 16 << 20
+# Bytes read and written from which the kernels write past the caches: a result of such a pass has
+# left them before anybody reads it, and fetching its lines first wastes bandwidth.
+STREAM_FROM = 32 << 20
 
 
 def encode(
@@ -39,7 +37,7 @@ def encode(
         layout.group,
         low,
         high,
-        out.nbytes >= STREAM_FROM,
+        x.nbytes + out.nbytes >= STREAM_FROM,
         _threads.resolve(threads, x.size),
     )
 
@@ -65,13 +63,6 @@ def decode(
         layout.depth,
         layout.width,
         layout.group,
-        out.nbytes >= STREAM_FROM,
+        codes.nbytes + out.nbytes >= STREAM_FROM,
         _threads.resolve(threads, codes.size),
     )
-
-
-def same_layout_scales(a: Array, layout: Layout) -> Array:
-    """``a`` with the layout's scale shape, repeated where it is one number for all."""
-    if a.shape == layout.scale_shape:
-        return a
-    return np.ascontiguousarray(np.broadcast_to(a, layout.scale_shape))
