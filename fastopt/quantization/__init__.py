@@ -8,11 +8,13 @@ from __future__ import annotations
 from fastopt.quantization.array import QuantizedArray
 from fastopt.quantization.formats import Format, format_of
 from fastopt.quantization.functions import dequantize, fake_quantize, quantize
+from fastopt.quantization.matmul import PackedMatrix, matmul_integer, qlinear_matmul
 from fastopt.quantization.onnx_ops import dequantize_linear, quantize_linear
 from fastopt.quantization.qparams import QParams, choose_qparams, qparams_from_range
 
 __all__ = [
     "Format",
+    "PackedMatrix",
     "QParams",
     "QuantizedArray",
     "choose_qparams",
@@ -20,6 +22,8 @@ __all__ = [
     "dequantize_linear",
     "fake_quantize",
     "format_of",
+    "matmul_integer",
+    "qlinear_matmul",
     "qparams_from_range",
     "quantize",
     "quantize_linear",

@@ -1,0 +1,41 @@
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+_I32 = npt.NDArray[np.int32]
+_U8 = npt.NDArray[np.uint8]
+_Codes = npt.NDArray[Any]
+
+def packed_size(n: int, k: int) -> int: ...
+def pack(
+    packed: _U8, colsum: _I32, b: _Codes, n: int, k: int, transposed: bool, threads: int
+) -> None: ...
+def multiply_i32(
+    out: _I32,
+    a: _Codes,
+    b: _Codes,
+    layout: int,
+    colsum: _I32 | None,
+    za: _I32,
+    zb: _I32,
+    m: int,
+    n: int,
+    k: int,
+    threads: int,
+) -> None: ...
+def multiply_q8(
+    out: _Codes,
+    a: _Codes,
+    b: _Codes,
+    layout: int,
+    colsum: _I32 | None,
+    za: _I32,
+    zb: _I32,
+    scale: npt.NDArray[np.float64],
+    zero_point: int,
+    m: int,
+    n: int,
+    k: int,
+    threads: int,
+) -> None: ...

@@ -1,0 +1,477 @@
+"""Products of integer matrices by ONNX's operators, exact for every legal input.
+
+Neither operator ever saturates an intermediate sum: on a CPU with 8-bit dot products (AVX-512
+VNNI) they are used; elsewhere codes are widened to 16 bits. Bits are equal for every instruction
+set and thread count.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from fastopt import _threads
+from fastopt._arrays import Array, as_array, as_target, check_disjoint, out_for
+from fastopt._kernels import matmul as _kernel
+from fastopt.errors import ArrayError, DTypeError
+
+__all__ = ["PackedMatrix", "matmul_integer", "qlinear_matmul"]
+
+CODES = ("int8", "uint8")
+# (a - za)(b - zb) is at most 255 * 255: this many of them fit in int32 whatever the data.
+SAFE_K = (2**31 - 1) // (255 * 255)
+# Multiply-adds below which a second thread costs more than it saves.
+SERIAL_BELOW = 1 << 20
+# Rows of a from which packing b as a whole beats packing it slice by slice, once a chunk of rows.
+PACK_FROM_ROWS = 256
+
+_PACKED, _ROWS_K, _ROWS_N = 0, 1, 2  # the kernel's layouts of b
+
+
+def aligned_bytes(size: int) -> Array:
+    """``size`` bytes of new memory that begin on a cache line."""
+    raw = np.empty(size + 64, np.uint8)
+    start = -raw.ctypes.data % 64
+    return raw[start : start + size]
+
+
+class PackedMatrix:
+    """A constant right operand b of :func:`matmul_integer`, packed once for many products.
+
+    Parameters
+    ----------
+    b : (K, N) int8 or uint8
+        The matrix; it is copied. A transposed view of a C-contiguous (N, K) array is taken as it
+        lies.
+    threads : int, optional
+        Thread count.
+
+    Attributes
+    ----------
+    shape : tuple of int
+        (K, N).
+    dtype : numpy.dtype
+        int8 or uint8.
+
+    Notes
+    -----
+    The memory layout belongs to this machine's instruction set, so a pickle holds the plain matrix
+    and packs it again when it is loaded.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> b = PackedMatrix(np.full((768, 2), 127, np.int8))
+    >>> matmul_integer(np.full((1, 768), 255, np.uint8), b)
+    array([[24871680, 24871680]], dtype=int32)
+    """
+
+    def __init__(self, b: Any, *, threads: int | None = None) -> None:
+        plain, transposed = _matrix(b, "b")
+        k, n = plain.shape
+        self.shape = (k, n)
+        self.dtype = plain.dtype
+        self._plain = (plain.T if transposed else plain).copy()
+        self._transposed = transposed
+        self._pack(threads)
+
+    def _pack(self, threads: int | None) -> None:
+        k, n = self.shape
+        self._panels = aligned_bytes(_kernel.packed_size(n, k))
+        self._colsum = np.empty(n, np.int32)
+        used = _threads.resolve(threads, k * n)
+        _kernel.pack(self._panels, self._colsum, self._plain, n, k, self._transposed, used)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the plain matrix and of its packed copy."""
+        return int(self._plain.nbytes + self._panels.nbytes + self._colsum.nbytes)
+
+    def unpack(self) -> Array:
+        """The plain (K, N) matrix, a read-only view."""
+        view: Array = self._plain.T if self._transposed else self._plain.view()
+        view.flags.writeable = False
+        return view
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"plain": self._plain, "transposed": self._transposed}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self._plain, self._transposed = state["plain"], state["transposed"]
+        self.shape = self._plain.shape[::-1] if self._transposed else self._plain.shape
+        self.dtype = self._plain.dtype
+        self._pack(None)
+
+    def __repr__(self) -> str:
+        return f"PackedMatrix(shape={self.shape}, dtype={self.dtype})"
+
+
+def matmul_integer(
+    a: Any,
+    b: Any,
+    a_zero_point: Any = None,
+    b_zero_point: Any = None,
+    *,
+    out: Any = None,
+    threads: int | None = None,
+) -> Array:
+    """(a - a_zero_point) @ (b - b_zero_point) in exact integers: ONNX MatMulInteger.
+
+    Parameters
+    ----------
+    a : (..., M, K) or (K,) int8 or uint8
+        Left operand.
+    b : (..., K, N) or (K,) int8 or uint8, or PackedMatrix
+        Right operand; leading axes broadcast as in numpy.matmul.
+    a_zero_point : of a's dtype, optional
+        A scalar, one per row (M,), or (..., M, 1).
+    b_zero_point : of b's dtype, optional
+        A scalar, one per column (N,), or (..., 1, N).
+    out : (..., M, N) int32 or int64, optional
+        Where the result goes.
+    threads : int, optional
+        Thread count; the result does not depend on it.
+
+    Returns
+    -------
+    (..., M, N) int32
+        ``out`` where given.
+
+    Raises
+    ------
+    DTypeError, ArrayError
+        Wrong dtype or shape; or a sum over more than 33,025 terms that int32 cannot hold (pass an
+        int64 ``out`` then). Nothing has been written.
+
+    Notes
+    -----
+    Up to K = 33,025 every input fits in int32. Beyond, sums are taken in int64.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> a = np.array([[11, 7, 3], [10, 6, 2]], np.uint8)
+    >>> b = np.array([[1, 4], [2, 5], [3, 6]], np.uint8)
+    >>> matmul_integer(a, b, a_zero_point=12)
+    array([[-38, -83],
+           [-44, -98]], dtype=int32)
+    """
+    left, right = _operands(a, b)
+    za = _zero_point(a_zero_point, left, -1, "a_zero_point")
+    zb = _zero_point(b_zero_point, right, -2, "b_zero_point")
+    product = _Product(left, right, za, zb, threads)
+    shape = _squeezed(product.shape, a, b)
+    if out is None:
+        result = np.empty(shape, np.int32)
+    else:
+        result = as_target(out, "out", dtypes=("int32", "int64"), shape=shape)
+        check_disjoint([("out", result)], product.arrays())
+    wide = result.dtype == np.int64
+    if product.k <= SAFE_K:
+        direct = np.empty(product.shape, np.int32) if wide else result.reshape(product.shape)
+        product.into(direct)
+        if wide:
+            result[...] = direct.reshape(shape)
+        return result
+    total = product.long()
+    if not wide and total.size and (total.min() < -(2**31) or total.max() >= 2**31):
+        raise ArrayError(
+            f"out: a sum over K = {product.k} terms does not fit in int32; "
+            "pass out=numpy.empty(shape, numpy.int64)"
+        )
+    result[...] = total.reshape(shape)
+    return result
+
+
+def qlinear_matmul(
+    a: Any,
+    a_scale: Any,
+    a_zero_point: Any,
+    b: Any,
+    b_scale: Any,
+    b_zero_point: Any,
+    y_scale: Any,
+    y_zero_point: Any,
+    *,
+    out: Any = None,
+    threads: int | None = None,
+) -> Array:
+    """saturate(round(C a_scale b_scale / y_scale) + y_zero_point), C exact: ONNX QLinearMatMul.
+
+    C = (a - a_zero_point) @ (b - b_zero_point), as in :func:`matmul_integer`.
+
+    Parameters
+    ----------
+    a, b : int8 or uint8
+        As in :func:`matmul_integer`; b may be a PackedMatrix.
+    a_scale, a_zero_point : scalar, (M,) or (..., M, 1)
+        Scale (float) and zero point (of a's dtype) of a.
+    b_scale, b_zero_point : scalar, (N,) or (..., 1, N)
+        Scale and zero point of b.
+    y_scale, y_zero_point : scalar
+        Scale and zero point of the result; the zero point's dtype is the result's (a's dtype where
+        it is None or a plain int).
+    out : (..., M, N) int8 or uint8, optional
+        Where the result goes.
+    threads : int, optional
+        Thread count; the result does not depend on it.
+
+    Returns
+    -------
+    (..., M, N) int8 or uint8
+
+    Raises
+    ------
+    DTypeError, ArrayError
+        Wrong dtype or shape; a scale that is not finite and positive.
+
+    Notes
+    -----
+    a_scale * b_scale / y_scale is computed in the scales' dtype (float32 for plain floats), its
+    product with C in float64; rounding is half to even, before the zero point is added.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> a = np.array([[208, 236], [3, 214]], np.uint8)
+    >>> b = np.array([[152, 51], [60, 26]], np.uint8)
+    >>> qlinear_matmul(a, 0.0066, np.uint8(113), b, 0.00705, np.uint8(114), 0.0107, np.uint8(118))
+    array([[105,  45],
+           [ 76, 109]], dtype=uint8)
+    """
+    left, right = _operands(a, b)
+    za = _zero_point(a_zero_point, left, -1, "a_zero_point")
+    zb = _zero_point(b_zero_point, right, -2, "b_zero_point")
+    product = _Product(left, right, za, zb, threads)
+    zy, dtype = _output_zero_point(y_zero_point, left.dtype)
+    rows = _scale(a_scale, left, -1, "a_scale")
+    columns = _scale(b_scale, right, -2, "b_scale")
+    last = _scale(y_scale, None, -1, "y_scale")
+    with np.errstate(over="ignore", under="ignore"):
+        factor = rows * columns / last
+    if not np.isfinite(factor).all():
+        raise ArrayError("a_scale * b_scale / y_scale: is not finite")
+    shape = _squeezed(product.shape, a, b)
+    result = out_for(out, "out", shape, dtype)
+    if out is not None:
+        check_disjoint([("out", result)], product.arrays())
+    if product.k <= SAFE_K:
+        product.requantised_into(result.reshape(product.shape), factor, zy)
+        return result
+    info = np.iinfo(dtype)
+    codes = np.rint(product.long() * factor.astype(np.float64)) + zy
+    result[...] = np.clip(codes, info.min, info.max).astype(dtype).reshape(shape)
+    return result
+
+
+class _Product:
+    """Checked operands of one call and the 2-D kernel calls that it takes."""
+
+    def __init__(
+        self,
+        a: Array,
+        b: Array | PackedMatrix,
+        za: Array,
+        zb: Array,
+        threads: int | None,
+    ) -> None:
+        self.a, self.b, self.za, self.zb = a, b, za, zb
+        self.k = a.shape[-1]
+        m, n = a.shape[-2], b.shape[-1]
+        if b.shape[-2] != self.k:
+            raise ArrayError(
+                f"b: expected {self.k} rows (a's last axis), got shape {tuple(b.shape)}"
+            )
+        try:
+            self.batch = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
+        except ValueError:
+            raise ArrayError(
+                f"b: leading axes {b.shape[:-2]} do not broadcast with a's {a.shape[:-2]}"
+            ) from None
+        if len(b.shape) == 2 and zb.ndim <= 2:  # one b for all: stack the rows of a
+            rows = a.size // self.k if self.k else m * int(np.prod(self.batch))
+            self.za = np.broadcast_to(za, (*a.shape[:-1], 1)).reshape(-1, 1)
+            self.a = a.reshape(rows, self.k)
+            self.stacked: tuple[int, ...] = ()
+        else:
+            rows = m
+            self.stacked = self.batch
+        self.rows, self.n = rows, n
+        self.shape = (*self.batch, m, n)
+        self.threads = _threads.resolve(threads, rows * n * self.k, SERIAL_BELOW)
+
+    def arrays(self) -> list[tuple[str, Array]]:
+        return [("a", self.a)] + ([("b", self.b)] if isinstance(self.b, np.ndarray) else [])
+
+    def _parts(self) -> list[tuple[tuple[int, ...], Array, Array | PackedMatrix, Array, Array]]:
+        """(index in the batch, a, b, za, zb) of each 2-D product."""
+        if not self.stacked:
+            a = self.a.reshape(self.rows, self.k)
+            return [((), a, self.b, _flat(self.za, self.rows), _flat(self.zb, self.n))]
+        assert isinstance(self.b, np.ndarray)
+        a = np.broadcast_to(self.a, (*self.batch, *self.a.shape[-2:]))
+        b = np.broadcast_to(self.b, (*self.batch, *self.b.shape[-2:]))
+        za = np.broadcast_to(self.za, (*self.batch, self.rows, 1))
+        zb = np.broadcast_to(self.zb, (*self.batch, 1, self.n))
+        return [
+            (i, a[i], b[i], _flat(za[i], self.rows), _flat(zb[i], self.n))
+            for i in np.ndindex(*self.batch)
+        ]
+
+    def into(self, out: Array) -> None:
+        """int32 products."""
+        out = out.reshape(*self.stacked, self.rows, self.n)
+        for i, a, b, za, zb in self._parts():
+            layout, data, colsum = self._right(b)
+            _kernel.multiply_i32(
+                out[i], np.ascontiguousarray(a), data, layout, colsum,
+                _moved(za, a, np.int8, 128), _moved(zb, b, np.uint8, -128),
+                self.rows, self.n, self.k, self.threads,
+            )  # fmt: skip
+
+    def requantised_into(self, out: Array, factor: Array, zero_point: int) -> None:
+        """8-bit results; ``factor`` broadcasts against the product."""
+        out = out.reshape(*self.stacked, self.rows, self.n)
+        by_column = all(size == 1 for size in factor.shape[:-1])
+        if by_column:
+            scale = np.ascontiguousarray(np.broadcast_to(factor.reshape(-1), self.n), np.float64)
+        else:
+            full = np.broadcast_to(factor, self.shape).reshape(*self.stacked, self.rows, self.n)
+        for i, a, b, za, zb in self._parts():
+            layout, data, colsum = self._right(b)
+            if not by_column:
+                scale = np.ascontiguousarray(full[i], np.float64)
+            _kernel.multiply_q8(
+                out[i], np.ascontiguousarray(a), data, layout, colsum,
+                _moved(za, a, np.int8, 128), _moved(zb, b, np.uint8, -128), scale, zero_point,
+                self.rows, self.n, self.k, self.threads,
+            )  # fmt: skip
+
+    def long(self) -> Array:
+        """int64 products for any K: exact int32 parts, summed."""
+        plain = self.b.unpack() if isinstance(self.b, PackedMatrix) else self.b
+        total = np.zeros((*self.stacked, self.rows, self.n), np.int64)
+        part = np.empty(total.shape, np.int32)
+        for k0 in range(0, self.k, SAFE_K):
+            piece = _Product.__new__(_Product)
+            piece.__dict__.update(self.__dict__)
+            piece.a = self.a[..., k0 : k0 + SAFE_K]
+            piece.b = plain[..., k0 : k0 + SAFE_K, :]
+            piece.k = piece.a.shape[-1]
+            piece.into(part)
+            total += part
+        return total.reshape(self.shape)
+
+    def _right(self, b: Array | PackedMatrix) -> tuple[int, Array, Array | None]:
+        """(layout, data, column sums) of b for the kernel."""
+        if isinstance(b, np.ndarray) and self.rows >= PACK_FROM_ROWS:
+            b = PackedMatrix(b, threads=self.threads)
+        if isinstance(b, PackedMatrix):
+            return _PACKED, b._panels, b._colsum
+        plain, transposed = _matrix(b, "b")
+        return (_ROWS_N, plain.T, None) if transposed else (_ROWS_K, plain, None)
+
+
+def _matrix(b: Any, name: str) -> tuple[Array, bool]:
+    """A (K, N) matrix that is C-contiguous, or the transposed view of one that is (True)."""
+    plain = as_array(b, name, dtypes=CODES, ndim=2, contiguous=False)
+    if plain.flags.c_contiguous:
+        return plain, False
+    return (plain, True) if plain.T.flags.c_contiguous else (np.ascontiguousarray(plain), False)
+
+
+def _operands(a: Any, b: Any) -> tuple[Array, Any]:
+    """a with at least two axes; b likewise or packed."""
+    left = as_array(a, "a", dtypes=CODES)
+    if left.ndim == 0:
+        raise ArrayError("a: expected at least one axis, got a scalar")
+    left = left[None, :] if left.ndim == 1 else left
+    if isinstance(b, PackedMatrix):
+        return left, b
+    right = as_array(b, "b", dtypes=CODES, contiguous=False)
+    if right.ndim == 0:
+        raise ArrayError("b: expected at least one axis, got a scalar")
+    return left, right[:, None] if right.ndim == 1 else right
+
+
+def _squeezed(shape: tuple[int, ...], a: Any, b: Any) -> tuple[int, ...]:
+    """The product's shape without the axes that 1-D operands were given."""
+    if not isinstance(b, PackedMatrix) and np.ndim(b) == 1:
+        shape = shape[:-1]
+        return shape[:-1] if np.ndim(a) == 1 else shape
+    return (*shape[:-2], shape[-1]) if np.ndim(a) == 1 else shape
+
+
+def _broadcastable(value: Array, operand: Any, axis: int, name: str) -> Array:
+    """Scalar, vector along the rows (axis -1 is reduced) or columns (-2), or N-D, against a
+    product."""
+    if value.size == 1:
+        return value.reshape(())
+    if operand is None:
+        raise ArrayError(f"{name}: expected one value, got shape {value.shape}")
+    wanted = [*operand.shape]
+    wanted[axis] = 1
+    if value.ndim == 1 and value.size == max(wanted[-2:]):
+        return value.reshape(wanted[-2:])
+    fits = value.ndim >= 2 and value.shape[-2:] == tuple(wanted[-2:])
+    if fits and value.ndim <= len(wanted):
+        lead = zip(value.shape[-3::-1], wanted[-3::-1], strict=False)
+        if all(v in (1, w) for v, w in lead):
+            return value
+    raise ArrayError(
+        f"{name}: expected one value, {max(wanted[-2:])} values or shape {tuple(wanted)}, "
+        f"got shape {value.shape}"
+    )
+
+
+def _zero_point(value: Any, operand: Any, axis: int, name: str) -> Array:
+    """int32 zero points in the range of the operand's dtype."""
+    if value is None:
+        return np.zeros((), np.int32)
+    zero = np.asarray(value)
+    info = np.iinfo(operand.dtype)
+    plain = isinstance(value, int) and not isinstance(value, bool)
+    if not plain and zero.dtype != operand.dtype:
+        raise DTypeError(f"{name}: expected its matrix's dtype {operand.dtype}, got {zero.dtype}")
+    if plain and not info.min <= value <= info.max:
+        raise ArrayError(f"{name}: expected {info.min}..{info.max} for {info.dtype}, got {value}")
+    return _broadcastable(zero.astype(np.int32), operand, axis, name)
+
+
+def _scale(value: Any, operand: Any, axis: int, name: str) -> Array:
+    """Finite positive scales, in their own float dtype (float32 for plain numbers)."""
+    scale = np.asarray(value)
+    if isinstance(value, (int, float, list, tuple)):
+        scale = scale.astype(np.float32)
+    if scale.dtype.kind != "f" and scale.dtype.name != "bfloat16":
+        raise DTypeError(f"{name}: expected floats, got dtype {scale.dtype}")
+    if not (np.isfinite(scale) & (scale > 0)).all():
+        raise ArrayError(f"{name}: expected finite positive scales")
+    return _broadcastable(scale, operand, axis, name)
+
+
+def _output_zero_point(value: Any, default: Any) -> tuple[int, str]:
+    """The result's zero point and dtype."""
+    if value is None:
+        return 0, str(np.dtype(default))
+    zero = np.asarray(value)
+    if isinstance(value, int) and not isinstance(value, bool):
+        info = np.iinfo(default)
+        if not info.min <= value <= info.max:
+            raise ArrayError(f"y_zero_point: expected {info.min}..{info.max}, got {value}")
+        return value, str(np.dtype(default))
+    if zero.dtype.name not in CODES:
+        raise DTypeError(f"y_zero_point: expected dtype int8 or uint8, got {zero.dtype}")
+    if zero.size != 1:
+        raise ArrayError(f"y_zero_point: expected one value, got shape {zero.shape}")
+    return int(zero.reshape(())), zero.dtype.name
+
+
+def _flat(values: Array, size: int) -> Array:
+    return np.broadcast_to(values.reshape(-1), (size,)) if values.size == 1 else values.reshape(-1)
+
+
+def _moved(zero: Array, operand: Any, dtype: type, by: int) -> Array:
+    """The kernel multiplies uint8 a by int8 b: codes of the other sign are moved by 128."""
+    return np.ascontiguousarray(zero + (by if operand.dtype == dtype else 0), np.int32)
