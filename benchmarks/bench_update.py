@@ -1,0 +1,139 @@
+"""Optimiser steps against torch, optax and NumPy, and against a stream of the same bytes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from benchmarks.harness import Case, Contender, limit, peer
+from fastopt import optim
+
+BIG = 10_000_000
+
+
+def arrays(shapes: list[int], seed: int) -> list[np.ndarray]:
+    rng = np.random.default_rng(seed)
+    return [rng.standard_normal(n, "f4") for n in shapes]
+
+
+def ours(name: str, shapes: list[int], threads: int | None = None, **options: Any) -> Contender:
+    opt = getattr(optim, name)(arrays(shapes, 0), threads=threads, **options)
+    grads = arrays(shapes, 1)
+    return lambda: opt.step(grads)
+
+
+def torch_step(
+    name: str, shapes: list[int], threads: int, options: dict[str, Any], **how: bool
+) -> Contender | None:
+    torch = peer("torch")
+    if torch is None:
+        return None
+    torch.set_num_threads(threads)
+    params = [torch.from_numpy(a).requires_grad_() for a in arrays(shapes, 0)]
+    for p, g in zip(params, arrays(shapes, 1)):
+        p.grad = torch.from_numpy(g)
+    return getattr(torch.optim, name)(params, **options, **how).step
+
+
+def optax_step(make: str, shapes: list[int], **options: Any) -> Contender | None:
+    optax, jax = peer("optax"), peer("jax")
+    if optax is None or jax is None:
+        return None
+    rule = getattr(optax, make)(**options)
+    params = [jax.numpy.asarray(a) for a in arrays(shapes, 0)]
+    grads = [jax.numpy.asarray(a) for a in arrays(shapes, 1)]
+
+    def update(params: Any, state: Any, grads: Any) -> Any:
+        change, state = rule.update(grads, state, params)
+        return optax.apply_updates(params, change), state
+
+    compiled = jax.jit(update, donate_argnums=(0, 1))
+    held = [params, rule.init(params)]
+
+    def step() -> None:
+        held[0], held[1] = compiled(held[0], held[1], grads)
+        jax.block_until_ready(held)
+
+    return step
+
+
+def numpy_adamw(shapes: list[int]) -> Contender:
+    params, grads = arrays(shapes, 0), arrays(shapes, 1)
+    state = [(np.zeros_like(p), np.zeros_like(p)) for p in params]
+    count = [0]
+
+    def step() -> None:
+        count[0] += 1
+        c1, c2 = 1 - 0.9 ** count[0], 1 - 0.999 ** count[0]
+        for p, g, (m, v) in zip(params, grads, state):
+            p *= np.float32(1 - 1e-3 * 1e-2)
+            m += np.float32(0.1) * (g - m)
+            v *= np.float32(0.999)
+            v += np.float32(0.001) * g * g
+            p -= np.float32(1e-3 / c1) * m / (np.sqrt(v) / np.float32(c2**0.5) + np.float32(1e-8))
+
+    return step
+
+
+def adamw_10m(threads: int) -> dict[str, Contender | None]:
+    return {
+        "fastopt": ours("AdamW", [BIG], threads),
+        "torch fused": torch_step("AdamW", [BIG], threads, {}, fused=True),
+        "torch default": torch_step("AdamW", [BIG], threads, {}),
+        "optax": optax_step("adamw", [BIG], learning_rate=1e-3),
+        "numpy": numpy_adamw([BIG]),
+        "limit": limit("update3", *arrays([BIG] * 4, 2), threads=threads),
+    }
+
+
+def sgd_10m(threads: int) -> dict[str, Contender | None]:
+    options = {"lr": 1e-3, "momentum": 0.9}
+    return {
+        "fastopt": ours("SGD", [BIG], threads, **options),
+        "torch fused": torch_step("SGD", [BIG], threads, options, fused=True),
+        "torch default": torch_step("SGD", [BIG], threads, options),
+        "optax": optax_step("sgd", [BIG], learning_rate=1e-3, momentum=0.9),
+        "limit": limit("update2", *arrays([BIG] * 3, 2), threads=threads),
+    }
+
+
+def adamw_200(threads: int) -> dict[str, Contender | None]:
+    shapes = [1000] * 200
+    return {
+        "fastopt": ours("AdamW", shapes, threads),
+        "torch fused": torch_step("AdamW", shapes, threads, {}, fused=True),
+        "torch default": torch_step("AdamW", shapes, threads, {}),
+        "optax": optax_step("adamw", shapes, learning_rate=1e-3),
+        "numpy": numpy_adamw(shapes),
+    }
+
+
+def adamw_1(threads: int) -> dict[str, Contender | None]:
+    return {
+        "fastopt": ours("AdamW", [1000]),
+        "torch fused": torch_step("AdamW", [1000], threads, {}, fused=True),
+        "torch default": torch_step("AdamW", [1000], threads, {}),
+        "numpy": numpy_adamw([1000]),
+    }
+
+
+CASES = [
+    Case(
+        "AdamW, one 10M float32 array",
+        adamw_10m,
+        threads=2,
+        targets={"torch fused": 1.15, "torch default": 10, "optax": 1.6, "limit": 0.95},
+    ),
+    Case("AdamW, one 10M float32 array", adamw_10m, threads=1, targets={"limit": 0.85}),
+    Case("SGD with momentum, one 10M float32 array", sgd_10m, threads=2, targets={"limit": 0.95}),
+    Case("AdamW, 200 arrays of 1,000", adamw_200, threads=2, targets={"torch fused": 25}),
+    Case("AdamW, 200 arrays of 1,000", adamw_200, threads=1, targets={"torch fused": 15}),
+    Case("AdamW, one array of 1,000", adamw_1, threads=1, targets={"torch fused": 60}),
+]
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_update(case: Case, benchmark: Any) -> None:
+    case.run(benchmark)
