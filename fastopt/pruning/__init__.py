@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fastopt.pruning.units import Selection, removal_order, select_units
 from fastopt.pruning.weights import Pruned, prune
 
-__all__ = ["Pruned", "prune"]
+__all__ = ["Pruned", "Selection", "prune", "removal_order", "select_units"]
