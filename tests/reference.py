@@ -25,6 +25,21 @@ def decode_affine(codes, scale, zero_point):
     return (codes.astype("i4") - zero_point.astype("i4")).astype(scale.dtype) * scale
 
 
+def min_max(x, axis, group_size):
+    """Extremes of each part; NaN for both where a part is not all finite."""
+    n = x.shape[-1 if axis is None else axis] if group_size else 0
+    if group_size is None:
+        parts = [x.ravel()] if axis is None else np.moveaxis(x, axis, 0).reshape(x.shape[axis], -1)
+        low, high = ([f(p) for p in parts] for f in (np.min, np.max))
+    else:
+        axis = -1 if axis is None else axis
+        cut = np.split(x, range(group_size, n, group_size), axis)
+        low, high = (np.stack([f(p, axis) for p in cut], axis) for f in (np.min, np.max))
+    low, high = (np.asarray(a, x.dtype) for a in (low, high))
+    odd = ~np.isfinite(low) | ~np.isfinite(high)
+    return np.where(odd, np.nan, low), np.where(odd, np.nan, high)
+
+
 def spread(a, shape, axis, group_size):
     """Scales () or (C,) or per group, in a shape that broadcasts against x."""
     if a.ndim == 0:

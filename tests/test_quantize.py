@@ -146,6 +146,50 @@ def test_many_chunks_same_bits_on_two_threads(level, shape, axis, group):
             np.testing.assert_array_equal(back, values)
 
 
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(
+    ("shape", "axis", "group"),
+    [(s, a, g) for s, a, g in LAYOUTS if np.prod(s)]
+    + [
+        ((1001, 301), 0, None),
+        ((1001, 301), 1, None),
+        ((301, 1001), -1, 64),
+        ((1001, 301), 0, 64),
+        ((3, 101, 301), 1, 64),
+        ((5, 7, 301), 1, None),
+    ],
+)
+def test_min_max(level, shape, axis, group, dtype, threads):
+    k = kernel("quantize_range", level)
+    lay = layout_of(shape, axis, group)
+    for special in (False, True):
+        x = sample(int(np.prod(shape)), dtype).reshape(shape)
+        if special:
+            x.ravel()[:: max(1, x.size // 3)] = [np.nan, -np.inf, np.inf, -0.0][
+                : len(x.ravel()[:: max(1, x.size // 3)])
+            ]
+        low, high = (Guarded(np.zeros(lay.scale_shape, dtype)) for _ in range(2))
+        k.min_max(low.array, high.array, x, lay.rows, lay.depth, lay.width, lay.group, threads)
+        wanted = reference.min_max(x, axis, group)
+        for got, want in zip((low, high), wanted, strict=True):
+            np.testing.assert_array_equal(got.array.ravel(), want.ravel())
+            got.check()
+
+
+def test_min_max_of_every_size(level):
+    k = kernel("quantize_range", level)
+    for n in SIZES[1:]:
+        for where in (None, 0, n - 1, n // 2):
+            x = sample(n, "float32")
+            if where is not None:
+                x[where] = np.nan
+            low, high = np.zeros((), "f4"), np.zeros((), "f4")
+            k.min_max(low, high, x, False, n, n, 0, 1)
+            np.testing.assert_array_equal(low, x.min())
+            np.testing.assert_array_equal(high, x.max())
+
+
 def test_ties_need_a_true_division(level):
     """Multiplying by the reciprocal gets these near-ties wrong."""
     k = kernel("quantize", level)

@@ -3,6 +3,9 @@
 from libc.stdint cimport uintptr_t
 
 
+cdef extern from *:
+    void prefetch "__builtin_prefetch" (const void* p) noexcept nogil
+
 cdef extern from "stream.h":
     void stream "fo_stream" (void* target, const void* source, size_t n) noexcept nogil
     void stream_fence "fo_stream_fence" () noexcept nogil

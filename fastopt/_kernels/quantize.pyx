@@ -5,10 +5,7 @@ code = clip(round_half_even(x / scale) + zero_point, low, high), x = (code - zer
 added after rounding; clipping happens in floating point before the conversion, so infinities and
 huge values saturate, and NaN gives ``low``.
 
-Two loops cover every layout (``depth``, ``width``, ``group``):
-runs: outer blocks of ``depth`` elements are cut into runs of ``width``, one scale a run; with
-``group`` each outer block has its own scales. rows: rows of ``width`` elements meet a row of
-scales, changed after ``group`` rows and at the end of an outer block of ``depth`` rows.
+The layout (``rows``, ``depth``, ``width``, ``group``) is explained in _layout.pxd.
 """
 
 cimport numpy as cnp
@@ -20,7 +17,8 @@ from libc.stdint cimport int8_t, int16_t, int32_t, int64_t, uint8_t, uint16_t, u
 from libc.string cimport memcpy
 
 from fastopt._kernels._args cimport data_of
-from fastopt._kernels._stream cimport stream, stream_fence, tile_end
+from fastopt._kernels._layout cimport Layout, Place, place_of, scales_of, take
+from fastopt._kernels._stream cimport prefetch, stream, stream_fence, tile_end
 
 cnp.import_array()
 
@@ -32,22 +30,12 @@ ctypedef fused code:
     int32_t
     uint32_t
 
-cdef extern from *:
-    void prefetch "__builtin_prefetch" (const void* p) noexcept nogil
-
 cdef enum:
     BLOCK = 32  # elements of the innermost loop
     AHEAD = 1024  # elements between a read and its prefetch
     TILE = 1024  # elements of one tile: at most 12 KiB of L1 with its source
     CHUNK = 65536  # elements a thread takes at a time
     STEP = 1 << 25  # elements between two looks for Ctrl-C
-
-cdef struct Layout:
-    bint rows
-    Py_ssize_t depth
-    Py_ssize_t width
-    Py_ssize_t group
-
 
 cdef inline code encode(
     floating x, floating scale, code zero, double low, double high
@@ -185,53 +173,6 @@ cdef inline void decode_row(
         memcpy(out + j, &made[0], (n - j) * sizeof(floating))
 
 
-cdef struct Place:  # where an element stands in its layout
-    Py_ssize_t outer  # block
-    Py_ssize_t inside  # runs: element, rows: row of the block
-    Py_ssize_t column  # rows: element of the row
-    Py_ssize_t parts  # scales (runs) or rows of scales of a block
-
-
-cdef inline Place place_of(Py_ssize_t i, Layout lay) noexcept nogil:
-    cdef Place p
-    if lay.rows:
-        p.inside = i // lay.width
-        p.column = i - p.inside * lay.width
-        p.parts = (lay.depth + lay.group - 1) // lay.group
-    else:
-        p.inside = i
-        p.column = 0
-        p.parts = (lay.depth + lay.width - 1) // lay.width
-    p.outer = p.inside // lay.depth
-    p.inside -= p.outer * lay.depth
-    return p
-
-
-cdef inline Py_ssize_t take(
-    Place* p, Layout lay, Py_ssize_t most, Py_ssize_t* scale
-) noexcept nogil:
-    """Elements, at most ``most``, up to the end of the run or row at ``p``; ``scale`` gets the
-    index of their (first) scale; ``p`` moves on."""
-    cdef Py_ssize_t part, n
-    if lay.rows:
-        n = min(most, lay.width - p.column)
-        part = p.outer * p.parts + p.inside // lay.group
-        scale[0] = part * lay.width + p.column
-        p.column += n
-        if p.column == lay.width:
-            p.column = 0
-            p.inside += 1
-    else:
-        part = p.inside // lay.width
-        n = min(most, min((part + 1) * lay.width, lay.depth) - p.inside)
-        scale[0] = (p.outer * p.parts if lay.group else 0) + part
-        p.inside += n
-    if p.inside == lay.depth:
-        p.inside = 0
-        p.outer += 1
-    return n
-
-
 cdef void encode_span(
     code* out, const floating* x, const floating* scale, const code* zero,
     Py_ssize_t start, Py_ssize_t stop, Layout lay, double low, double high,
@@ -346,20 +287,6 @@ cdef int decode_all(
         begin = end
         PyErr_CheckSignals()
     return 0
-
-
-cdef Py_ssize_t scales_of(Py_ssize_t n, Layout lay) except -1:
-    """Scales that a layout of n elements needs; refuses one that does not fit."""
-    cdef Py_ssize_t block = lay.depth * lay.width if lay.rows else lay.depth
-    cdef Py_ssize_t blocks
-    from fastopt.errors import ArrayError
-
-    if lay.depth < 1 or lay.width < 1 or lay.group < (1 if lay.rows else 0) or n % block:
-        raise ArrayError(f"layout: {lay} does not divide {n} elements")
-    blocks = n // block
-    if lay.rows:
-        return blocks * ((lay.depth + lay.group - 1) // lay.group) * lay.width
-    return (blocks if lay.group else 1) * ((lay.depth + lay.width - 1) // lay.width)
 
 
 cdef int encode_to(

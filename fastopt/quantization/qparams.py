@@ -6,7 +6,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from fastopt import _threads
 from fastopt._arrays import Array, as_array
+from fastopt._kernels import quantize_range as kernel
 from fastopt._options import choice
 from fastopt.errors import ArrayError, OptionError
 from fastopt.quantization.formats import Format, format_of
@@ -99,19 +101,24 @@ def choose_qparams(
 def ranges(
     x: Array, *, axis: int | None, group_size: int | None, threads: int | None = None
 ) -> tuple[Array, Array]:
-    """Smallest and largest element of each part of ``x`` that shares a scale."""
+    """Smallest and largest element of each part of ``x`` that shares a scale, in one pass.
+
+    Both are NaN for a part that holds NaN or infinity, both 0 for an array without elements.
+    """
     layout = layout_of(x.shape, axis, group_size)
-    if x.size == 0:
-        zeros = np.zeros(layout.scale_shape, x.dtype)
-        return zeros, zeros.copy()
-    if group_size is None:
-        if axis is None:
-            return np.asarray(x.min()), np.asarray(x.max())
-        other = tuple(i for i in range(x.ndim) if i != axis % x.ndim)
-        return x.min(axis=other), x.max(axis=other)
-    a = (-1 if axis is None else axis) % x.ndim
-    starts = np.arange(0, x.shape[a], group_size)
-    return np.minimum.reduceat(x, starts, axis=a), np.maximum.reduceat(x, starts, axis=a)
+    low = np.zeros(layout.scale_shape, x.dtype)
+    high = np.zeros(layout.scale_shape, x.dtype)
+    kernel.min_max(
+        low,
+        high,
+        x,
+        layout.rows,
+        layout.depth,
+        layout.width,
+        layout.group,
+        _threads.resolve(threads, x.size),
+    )
+    return low, high
 
 
 def qparams_from_range(
