@@ -16,20 +16,20 @@ DTYPES = ("float32", "float64")
 
 # name -> (rule, options for the kernel, options for the twin)
 SGD = {
-    "plain": ((0.1, 1, 0, 0, 0, 0), {"lr": 0.1}),
-    "decay, maximize": ((0.1, -1, 0.3, 0, 0, 0), {"lr": 0.1, "weight_decay": 0.3, "scale": -1}),
-    "momentum": ((0.1, 1, 0, 0.9, 0, 0), {"lr": 0.1, "momentum": 0.9}),
+    "plain": ((0.1, 1, 0, 0, 0, 0, 0), {"lr": 0.1}),
+    "decay, maximize": ((0.1, -1, 0.3, 0, 0, 0, 0), {"lr": 0.1, "weight_decay": 0.3, "scale": -1}),
+    "momentum": ((0.1, 1, 0, 0, 0.9, 0, 0), {"lr": 0.1, "momentum": 0.9}),
     "dampening": (
-        (0.1, 1, 0.2, 0.9, 0.4, 0),
+        (0.1, 1, 0.2, 0, 0.9, 0.4, 0),
         {"lr": 0.1, "momentum": 0.9, "dampening": 0.4, "weight_decay": 0.2},
     ),
-    "nesterov": ((0.1, 1, 0, 0.9, 0, 1), {"lr": 0.1, "momentum": 0.9, "nesterov": True}),
+    "nesterov": ((0.1, 1, 0, 0, 0.9, 0, 1), {"lr": 0.1, "momentum": 0.9, "nesterov": True}),
 }
 ADAM = {
-    "plain": ((1e-2, 1, 0.9, 0.999, 1e-8, 0, 0), {}),
-    "coupled": ((1e-2, 1, 0.9, 0.999, 1e-8, 0.3, 0), {"coupled": 0.3}),
+    "plain": ((1e-2, 1, 0, 0, 0.9, 0.999, 1e-8), {}),
+    "coupled": ((1e-2, 1, 0.3, 0, 0.9, 0.999, 1e-8), {"coupled": 0.3}),
     "decoupled, maximize": (
-        (1e-2, -1, 0.9, 0.999, 1e-8, 0, 0.3),
+        (1e-2, -1, 0, 0.3, 0.9, 0.999, 1e-8),
         {"decoupled": 0.3, "scale": -1},
     ),
 }
@@ -95,7 +95,7 @@ def test_twin(level, dtype, threads, values, rule, n_states, twin):
     for t in (1, 2, 3):
         grads = [sample(n, dtype, seed=10 * t, special=n % 2 == 1) for n in SIZES]
         before = [g.copy() for g in grads]
-        plan.step(tuple(grads), 1.0, threads)
+        plan.step(tuple(grads), 1.0, 0.0, False, threads)
         same(grads, before)
         for (p, s), g in zip(want, grads):
             twin(p, g, s, t)
@@ -104,7 +104,7 @@ def test_twin(level, dtype, threads, values, rule, n_states, twin):
         same([s[k].array for s in states], [s[k] for _, s in want])
     for guarded in [*params, *(s for ss in states for s in ss)]:
         guarded.check()
-    assert plan.steps == [3] * len(SIZES)
+    assert plan.counts == [(3, 1.0)] * len(SIZES)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -121,9 +121,15 @@ def test_split_and_threads_do_not_change_bits(level, dtype):
             parts = [p[a:b] for a, b in itertools.pairwise(pieces)]
             states = [tuple(np.zeros(b.size, dtype) for _ in range(2)) for b in parts]
             plan = kernel("update", level).Plan(["adam"], parts, states, [0] * len(parts))
-            plan.set_options(0, (1e-2, 1, 0.9, 0.999, 1e-8, 0, 0.01))
+            plan.set_options(0, (1e-2, 1, 0, 0.01, 0.9, 0.999, 1e-8))
             for _ in range(3):
-                plan.step(tuple(grad[a:b] for a, b in itertools.pairwise(pieces)), 1.0, threads)
+                plan.step(
+                    tuple(grad[a:b] for a, b in itertools.pairwise(pieces)),
+                    1.0,
+                    0.0,
+                    False,
+                    threads,
+                )
             results.append(p.tobytes())
     assert len(set(results)) == 1
 
@@ -136,9 +142,9 @@ def test_levels_give_the_same_bits():
         p, g = sample(1000, "float32"), sample(1000, "float32", seed=5)
         m, v = np.zeros_like(p), np.zeros_like(p)
         plan = kernel("update", one).Plan(["adam"], [p], [(m, v)], [0])
-        plan.set_options(0, (1e-2, 1, 0.9, 0.999, 1e-8, 0.01, 0))
+        plan.set_options(0, (1e-2, 1, 0.01, 0, 0.9, 0.999, 1e-8))
         for _ in range(5):
-            plan.step((g,), 1.0, 1)
+            plan.step((g,), 1.0, 0.0, False, 1)
         found.add((p.tobytes(), m.tobytes(), v.tobytes()))
     assert len(found) == 1
 
@@ -149,12 +155,12 @@ def test_none_and_groups(level):
     want = [a.copy() for a in p]
     state = [(np.zeros(300, "f4"), np.zeros(300, "f4")) for _ in p]
     plan = kernel("update", level).Plan(["adam", "adam"], p, state, [0, 0, 1])
-    plan.set_options(0, (1e-2, 1, 0.9, 0.999, 1e-8, 0, 0))
-    plan.set_options(1, (1e-1, 1, 0.5, 0.9, 1e-3, 0, 0))
+    plan.set_options(0, (1e-2, 1, 0, 0, 0.9, 0.999, 1e-8))
+    plan.set_options(1, (1e-1, 1, 0, 0, 0.5, 0.9, 1e-3))
     g = sample(300, "float32", seed=9)
-    plan.step((g, None, g), 1.0, 1)
-    plan.step((g, g, None), 1.0, 1)
-    assert plan.steps == [2, 1, 1]
+    plan.step((g, None, g), 1.0, 0.0, False, 1)
+    plan.step((g, g, None), 1.0, 0.0, False, 1)
+    assert [t for t, _ in plan.counts] == [2, 1, 1]
     zeros = [[np.zeros(300, "f4"), np.zeros(300, "f4")] for _ in p]
     first, second = (1e-2, 0.9, 0.999, 1e-8), (1e-1, 0.5, 0.9, 1e-3)
     reference.adam(want[0], g, *zeros[0], None, 1, *first)
@@ -169,8 +175,8 @@ def test_scale_multiplies_the_gradient(level):
     p, q, g = sample(100, "float64"), sample(100, "float64"), sample(100, "float64", seed=2)
     for array, grad, scale in ((p, g, 0.25), (q, 0.25 * g, 1.0)):
         plan = kernel("update", level).Plan(["sgd"], [array], [()], [0])
-        plan.set_options(0, (0.1, 1, 0, 0, 0, 0))
-        plan.step((grad,), scale, 1)
+        plan.set_options(0, (0.1, 1, 0, 0, 0, 0, 0))
+        plan.step((grad,), scale, 0.0, False, 1)
     same(p, q)
 
 
@@ -198,15 +204,15 @@ def test_refused_gradient_writes_nothing(fault):
     before = [a.copy() for a in p]
     state = [(np.zeros(20, "f4"), np.zeros(20, "f4")) for _ in p]
     plan = update.Plan(["adam"], p, state, [0, 0])
-    plan.set_options(0, (1e-2, 1, 0.9, 0.999, 1e-8, 0, 0))
+    plan.set_options(0, (1e-2, 1, 0, 0, 0.9, 0.999, 1e-8))
     bad, error = bad_gradients()[fault]
     with pytest.raises(error, match=r"grads\[1\]"):
-        plan.step((np.ones(20, "f4"), bad), 1.0, 1)
+        plan.step((np.ones(20, "f4"), bad), 1.0, 0.0, False, 1)
     with pytest.raises(ArrayError, match="expected 2 gradients"):
-        plan.step((np.ones(20, "f4"),), 1.0, 1)
+        plan.step((np.ones(20, "f4"),), 1.0, 0.0, False, 1)
     for a, b in zip(p, before):
         same(a, b)
-    assert plan.steps == [0, 0]
+    assert plan.counts == [(0, 1.0)] * 2
     assert not any(a.any() for pair in state for a in pair)
 
 
@@ -216,16 +222,16 @@ def test_refuses_gradients_inside_parameters():
     block = np.zeros(100, "f4")
     p = [block[60:80], block[10:30], block[0:0]]
     plan = update.Plan(["sgd"], p, [(), (), ()], [0, 0, 0])
-    plan.set_options(0, (1e-2, 1, 0, 0, 0, 0))
+    plan.set_options(0, (1e-2, 1, 0, 0, 0, 0, 0))
     fine = np.zeros(20, "f4")
     for start in range(81):
         overlaps = (start > 40 and start < 80) or (start < 30 and start + 20 > 10)
         grads = (fine, block[start : start + 20], np.zeros(0, "f4"))
         if overlaps:
             with pytest.raises(ArrayError, match=r"grads\[1\]: shares memory"):
-                plan.step(grads, 1.0, 1)
+                plan.step(grads, 1.0, 0.0, False, 1)
         else:
-            plan.step(grads, 1.0, 1)
+            plan.step(grads, 1.0, 0.0, False, 1)
 
 
 def test_refuses_parameters_that_changed():
@@ -233,10 +239,10 @@ def test_refuses_parameters_that_changed():
 
     p = np.zeros(20, "f4")
     plan = update.Plan(["sgd"], [p], [()], [0])
-    plan.set_options(0, (1e-2, 1, 0, 0, 0, 0))
+    plan.set_options(0, (1e-2, 1, 0, 0, 0, 0, 0))
     p.flags.writeable = False
     with pytest.raises(ArrayError, match=r"params\[0\]: was resized or made read-only"):
-        plan.step((np.ones(20, "f4"),), 1.0, 1)
+        plan.step((np.ones(20, "f4"),), 1.0, 0.0, False, 1)
     for bad, error in (
         (np.zeros(20, "f2"), DTypeError),
         (p, ArrayError),
@@ -252,7 +258,7 @@ def test_refuses_concurrent_steps():
 
     p = np.zeros(400_000, "f4")
     plan = update.Plan(["sgd"], [p], [()], [0])
-    plan.set_options(0, (1.0, -1, 0, 0, 0, 0))
+    plan.set_options(0, (1.0, -1, 0, 0, 0, 0, 0))
     g = np.ones_like(p)
     taken, refused = [0, 0], [0, 0]
     start = threading.Barrier(2)
@@ -261,7 +267,7 @@ def test_refuses_concurrent_steps():
         start.wait()
         for _ in range(100):
             try:
-                plan.step((g,), 1.0, 1)
+                plan.step((g,), 1.0, 0.0, False, 1)
                 taken[k] += 1
             except ConcurrentUseError:
                 refused[k] += 1

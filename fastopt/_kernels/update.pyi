@@ -4,17 +4,33 @@ import numpy as np
 
 _Array = np.ndarray[Any, np.dtype[Any]]
 
-RULES: dict[str, tuple[int, int, int]]
+RULES: dict[str, tuple[int, tuple[bool, ...], int]]
 
 class Plan:
     size: int
-    steps: list[int]
+    counts: list[tuple[int, float]]
     def __init__(
         self,
         rules: list[str],
         params: list[_Array],
         states: list[tuple[_Array, ...]],
         groups: list[int],
+        scales: list[tuple[_Array, ...]] | None = None,
+        seed: int = 0,
     ) -> None: ...
     def set_options(self, group: int, values: tuple[float, ...]) -> None: ...
-    def step(self, grads: tuple[_Array | None, ...], scale: float, threads: int) -> None: ...
+    def set_fused(
+        self,
+        emas: list[_Array] | None,
+        ema_share: float,
+        copies: list[_Array | None] | None,
+        zero_grads: bool,
+    ) -> None: ...
+    def step(
+        self,
+        grads: tuple[_Array | None, ...],
+        scale: float,
+        max_norm: float,
+        guard: bool,
+        threads: int,
+    ) -> float: ...

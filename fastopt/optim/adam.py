@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from fastopt.optim.optimizer import Optimizer, Params, Validator, betas, flag, non_negative
+from fastopt.optim.groups import Params, Validator, betas, flag, non_negative
+from fastopt.optim.optimizer import Optimizer
 
 __all__ = ["Adam", "AdamW"]
 
@@ -33,8 +34,8 @@ class Adam(Optimizer):
         Climb instead of descend.
     decoupled_weight_decay : bool
         Decay as AdamW does.
-    threads : int, optional
-        Threads a step may use. The bits do not depend on it.
+    **shared
+        ``state_dtype``, ``max_grad_norm`` and the other options of :class:`Optimizer`.
 
     Raises
     ------
@@ -44,8 +45,8 @@ class Adam(Optimizer):
     -----
     m <- beta1 m + (1 - beta1) g, v <- beta2 v + (1 - beta2) g^2, m_hat = m / (1 - beta1^t),
     v_hat = v / (1 - beta2^t). One pass: reads p, g, m, v and writes p, m, v: 28 bytes a float32
-    element (36 with amsgrad). Bias corrections are computed in double. Names, defaults and results are torch.optim.Adam's.
-    Kingma and Ba, ICLR 2015, algorithm 1.
+    element (36 with amsgrad). Bias corrections are computed in double. Names, defaults and results
+    are torch.optim.Adam's. Kingma and Ba, ICLR 2015, algorithm 1.
 
     Examples
     --------
@@ -79,7 +80,7 @@ class Adam(Optimizer):
         *,
         maximize: bool = False,
         decoupled_weight_decay: bool = False,
-        threads: int | None = None,
+        **shared: Any,
     ) -> None:
         defaults = {
             "lr": lr,
@@ -90,7 +91,7 @@ class Adam(Optimizer):
             "maximize": maximize,
             "decoupled_weight_decay": decoupled_weight_decay,
         }
-        super().__init__(params, defaults, threads=threads)
+        super().__init__(params, defaults, **shared)
 
     def _rule(self, group: Mapping[str, Any]) -> str:
         return "adam_amsgrad" if group["amsgrad"] else "adam"
@@ -100,15 +101,7 @@ class Adam(Optimizer):
         return names if rule == "adam_amsgrad" else names[:2]
 
     def _scalars(self, group: Mapping[str, Any]) -> tuple[float, ...]:
-        decay, decoupled = group["weight_decay"], group["decoupled_weight_decay"]
-        return (
-            group["lr"],
-            -1.0 if group["maximize"] else 1.0,
-            *group["betas"],
-            group["eps"],
-            0.0 if decoupled else decay,
-            decay if decoupled else 0.0,
-        )
+        return *group["betas"], group["eps"]
 
 
 class AdamW(Adam):
@@ -116,7 +109,7 @@ class AdamW(Adam):
 
     Parameters
     ----------
-    params, lr, betas, eps, weight_decay, amsgrad, maximize, threads
+    params, lr, betas, eps, weight_decay, amsgrad, maximize, **shared
         As for :class:`Adam`; weight_decay defaults to 0.01.
 
     Notes
@@ -144,7 +137,7 @@ class AdamW(Adam):
         amsgrad: bool = False,
         *,
         maximize: bool = False,
-        threads: int | None = None,
+        **shared: Any,
     ) -> None:
         super().__init__(
             params,
@@ -155,5 +148,5 @@ class AdamW(Adam):
             amsgrad,
             maximize=maximize,
             decoupled_weight_decay=True,
-            threads=threads,
+            **shared,
         )

@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
-import copy
-import itertools
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, ClassVar, TypeAlias
+import math
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, ClassVar
 
 import numpy as np
 
-from fastopt._arrays import Array, as_array, as_target
+from fastopt._arrays import Array, as_array
 from fastopt._kernels import update
-from fastopt._options import integer, number
+from fastopt._options import choice, integer, number
+from fastopt._random import Seed, key_of
 from fastopt._threads import resolve
-from fastopt.errors import ArrayError, DTypeError, FormatError, OptionError
+from fastopt.errors import ArrayError, DivergedError, DTypeError, FormatError, OptionError
+from fastopt.optim import state as states
+from fastopt.optim.groups import (
+    ParamGroup,
+    Params,
+    Validator,
+    as_arrays,
+    as_groups,
+    check_separate,
+    flatten,
+    named_targets,
+    read_copies,
+)
 
-__all__ = ["Optimizer", "ParamGroup"]
-
-Params: TypeAlias = "Any"
-Validator: TypeAlias = "Callable[[Any], Any]"
+__all__ = ["Optimizer"]
 
 # Elements below which one thread is faster: the division and the root of Adam take about 1 ns an
 # element, a parallel region on a busy machine up to 40 us (benchmarks/bench_update.py).
@@ -27,119 +36,127 @@ SERIAL_BELOW = 1 << 15
 # Keys that torch.optim writes into its groups and that say how it runs, not what it computes.
 _TORCH_ONLY = frozenset({"foreach", "capturable", "differentiable", "fused", "param_names"})
 _FREE_KEYS = frozenset({"name", "initial_lr"})
-
-
-def non_negative(name: str) -> Validator:
-    return lambda value: number(value, name, low=0.0)
-
-
-def fraction(name: str) -> Validator:
-    return lambda value: number(value, name, low=0.0, high=1.0, high_open=True)
-
-
-def real(name: str) -> Validator:
-    return lambda value: number(value, name)
-
-
-def flag(name: str) -> Validator:
-    def check(value: Any) -> bool:
-        if not isinstance(value, (bool, np.bool_)):
-            raise DTypeError(f"{name}: expected True or False, got {value!r}")
-        return bool(value)
-
-    return check
-
-
-def betas(value: Any) -> tuple[float, float]:
-    try:
-        first, second = value
-    except (TypeError, ValueError):
-        raise DTypeError(f"betas: expected two numbers, got {value!r}") from None
-    check = (fraction("betas[0]"), fraction("betas[1]"))
-    return check[0](first), check[1](second)
-
-
-class ParamGroup(dict[str, Any]):
-    """The parameters and options of one group: a dict that checks what is put into it.
-
-    ``group["lr"] = 0.1`` takes effect at the next step; a value that is not allowed is refused
-    and leaves the group as it was. It pickles and copies as a plain dict.
-    """
-
-    def __init__(self, check: Callable[[str, Any], Any], values: Mapping[str, Any]) -> None:
-        super().__init__(values)
-        self._check = check
-
-    def __setitem__(self, key: str, value: Any) -> None:
-        super().__setitem__(key, self._check(key, value))
-
-    def update(self, *args: Any, **kwargs: Any) -> None:
-        checked = {k: self._check(k, v) for k, v in dict(*args, **kwargs).items()}
-        super().update(checked)
-
-    def setdefault(self, key: str, default: Any = None) -> Any:
-        if key not in self:
-            self[key] = default
-        return self[key]
-
-    def __ior__(self, other: Any) -> ParamGroup:  # type: ignore[override, misc]
-        self.update(other)
-        return self
-
-    def __delitem__(self, key: str) -> None:
-        raise OptionError(f"{key}: an option of a group can be changed but not removed")
-
-    def pop(self, key: str, *default: Any) -> Any:
-        raise OptionError(f"{key}: an option of a group can be changed but not removed")
-
-    def popitem(self) -> tuple[str, Any]:
-        raise OptionError("an option of a group can be changed but not removed")
-
-    def clear(self) -> None:
-        raise OptionError("an option of a group can be changed but not removed")
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return dict, (dict(self),)
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> dict[str, Any]:
-        return {k: copy.deepcopy(v, memo) for k, v in self.items()}
+_KEPT = (
+    *("_params", "_names", "_single", "_defaults", "_state_dtype", "_max_norm", "_on_nonfinite"),
+    *("_zero_grads", "_ema_decay", "_key", "_copies", "_counts"),
+    *("schedule", "threads", "grad_norm", "skipped"),
+)
+_FIRST = (0, 1.0)  # steps taken, NAdam's product of momenta
 
 
 class Optimizer:
     """Parameters, their groups and their state; the subclasses bring the rule and its options.
 
+    Parameters
+    ----------
+    params : array, list of arrays, dict of arrays, or list of groups
+        float32 or float64, C-contiguous, any shape, overwritten by ``step``. A group is a dict
+        with the key ``"params"`` and any options of the family.
+    state_dtype : "float32", "bfloat16" or "int8"
+        How the moments of float32 parameters are stored: in full; in 2 bytes (second moments
+        stochastically rounded); in 1 byte, companded in blocks of 256 that share a scale,
+        stochastically rounded. float64 parameters keep float64 state.
+    max_grad_norm : float, optional
+        Scale the gradients so that their common norm is at most this, as
+        torch.nn.utils.clip_grad_norm_; one more pass that reads them.
+    on_nonfinite : "ignore", "skip" or "raise"
+        What a NaN or infinite gradient does: the arithmetic goes on; the whole step is left out
+        (``skipped``); DivergedError. The last two cost the same pass.
+    zero_grads : bool
+        Set the gradients to zero in the same pass, once used.
+    ema_decay : float, optional
+        Keep a moving average of the weights, ema <- decay ema + (1 - decay) p, in ``ema``.
+    copy_out : arrays like params, optional
+        float16 or bfloat16 arrays (or None for some) that get the new float32 weights, rounded
+        to nearest, at every step and now.
+    schedule : callable, optional
+        ``schedule(t)`` is the factor on every group's lr at step t = 0, 1, ...
+    seed : int, SeedSequence, Generator or None
+        Of the stochastic rounding; None is 0 here.
+    threads : int, optional
+        Threads a step may use; None for the rule of the package. The bits do not depend on it.
+
     Attributes
     ----------
     param_groups : list of ParamGroup
-        One dict a group: ``"params"`` (list of the arrays) and the options. Options may be
-        changed between steps.
-    threads : int or None
-        Threads a step may use; None for the rule of the package.
+        One dict a group: ``"params"`` (list of the arrays) and the options, which may be changed
+        between steps.
+    ema : list of ndarray or None
+        Averages of the parameters, in their order.
+    grad_norm : float or None
+        Norm of all gradients at the last step, where it was computed.
+    skipped : bool
+        Whether the last step was left out.
+    n_steps, n_skipped : int
+        Steps taken and left out.
     """
 
-    # Filled by each family: option name -> its check, in torch.optim's order.
-    _options: ClassVar[dict[str, Validator]] = {}
-    # Options that hold for the whole optimizer, not a group.
-    param_groups: list[ParamGroup]
+    _options: ClassVar[dict[str, Validator]] = {}  # name -> check, in torch.optim's order
+    _narrow_state: ClassVar[bool] = True  # whether state_dtype may be narrow
 
     def __init__(
-        self, params: Params, defaults: dict[str, Any], *, threads: int | None = None
+        self,
+        params: Params,
+        defaults: dict[str, Any],
+        *,
+        state_dtype: str = "float32",
+        max_grad_norm: float | None = None,
+        on_nonfinite: str = "ignore",
+        zero_grads: bool = False,
+        ema_decay: float | None = None,
+        copy_out: Any = None,
+        schedule: Callable[[int], float] | None = None,
+        seed: Seed = 0,
+        threads: int | None = None,
     ) -> None:
         self._defaults = {k: self._options[k](v) for k, v in defaults.items()}
+        self._state_dtype = choice(state_dtype, "state_dtype", states.STATE_DTYPES)
+        if self._state_dtype != "float32" and not self._narrow_state:
+            raise OptionError(f"state_dtype: {type(self).__name__} keeps its state in float32")
+        self._max_norm = (
+            0.0
+            if max_grad_norm is None
+            else number(max_grad_norm, "max_grad_norm", low=0.0, low_open=True)
+        )
+        self._on_nonfinite = choice(on_nonfinite, "on_nonfinite", ("ignore", "skip", "raise"))
+        self._zero_grads = bool(zero_grads)
+        self._ema_decay = (
+            None if ema_decay is None else number(ema_decay, "ema_decay", low=0.0, high=1.0)
+        )
+        if schedule is not None and not callable(schedule):
+            raise DTypeError(f"schedule: expected a function, got {type(schedule).__name__}")
+        self.schedule = schedule
+        self._key = key_of(0 if seed is None else seed)
         self.threads = None if threads is None else integer(threads, "threads", low=1)
-        self.param_groups = []
+        self.ema: list[Array] | None = None
+        self._copies: list[Array | None] | None = None
+        self._start(hasattr(params, "shape"))
+        for group in as_groups(params):
+            self._append_group(group)
+        self._check_groups(self.param_groups)
+        self._check_memory()
+        if copy_out is not None:
+            self._copies = read_copies(copy_out, self._params, self._names, self._single)
+        if self._ema_decay is not None:
+            self.ema = [p.copy() for p in self._params]
+        self._build()
+        for p, c in zip(self._params, self._copies or (), strict=False):
+            if c is not None:
+                c[...] = p
+
+    def _start(self, single: bool) -> None:
+        """The fields of an optimizer without parameters."""
+        self.param_groups: list[ParamGroup] = []
         self._params: list[Array] = []
         self._names: list[str | None] = []
         self._group_of: list[int] = []
-        self._state: list[dict[str, Array]] = []
-        self._steps: list[int] = []
-        self._single = False
-        groups = self._read_params(params)
-        for group in groups:
-            self._append_group(group)
-        self._check_group(range(len(self.param_groups)))
-        self._check_memory(self._params)
-        self._build()
+        self._state: list[states.ParamState] = []
+        self._counts: list[tuple[int, float]] = []
+        self._single = single
+        self._factor = 1.0
+        self.grad_norm: float | None = None
+        self.skipped = False
+        self.n_steps = self.n_skipped = 0
 
     # -- what a family defines ---------------------------------------------------------------
 
@@ -152,76 +169,85 @@ class Optimizer:
         raise NotImplementedError
 
     def _scalars(self, group: Mapping[str, Any]) -> tuple[float, ...]:
-        """The group's options in the order that the kernel reads them."""
+        """The group's own options after lr, sign and the two decays, as the kernel reads them."""
         raise NotImplementedError
+
+    def _decoupled(self, group: Mapping[str, Any]) -> bool:
+        """Whether weight_decay shrinks the weights instead of adding to the gradient."""
+        return bool(group.get("decoupled_weight_decay", False))
 
     def _counts_steps(self) -> bool:
         """Whether torch.optim's state of this family has a step count."""
         return True
 
-    def _check_group(self, indices: Iterable[int]) -> None:
+    def _check_groups(self, groups: Iterable[Mapping[str, Any]]) -> None:
         """Refuse combinations of options; called before anything is built."""
 
     # -- the step ----------------------------------------------------------------------------
 
-    def step(self, grads: Any) -> None:
+    def step(self, grads: Any, *, loss_scale: float | None = None) -> None:
         """In place: one step of every parameter that has a gradient.
 
         Parameters
         ----------
         grads : array, sequence of arrays or dict of arrays
             Gradients in the structure of ``params`` (for groups: one after the other), each with
-            its parameter's shape and dtype, C-contiguous. None, or a name left out of a dict,
-            leaves that parameter, its state and its step count untouched.
+            its parameter's shape, C-contiguous, in its dtype (float32 parameters also take
+            float16 and bfloat16). None, or a name left out of a dict, leaves that parameter, its
+            state and its step count untouched.
+        loss_scale : float, optional
+            Divide the gradients by it; ``on_nonfinite="skip"`` then drops overflowed steps.
 
         Raises
         ------
         ArrayError, DTypeError
             Wrong count, shape, dtype or layout, or a gradient that overlaps a parameter; nothing
             has been written then.
+        DivergedError
+            A gradient is not finite and ``on_nonfinite="raise"``; nothing has been written.
         ConcurrentUseError
             Another thread is inside ``step`` of this optimizer.
         """
+        if self.schedule is not None:
+            self._reschedule(self.schedule)
         if self._stale:
             self._sync()
-        flat = grads if type(grads) is tuple else self._flat(grads)
-        threads = 1 if self._small else resolve(self.threads, self._plan.size, SERIAL_BELOW)
+        flat = grads if type(grads) is tuple else flatten(grads, self._names, self._single)
+        threads = 1 if self._small else resolve(self.threads, self._size, SERIAL_BELOW)
+        scale = 1.0
+        if loss_scale is not None:
+            scale = 1.0 / number(loss_scale, "loss_scale", low=0.0, low_open=True)
         try:
-            self._plan.step(flat, 1.0, threads)
+            norm = self._take(flat, scale, threads)
         except DTypeError:
-            converted = self._converted(flat)
+            converted = as_arrays(flat)
             if converted is None:
                 raise
-            self._plan.step(converted, 1.0, threads)
+            norm = self._take(converted, scale, threads)
+        if norm >= 0.0 or norm != norm:  # somebody asked for it
+            self.grad_norm = norm
+            self.skipped = self._guard and not math.isfinite(norm)
+            if self.skipped:
+                self._leave_out()
+                return
+        self.n_steps += 1
 
-    def _flat(self, grads: Any) -> tuple[Any, ...]:
-        """Gradients as a tuple in the order of the parameters."""
-        if type(grads) is list:
-            return tuple(grads)
-        if isinstance(grads, Mapping):
-            unknown = [k for k in grads if k not in self._names]
-            if unknown:
-                raise ArrayError(f"grads: no parameter is named {unknown[0]!r}")
-            return tuple(grads.get(name) for name in self._names)
-        if self._single and hasattr(grads, "shape"):
-            return (grads,)
-        if isinstance(grads, Iterable) and not hasattr(grads, "shape"):
-            return tuple(grads)
-        raise ArrayError(
-            f"grads: expected a sequence or dict of {len(self._params)} arrays, "
-            f"got {type(grads).__name__}"
-        )
+    def _leave_out(self) -> None:
+        if self._on_nonfinite == "raise":
+            raise DivergedError(
+                "grads: hold NaN or infinity; nothing was changed. Try a smaller lr or "
+                'max_grad_norm, or on_nonfinite="skip"'
+            )
+        self.n_skipped += 1
 
-    def _converted(self, flat: tuple[Any, ...]) -> tuple[Any, ...] | None:
-        """Tensors and other array-likes as ndarrays; None where nothing needed it."""
-        if all(g is None or isinstance(g, np.ndarray) for g in flat):
-            return None
-        return tuple(
-            g
-            if g is None or isinstance(g, np.ndarray)
-            else as_array(g, f"grads[{i}]", dtypes=("float32", "float64", "float16", "bfloat16"))
-            for i, g in enumerate(flat)
-        )
+    def _take(self, flat: tuple[Any, ...], scale: float, threads: int) -> float:
+        """One step; the norm of the gradients where it was asked for, else -1."""
+        return self._plan.step(flat, scale, self._max_norm, self._guard, threads)
+
+    def _reschedule(self, schedule: Callable[[int], float]) -> None:
+        factor = number(schedule(self.n_steps), "schedule's result", low=0.0)
+        if factor != self._factor:
+            self._factor, self._stale = factor, True
 
     # -- parameters and groups ---------------------------------------------------------------
 
@@ -234,78 +260,31 @@ class Optimizer:
             ``"params"`` (array, list or dict of arrays) and any options; the rest are the
             defaults that the optimizer was built with.
         """
-        self._save_steps()
-        before = (
-            list(self.param_groups),
-            list(self._params),
-            list(self._names),
-            list(self._group_of),
-            list(self._state),
-            list(self._steps),
-            self._single,
-        )
+        self._save_counts()
+        fields = ("param_groups", "_params", "_names", "_group_of", "_state", "_counts")
+        before = {name: list(getattr(self, name)) for name in fields}
         try:
             self._append_group(group)
-            self._check_group([len(self.param_groups) - 1])
-            self._check_memory(self._params)
-            self._single = False
+            self._check_groups(self.param_groups[-1:])
+            self._check_memory()
+            new = self._params[len(before["_params"]) :]
+            if self.ema is not None:
+                self.ema = self.ema + [p.copy() for p in new]
+            if self._copies is not None:
+                self._copies = [*self._copies, *(None for _ in new)]
             self._build()
+            self._single = False
         except Exception:
-            (
-                self.param_groups,
-                self._params,
-                self._names,
-                self._group_of,
-                self._state,
-                self._steps,
-                self._single,
-            ) = before
+            for name, value in before.items():
+                setattr(self, name, value)
             raise
-
-    def _read_params(self, params: Params) -> list[Mapping[str, Any]]:
-        """``params`` as a list of groups."""
-        if isinstance(params, Mapping):
-            return [{"params": params}]
-        if hasattr(params, "shape"):
-            self._single = True
-            return [{"params": params}]
-        if not isinstance(params, Iterable) or isinstance(params, (str, bytes)):
-            raise DTypeError(
-                f"params: expected an array, or a list or dict of arrays or groups, "
-                f"got {type(params).__name__}"
-            )
-        items = list(params)
-        if not items:
-            raise ArrayError("params: expected at least one array, got none")
-        if all(isinstance(item, Mapping) for item in items):
-            return items
-        return [{"params": items}]
 
     def _append_group(self, group: Mapping[str, Any]) -> None:
         if not isinstance(group, Mapping) or "params" not in group:
             raise DTypeError('params: a group is a dict with the key "params" and options')
         number_of_group = len(self.param_groups)
-        given = group["params"]
-        if isinstance(given, Mapping):
-            pairs: list[tuple[str | None, Any]] = [(str(k), v) for k, v in given.items()]
-        elif hasattr(given, "shape"):
-            pairs = [(None, given)]
-        elif isinstance(given, Iterable) and not isinstance(given, (str, bytes)):
-            pairs = [
-                item
-                if isinstance(item, tuple) and len(item) == 2 and isinstance(item[0], str)
-                else (None, item)
-                for item in given
-            ]
-        else:
-            raise DTypeError(
-                f"params: expected an array, or a list or dict of arrays, "
-                f"got {type(given).__name__}"
-            )
-        arrays: list[Array] = []
-        for name, value in pairs:
-            where = f"params[{len(self._params) + len(arrays) if name is None else repr(name)}]"
-            arrays.append(as_target(value, where))
+        pairs = named_targets(group["params"], len(self._params))
+        for name, _ in pairs:
             if name is not None and name in self._names:
                 raise ArrayError(f"params: the name {name!r} is used twice")
             self._names.append(name)
@@ -313,11 +292,12 @@ class Optimizer:
         for key, value in group.items():
             if key != "params":
                 options[key] = self._checked(key, value)
+        arrays = [a for _, a in pairs]
         self.param_groups.append(ParamGroup(self._changed, {"params": arrays, **options}))
         self._params += arrays
         self._group_of += [number_of_group] * len(arrays)
         self._state += [{} for _ in arrays]
-        self._steps += [0] * len(arrays)
+        self._counts += [_FIRST for _ in arrays]
 
     def _checked(self, key: str, value: Any) -> Any:
         if key in _FREE_KEYS:
@@ -337,18 +317,10 @@ class Optimizer:
         self._stale = True
         return checked
 
-    @staticmethod
-    def _check_memory(arrays: Sequence[Array]) -> None:
-        """Refuse parameters that share memory with each other."""
-        spans = sorted(
-            (a.ctypes.data, a.ctypes.data + a.nbytes, i) for i, a in enumerate(arrays) if a.size
-        )
-        for (_, end, i), (start, _, j) in itertools.pairwise(spans):
-            if start < end:
-                raise ArrayError(
-                    f"params[{max(i, j)}]: shares memory with params[{min(i, j)}]; "
-                    "give each parameter once"
-                )
+    def _check_memory(self) -> None:
+        named = [(f"params[{i}]", p) for i, p in enumerate(self._params)]
+        copies = [(f"copy_out[{i}]", c) for i, c in enumerate(self._copies or ()) if c is not None]
+        check_separate([*named, *copies])
 
     # -- the plan ----------------------------------------------------------------------------
 
@@ -356,53 +328,41 @@ class Optimizer:
         """Bind everything to a new Plan; state that exists is kept."""
         rules = [self._rule(group) for group in self.param_groups]
         names = [self._state_names(rules[g]) for g in self._group_of]
-        self._allocate(names)
-        states = [tuple(s[n] for n in ns) for s, ns in zip(self._state, names, strict=True)]
-        self._plan = update.Plan(rules, self._params, states, self._group_of)
-        self._plan.steps = self._steps
-        self._rules = rules
-        self._small = self.threads is None and self._plan.size < SERIAL_BELOW
-        self._stale = True
-
-    def _allocate(self, names: Sequence[tuple[str, ...]]) -> None:
-        """State arrays that are missing, zero, in one slab.
-
-        Each begins on its own cache line and a little further into its page than the one before:
-        streams at equal offsets in their pages evict each other (benchmarks/bench_update.py).
-        """
-        missing = [
-            (i, name)
-            for i, wanted in enumerate(names)
-            for name in wanted
-            if name not in self._state[i]
+        signs = [update.RULES[rules[g]][1] for g in self._group_of]
+        self._state = states.allocate(self._params, names, signs, self._state, self._state_dtype)
+        own = [tuple(s[n] for n in ns) for s, ns in zip(self._state, names, strict=True)]
+        scales = [
+            tuple(s[n + states.SCALE] for n in ns if n + states.SCALE in s)
+            for s, ns in zip(self._state, names, strict=True)
         ]
-        for i, wanted in enumerate(names):
-            self._state[i] = {k: v for k, v in self._state[i].items() if k in wanted}
-        if not missing:
-            return
-        offsets, end = [], 0
-        for i, _ in missing:
-            offsets.append(end)
-            end += -(-self._params[i].nbytes // 64) * 64 + 17 * 64
-        slab = np.zeros(end + 64, np.uint8)
-        first = -slab.ctypes.data % 64
-        for (i, name), at in zip(missing, offsets, strict=True):
-            p = self._params[i]
-            part = slab[first + at : first + at + p.nbytes]
-            self._state[i][name] = part.view(p.dtype).reshape(p.shape)
+        plan = update.Plan(rules, self._params, own, self._group_of, scales, self._key)
+        share = 0.0 if self._ema_decay is None else 1.0 - self._ema_decay
+        plan.set_fused(self.ema, share, self._copies, self._zero_grads)
+        plan.counts = self._counts
+        self._plan, self._rules, self._size = plan, rules, plan.size
+        self._guard = self._on_nonfinite != "ignore"
+        self._small = self.threads is None and self._size < SERIAL_BELOW
+        self._stale = True
 
     def _sync(self) -> None:
         """Hand changed options to the kernel; a change of rule rebuilds the plan."""
-        self._check_group(range(len(self.param_groups)))
+        self._check_groups(self.param_groups)
         if [self._rule(group) for group in self.param_groups] != self._rules:
-            self._save_steps()
+            self._save_counts()
             self._build()
         for i, group in enumerate(self.param_groups):
-            self._plan.set_options(i, self._scalars(group))
+            decay, decoupled = group.get("weight_decay", 0.0), self._decoupled(group)
+            common = (
+                group["lr"] * self._factor,
+                -1.0 if group.get("maximize", False) else 1.0,
+                0.0 if decoupled else decay,
+                decay if decoupled else 0.0,
+            )
+            self._plan.set_options(i, common + self._scalars(group))
         self._stale = False
 
-    def _save_steps(self) -> None:
-        self._steps = self._plan.steps
+    def _save_counts(self) -> None:
+        self._counts = self._plan.counts
 
     # -- state -------------------------------------------------------------------------------
 
@@ -411,13 +371,18 @@ class Optimizer:
 
         ``{"state": {i: {"step": t, "exp_avg": ..., ...}}, "param_groups": [{"lr": ..., "params":
         [0, 1, ...]}, ...]}`` with parameters numbered through in order; a parameter that never
-        had a gradient has no entry in ``"state"``.
+        had a gradient has no entry in ``"state"``. What torch does not have (narrow state with
+        its scales, averages, counters, the schedule's state) stands under further names.
         """
-        self._save_steps()
+        self._save_counts()
         state: dict[int, dict[str, Any]] = {}
         for i, arrays in enumerate(self._state):
-            if self._steps[i]:
-                entry: dict[str, Any] = {"step": self._steps[i]} if self._counts_steps() else {}
+            if self._counts[i][0]:
+                entry: dict[str, Any] = {}
+                if self._counts_steps():
+                    entry["step"] = self._counts[i][0]
+                if self._rules[self._group_of[i]] == "nadam":
+                    entry["mu_product"] = self._counts[i][1]
                 entry.update({name: a.copy() for name, a in arrays.items()})
                 if entry:
                     state[i] = entry
@@ -427,7 +392,13 @@ class Optimizer:
             plain = {k: v for k, v in group.items() if k != "params"}
             groups.append({**plain, "params": list(range(first, first + count))})
             first += count
-        return {"state": state, "param_groups": groups}
+        extra: dict[str, Any] = {"n_steps": self.n_steps, "n_skipped": self.n_skipped}
+        if self.ema is not None:
+            extra["ema"] = [a.copy() for a in self.ema]
+        schedule: Any = self.schedule
+        if hasattr(schedule, "state_dict"):
+            extra["schedule"] = schedule.state_dict()
+        return {"state": state, "param_groups": groups, "fastopt": extra}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """In place: take over the state and options of ``state_dict`` (ours or torch.optim's).
@@ -441,85 +412,83 @@ class Optimizer:
             raise FormatError('state_dict: expected a dict with "state" and "param_groups"')
         groups = list(state_dict["param_groups"])
         sizes = [len(g["params"]) for g in groups]
-        if sizes != [len(g["params"]) for g in self.param_groups]:
-            raise FormatError(
-                f"state_dict: expected groups of {[len(g['params']) for g in self.param_groups]} "
-                f"parameters, got {sizes}"
-            )
+        own = [len(g["params"]) for g in self.param_groups]
+        if sizes != own:
+            raise FormatError(f"state_dict: expected groups of {own} parameters, got {sizes}")
         new_groups = []
         for old, group in zip(self.param_groups, groups, strict=True):
-            options = {
-                k: self._checked(k, v)
-                for k, v in group.items()
-                if k != "params" and k not in _TORCH_ONLY
-            }
-            new_groups.append({**old, **options})
+            kept = {k: v for k, v in group.items() if k != "params" and k not in _TORCH_ONLY}
+            new_groups.append({**old, **{k: self._checked(k, v) for k, v in kept.items()}})
+        self._check_groups(new_groups)
         ids = [i for g in groups for i in g["params"]]
-        entries = [state_dict["state"].get(i, {}) for i in ids]
         unknown = set(state_dict["state"]) - set(ids)
         if unknown:
             raise FormatError(f"state_dict: state for unknown parameters {sorted(unknown)}")
         loaded = [
-            self._read_entry(i, entry, new_groups[self._group_of[i]])
-            for i, entry in enumerate(entries)
+            self._read_entry(i, state_dict["state"].get(k, {}), new_groups[self._group_of[i]])
+            for i, k in enumerate(ids)
         ]
+        extra = state_dict.get("fastopt", {})
+        if self.ema is not None and extra.get("ema") is not None:
+            for mine, theirs in zip(self.ema, extra["ema"], strict=True):
+                np.copyto(mine, as_array(theirs, "ema", shape=mine.shape))
+        schedule: Any = self.schedule
+        if hasattr(schedule, "load_state_dict") and "schedule" in extra:
+            schedule.load_state_dict(extra["schedule"])
         for group, new in zip(self.param_groups, new_groups, strict=True):
             dict.update(group, new)
-        self._steps = [t for t, _ in loaded]
+        self._counts = [count for count, _ in loaded]
         self._state = [arrays for _, arrays in loaded]
+        self.n_steps = int(extra.get("n_steps", max((t for t, _ in self._counts), default=0)))
+        self.n_skipped = int(extra.get("n_skipped", 0))
         self._build()
 
     def _read_entry(
         self, i: int, entry: Mapping[str, Any], group: Mapping[str, Any]
-    ) -> tuple[int, dict[str, Array]]:
-        """One parameter's step count and fresh copies of its state arrays."""
-        p = self._params[i]
-        names = self._state_names(self._rule(group))
-        held = {k: v for k, v in entry.items() if k != "step" and v is not None}
-        arrays: dict[str, Array] = {}
+    ) -> tuple[tuple[int, float], states.ParamState]:
+        """One parameter's counts and fresh copies of its state arrays."""
+        where = f"state of parameter {i}"
+        rule = self._rule(group)
+        held = {
+            k: v for k, v in entry.items() if k not in ("step", "mu_product") and v is not None
+        }
+        arrays: states.ParamState = {}
         if held:
-            for name in names:
-                if name not in held:
-                    raise FormatError(f"state_dict: state of parameter {i} lacks {name!r}")
-                try:
-                    a = as_array(held[name], name, cast=p.dtype.name, shape=p.shape)
-                except (ArrayError, DTypeError) as error:
-                    raise FormatError(f"state_dict: state of parameter {i}: {error}") from None
-                arrays[name] = np.array(a, p.dtype, order="C", copy=True)
+            arrays = states.read(
+                held,
+                self._params[i],
+                self._state_names(rule),
+                update.RULES[rule][1],
+                self._state_dtype,
+                where,
+            )
+        step = 1 if held else 0
         if self._counts_steps():
             raw = float(np.asarray(entry.get("step", 0)))
             if not raw.is_integer() or raw < 0 or (held and raw == 0):
                 raise FormatError(f"state_dict: step of parameter {i}: got {raw!r}")
             step = int(raw)
-        else:
-            step = 1 if held else 0
-        return step, arrays
+        return (step, float(np.asarray(entry.get("mu_product", 1.0)))), arrays
 
     def __getstate__(self) -> dict[str, Any]:
-        return {
-            "params": self._params,
-            "names": self._names,
-            "single": self._single,
-            "defaults": self._defaults,
-            "threads": self.threads,
-            "state_dict": self.state_dict(),
-            "steps": self._steps,
-        }
+        return {"state_dict": self.state_dict(), **{name: getattr(self, name) for name in _KEPT}}
 
     def __setstate__(self, saved: dict[str, Any]) -> None:
-        self._defaults = saved["defaults"]
-        self.threads = saved["threads"]
-        self.param_groups, self._params, self._names = [], [], []
-        self._group_of, self._state, self._steps = [], [], []
-        names, params = saved["names"], saved["params"]
-        for group in saved["state_dict"]["param_groups"]:
-            pairs = [(names[i], params[i]) for i in group["params"]]
+        state_dict = saved["state_dict"]
+        self._start(saved["_single"])
+        self.schedule = None  # its state comes with itself, not with the state dict
+        for name, value in saved.items():
+            if name not in ("state_dict", "_params", "_names", "_counts", "schedule"):
+                setattr(self, name, value)
+        for group in state_dict["param_groups"]:
+            pairs = [(saved["_names"][i], saved["_params"][i]) for i in group["params"]]
             arrays = [p if n is None else (n, p) for n, p in pairs]
             self._append_group({**group, "params": arrays})
-        self._single = saved["single"]
+        self.ema = None if self._ema_decay is None else [p.copy() for p in self._params]
         self._build()
-        self.load_state_dict(saved["state_dict"])
-        self._plan.steps = saved["steps"]
+        self.load_state_dict(state_dict)
+        self._plan.counts = saved["_counts"]
+        self.schedule = saved["schedule"]
 
     def __repr__(self) -> str:
         lines = [f"{type(self).__name__} ("]

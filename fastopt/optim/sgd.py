@@ -6,7 +6,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
 
 from fastopt.errors import OptionError
-from fastopt.optim.optimizer import Optimizer, Params, Validator, flag, non_negative, real
+from fastopt.optim.groups import Params, Validator, flag, non_negative, real
+from fastopt.optim.optimizer import Optimizer
 
 __all__ = ["SGD"]
 
@@ -31,8 +32,8 @@ class SGD(Optimizer):
         Nesterov's look-ahead; needs momentum > 0 and dampening = 0.
     maximize : bool
         Climb instead of descend.
-    threads : int, optional
-        Threads a step may use. The bits do not depend on it.
+    **shared
+        ``state_dtype``, ``max_grad_norm`` and the other options of :class:`Optimizer`.
 
     Raises
     ------
@@ -74,7 +75,7 @@ class SGD(Optimizer):
         nesterov: bool = False,
         *,
         maximize: bool = False,
-        threads: int | None = None,
+        **shared: Any,
     ) -> None:
         defaults = {
             "lr": lr,
@@ -84,11 +85,10 @@ class SGD(Optimizer):
             "nesterov": nesterov,
             "maximize": maximize,
         }
-        super().__init__(params, defaults, threads=threads)
+        super().__init__(params, defaults, **shared)
 
-    def _check_group(self, indices: Iterable[int]) -> None:
-        for i in indices:
-            group = self.param_groups[i]
+    def _check_groups(self, groups: Iterable[Mapping[str, Any]]) -> None:
+        for group in groups:
             if group["nesterov"] and (group["momentum"] <= 0 or group["dampening"] != 0):
                 raise OptionError("nesterov: needs momentum > 0 and dampening = 0")
 
@@ -102,11 +102,4 @@ class SGD(Optimizer):
         return False
 
     def _scalars(self, group: Mapping[str, Any]) -> tuple[float, ...]:
-        return (
-            group["lr"],
-            -1.0 if group["maximize"] else 1.0,
-            group["weight_decay"],
-            group["momentum"],
-            group["dampening"],
-            float(group["nesterov"]),
-        )
+        return group["momentum"], group["dampening"], float(group["nesterov"])

@@ -1,0 +1,56 @@
+"""What the optimiser kernels share: the rules' numbers, an array's row, the sizes of the cuts."""
+
+from libc.stdint cimport uint64_t
+
+cdef enum:
+    UNIT = 256  # elements: threads never split one; a block of int8 state
+    CHUNK = 64  # units a thread takes at a time: 16 Ki elements, about 10 us of Adam
+    TILE = 1024  # elements that are widened, updated and narrowed while they are in L1
+    SCALARS = 12
+    STATES = 3
+
+cdef enum Rule:
+    SGD_PLAIN
+    SGD_MOMENTUM
+    LION
+    ADAM
+    ADAM_AMSGRAD
+    NADAM
+    RADAM
+    ADAMAX
+    RMSPROP
+    RMSPROP_MOMENTUM
+    RMSPROP_CENTERED
+    RMSPROP_CENTERED_MOMENTUM
+    ADAGRAD
+    ADADELTA
+    LAMB
+
+cdef enum Kind:  # how an array's numbers are stored
+    SAME  # as the parameter's
+    HALF  # float16
+    BFLOAT  # bfloat16; as state: stochastically rounded
+    BYTE  # 8 bits, companded, a float32 scale for each unit
+
+cdef struct Row:
+    char* p
+    char* g  # NULL: no gradient this step
+    char* s[STATES]
+    float* scales[STATES]  # BYTE state only
+    char* ema
+    char* copy
+    Py_ssize_t n
+    Py_ssize_t unit  # the number of its first unit
+    Py_ssize_t slot  # its scalars
+    double product  # NAdam: of the momenta so far
+    double trust  # LAMB: the layer's ratio
+    uint64_t key  # random bits of this step
+    long long step
+    int group
+    int rule
+    int wide  # bytes of an element: 8 or 4
+    int grad_kind
+    int state_kind
+    int n_states
+    int copy_kind
+    bint signs[STATES]  # whether that state has a sign

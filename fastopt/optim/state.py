@@ -1,0 +1,126 @@
+"""An optimizer's state arrays: where they lie, how they are stored, how they travel."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from fastopt._arrays import Array, as_array
+from fastopt._kernels import update_state
+from fastopt.errors import ArrayError, DTypeError, FormatError
+
+__all__ = ["STATE_DTYPES", "ParamState", "allocate", "full", "read"]
+
+STATE_DTYPES = ("float32", "bfloat16", "int8")
+BLOCK = 256  # values that share a scale in 8-bit state
+
+# One parameter's state: name -> array; 8-bit codes have their scales under name + SCALE.
+ParamState: TypeAlias = "dict[str, Array]"
+SCALE = "_scale"
+
+
+def _forms(p: Array, state_dtype: str, signed: bool) -> list[tuple[str, str, tuple[int, ...]]]:
+    """(suffix, dtype, shape) of what one state array of ``p`` needs; float64 is never narrowed."""
+    if state_dtype == "float32" or p.dtype == np.float64:
+        return [("", p.dtype.name, p.shape)]
+    if state_dtype == "bfloat16":
+        return [("", "uint16", p.shape)]
+    blocks = -(-p.size // BLOCK)
+    return [("", "int8" if signed else "uint8", p.shape), (SCALE, "float32", (blocks,))]
+
+
+def allocate(
+    params: Sequence[Array],
+    names: Sequence[tuple[str, ...]],
+    signs: Sequence[tuple[bool, ...]],
+    state: Sequence[ParamState],
+    state_dtype: str,
+) -> list[ParamState]:
+    """The state each parameter needs: what it has already, the rest zero, in one slab.
+
+    Each array begins on its own cache line and a little further into its page than the one
+    before: streams at equal offsets in their pages get in each other's way.
+    """
+    wanted = [
+        {
+            name + suffix: (dtype, shape)
+            for name, signed in zip(ns, ss, strict=True)
+            for suffix, dtype, shape in _forms(p, state_dtype, signed)
+        }
+        for p, ns, ss in zip(params, names, signs, strict=True)
+    ]
+    missing, end = [], 0
+    for i, arrays in enumerate(wanted):
+        for name, (dtype, shape) in arrays.items():
+            if name not in state[i]:
+                size = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
+                missing.append((i, name, dtype, shape, end, size))
+                end += -(-size // 64) * 64 + 17 * 64
+    slab = np.zeros(end + 64 if missing else 0, np.uint8)
+    first = -slab.ctypes.data % 64
+    result = [{k: s[k] for k in arrays if k in s} for arrays, s in zip(wanted, state, strict=True)]
+    for i, name, dtype, shape, at, size in missing:
+        result[i][name] = slab[first + at : first + at + size].view(dtype).reshape(shape)
+    return result
+
+
+def full(arrays: ParamState, name: str) -> Array:
+    """A copy of one state array in full precision."""
+    stored = arrays[name]
+    if stored.dtype.kind == "f":
+        return np.array(stored)
+    out = np.empty(stored.shape, np.float32)
+    update_state.decode_state(out, stored, arrays.get(name + SCALE))
+    return out
+
+
+def read(
+    entry: Mapping[str, Any],
+    p: Array,
+    names: tuple[str, ...],
+    signs: tuple[bool, ...],
+    state_dtype: str,
+    where: str,
+) -> ParamState:
+    """Fresh state arrays of ``p`` from an entry of a state dict, narrowed or widened as needed."""
+    arrays: ParamState = {}
+    for name, signed in zip(names, signs, strict=True):
+        if entry.get(name) is None:
+            raise FormatError(f"state_dict: {where} lacks {name!r}")
+        forms = _forms(p, state_dtype, signed)
+        value = np.asarray(entry[name]) if _is_codes(entry[name]) else entry[name]
+        try:
+            if _is_codes(value) and value.dtype.name == forms[0][1]:
+                for suffix, dtype, shape in forms:
+                    a = as_array(
+                        entry.get(name + suffix), name + suffix, dtypes=(dtype,), shape=shape
+                    )
+                    arrays[name + suffix] = np.array(a, order="C", copy=True)
+                continue
+            if _is_codes(value):
+                held = {name: np.ascontiguousarray(value)}
+                if value.dtype.itemsize == 1:
+                    blocks = (-(-value.size // BLOCK),)
+                    scales = as_array(
+                        entry.get(name + SCALE), name + SCALE, dtypes=("float32",), shape=blocks
+                    )
+                    held[name + SCALE] = scales
+                value = full(held, name)
+            target = p.dtype.name if len(forms) == 1 and forms[0][1] != "uint16" else "float32"
+            a = as_array(value, name, dtypes=("float32", "float64"), cast=target, shape=p.shape)
+        except (ArrayError, DTypeError) as error:
+            raise FormatError(f"state_dict: {where}: {error}") from None
+        a = np.array(a, target, order="C", copy=True)
+        if forms[0][1] == target:
+            arrays[name] = a
+            continue
+        for suffix, dtype, shape in forms:
+            arrays[name + suffix] = np.empty(shape, dtype)
+        update_state.encode_state(arrays[name], arrays.get(name + SCALE), a, 0)
+    return arrays
+
+
+def _is_codes(value: Any) -> bool:
+    return isinstance(value, np.ndarray) and value.dtype.name in ("uint16", "int8", "uint8")
