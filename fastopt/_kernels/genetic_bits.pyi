@@ -1,0 +1,19 @@
+from typing import Any
+
+from numpy.typing import NDArray
+
+def breed_bits(
+    child: NDArray[Any],
+    parents: NDArray[Any],
+    mates: NDArray[Any],
+    crossover: int,
+    rate: float,
+    gene_rate: float,
+    mutation_rate: float,
+    key: int,
+    generation: int,
+    threads: int,
+) -> None: ...
+def flip(
+    x: NDArray[Any], mutation_rate: float, key: int, generation: int, threads: int
+) -> None: ...

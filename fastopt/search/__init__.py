@@ -1,0 +1,27 @@
+"""Search over mixed spaces: spaces, engines to ask and tell, and the loop around them."""
+
+from fastopt.search.driver import minimize
+from fastopt.search.engine import Random
+from fastopt.search.genetic import Genetic
+from fastopt.search.greedy import Greedy
+from fastopt.search.operators import tournament, variation
+from fastopt.search.result import Progress, Result
+from fastopt.search.space import Bool, Choice, Float, Int, Permutation, Space, Vector
+
+__all__ = [
+    "Bool",
+    "Choice",
+    "Float",
+    "Genetic",
+    "Greedy",
+    "Int",
+    "Permutation",
+    "Progress",
+    "Random",
+    "Result",
+    "Space",
+    "Vector",
+    "minimize",
+    "tournament",
+    "variation",
+]

@@ -1,0 +1,295 @@
+"""The loop: ask an engine, evaluate, tell, until a budget ends."""
+
+from __future__ import annotations
+
+import math
+import time
+from array import array
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from fastopt._options import choice, integer, number
+from fastopt._random import Seed
+from fastopt.errors import DTypeError, OptionError
+from fastopt.search.engine import Engine, Random, space_of
+from fastopt.search.evaluation import evaluate_batch, evaluate_one, takes_keywords
+from fastopt.search.genetic import Genetic
+from fastopt.search.greedy import Greedy
+from fastopt.search.result import Progress, Result
+from fastopt.search.space import Matrix, Space
+
+__all__ = ["minimize"]
+
+METHODS = ("auto", "random", "greedy", "genetic")
+# Cells of the trials' matrix up to which every trial is kept for to_frame (256 MB).
+KEEP_CELLS = 1 << 25
+# Cells of one vectorised batch of random trials.
+BATCH_CELLS = 1 << 16
+
+
+def minimize(
+    f: Callable[..., Any],
+    space: Space | Mapping[str, Any],
+    *,
+    method: str | Engine = "auto",
+    max_evals: int | None = 1000,
+    max_time: float | None = None,
+    vectorized: bool = False,
+    executor: Any = None,
+    seed: Seed = 0,
+    storage: Any = None,
+    callback: Callable[[Progress], Any] | None = None,
+    x0: Any = None,
+    batch_size: int | None = None,
+    on_error: str = "raise",
+    keep_trials: bool | None = None,
+) -> Result:
+    """Search ``space`` for the trial with the lowest f.
+
+    Parameters
+    ----------
+    f : callable
+        Called with keyword arguments if its parameters are the variables' names, else with one
+        dict; returns a real number. With ``vectorized`` it gets k trials at once, a (k, d)
+        float64 matrix if every variable is a Float, Int or Vector, else a dict of k-element
+        columns, and returns (k,).
+    space : Space or dict of variables
+    method : "auto", "random", "greedy", "genetic", or an engine
+        See docs/search.md for which to use.
+    max_evals : int or None
+        Budget in evaluations; None for no limit (then ``max_time`` is needed).
+    max_time : float, optional
+        Budget in seconds; no trial (or batch) starts after it.
+    vectorized : bool
+        f takes k trials at once.
+    executor : concurrent.futures.Executor, optional
+        Where trials run; the result is the same for any number of workers.
+    seed : int, SeedSequence or Generator
+    storage : path, optional
+        Journal of finished trials; the same call continues it.
+    callback : callable, optional
+        Gets a ``Progress`` after each trial (vectorised or with an executor: after each batch);
+        a true return value ends the search.
+    x0 : dict, list of dicts, or matrix for a numeric space, optional
+        Trials to begin with.
+    batch_size : int, optional
+        Trials proposed from the same knowledge; by default chosen from budget and space, never
+        from the number of workers.
+    on_error : "raise" or "skip"
+        What follows a trial that raised or returned no number, after it was recorded.
+    keep_trials : bool, optional
+        Keep each trial's values for ``to_frame``; by default up to 256 MB of them.
+
+    Returns
+    -------
+    Result
+        ``.x``, ``.fun``, ``.n_evals``, ``.history``, ``.message``, ``.to_frame()`` ...
+
+    Raises
+    ------
+    TrialError
+        f returned something that is not a number (``on_error="raise"``).
+
+    Notes
+    -----
+    NaN and minus infinity count as failed trials: recorded, never the best, no error. Plus
+    infinity is a value, ranked last. Ctrl-C ends the search and returns the best so far. The
+    same seed gives the same trials, up to where a time budget cuts them off.
+
+    Examples
+    --------
+    >>> from fastopt import Float, Int, Space, minimize
+    >>> space = Space(x=Float(-2, 2), n=Int(1, 8))
+    >>> res = minimize(lambda x, n: (x - 1) ** 2 + abs(n - 3), space, max_evals=300)
+    >>> res.x["n"], bool(abs(res.x["x"] - 1) < 0.05)
+    (3, True)
+    """
+    if not callable(f):
+        raise DTypeError(f"f: expected a callable, got {type(f).__name__}")
+    space = space_of(space)
+    if max_evals is not None:
+        max_evals = integer(max_evals, "max_evals", low=1)
+    elif max_time is None:
+        raise OptionError("max_evals: None needs max_time, or the search would not end")
+    if max_time is not None:
+        max_time = number(max_time, "max_time", low=0)
+    if batch_size is not None:
+        batch_size = integer(batch_size, "batch_size", low=1)
+    choice(on_error, "on_error", ("raise", "skip"))
+    if isinstance(x0, Mapping):
+        x0 = [x0]
+    engine, default = engine_for(method, space, max_evals, vectorized, seed, x0)
+    run = _Run(f, engine, vectorized, on_error, keep_trials, max_evals, callback)
+    return run.loop(max_evals, max_time, batch_size or default)
+
+
+def engine_for(
+    method: str | Engine,
+    space: Space,
+    max_evals: int | None,
+    vectorized: bool,
+    seed: Seed,
+    x0: Any,
+) -> tuple[Engine, int]:
+    """The engine and how many trials to ask at once.
+
+    Neither depends on who evaluates, so any number of workers gives the same trials.
+    """
+    if isinstance(method, Engine):
+        if method.space != space:
+            raise OptionError("method: the engine was made for another space")
+        if x0 is not None:
+            raise OptionError("x0: is for the engine's constructor when an engine is given")
+        return method, 32 if vectorized else 8
+    choice(method, "method", METHODS)
+    budget = max_evals if max_evals is not None else 10_000
+    d = space.n_columns
+    if method == "random":
+        if x0 is not None:
+            raise OptionError("x0: random search takes no first trials; use greedy or genetic")
+        return Random(space, seed=seed), max(1, min(1024, BATCH_CELLS // d)) if vectorized else 256
+    if method == "greedy":
+        batch = min(1024, max(8, 2 * d)) if vectorized else 4
+        return Greedy(space, x0=x0, seed=seed), batch
+    population = 50 if vectorized else max(8, min(50, round(math.sqrt(budget))))
+    batch = population if vectorized else max(2, min(population, budget // 16))
+    genetic = Genetic(space, population=population, x0=x0, unique=not vectorized, seed=seed)
+    return genetic, batch
+
+
+class _Run:
+    """One search under way: what was evaluated and what came out."""
+
+    def __init__(
+        self,
+        f: Callable[..., Any],
+        engine: Engine,
+        vectorized: bool,
+        on_error: str,
+        keep_trials: bool | None,
+        max_evals: int | None,
+        callback: Callable[[Progress], Any] | None,
+    ) -> None:
+        self.f = f
+        self.engine = engine
+        self.space = engine.space
+        self.vectorized = vectorized
+        self.keywords = not vectorized and takes_keywords(f, self.space)
+        self.on_error = on_error
+        self.callback = callback
+        cells = self.space.n_columns * (max_evals or 1 << 20)
+        self.keep = cells <= KEEP_CELLS if keep_trials is None else bool(keep_trials)
+        self.history = array("d")
+        self.kept: list[Matrix] = []
+        self.errors: dict[int, str] = {}
+        self.best = math.inf
+        self.best_values: Matrix | None = None
+        self.start = time.monotonic()
+        self.deadline = math.inf
+        self.message = ""
+
+    def loop(self, max_evals: int | None, max_time: float | None, batch: int) -> Result:
+        self.deadline = math.inf if max_time is None else self.start + max_time
+        limit = math.inf if max_evals is None else max_evals
+        try:
+            while not self.message:
+                if len(self.history) >= limit:
+                    self.message = f"max_evals={max_evals} reached"
+                elif time.monotonic() >= self.deadline:
+                    self.message = f"max_time={max_time:g} s reached"
+                else:
+                    self._batch(int(min(batch, limit - len(self.history))))
+        except KeyboardInterrupt:
+            self.message = "interrupted"
+        return self._result()
+
+    def _batch(self, k: int) -> None:
+        values = self.engine.propose(k)
+        first = len(self.history)
+        try:
+            if self.vectorized:
+                self._vectorized(values)
+            else:
+                self._serial(values)
+        finally:
+            done = len(self.history) - first
+            if done:
+                y = np.frombuffer(self.history, dtype=np.float64)[first:].copy()
+                self.engine.learn(values[:done], y)
+                if self.keep:
+                    self.kept.append(values[:done].copy())
+
+    def _vectorized(self, values: Matrix) -> None:
+        first = len(self.history)
+        try:
+            y = evaluate_batch(self.f, self.space, values)
+        except Exception as error:
+            self.history.extend([math.nan] * len(values))
+            self.errors[first] = f"{type(error).__name__}: {error}"
+            if self.on_error == "raise":
+                raise
+            return
+        self.history.frombytes(y.tobytes())
+        if not np.isnan(y).all():
+            i = int(np.nanargmin(y))
+            self._better(float(y[i]), values[i])
+        self._report()
+
+    def _serial(self, values: Matrix) -> None:
+        f, keywords, history = self.f, self.keywords, self.history
+        deadline, monotonic = self.deadline, time.monotonic
+        for i, trial in enumerate(self.space.dicts_of(values)):
+            if deadline < math.inf and monotonic() >= deadline:
+                return
+            try:
+                y = evaluate_one(f, trial, keywords)
+            except Exception as error:
+                self.errors[len(history)] = f"{type(error).__name__}: {error}"
+                history.append(math.nan)
+                if self.on_error == "raise":
+                    raise
+                continue
+            history.append(y)
+            if y < self.best:
+                self._better(y, values[i])
+            if self.callback is not None:
+                self._report()
+                if self.message:
+                    return
+
+    def _better(self, y: float, values: Matrix) -> None:
+        if y < self.best or self.best_values is None:
+            self.best, self.best_values = y, values.copy()
+
+    def _x(self) -> dict[str, Any] | None:
+        if self.best_values is None:
+            return None
+        return self.space.dicts_of(self.best_values[None])[0]
+
+    def _report(self) -> None:
+        if self.callback is not None:
+            now = time.monotonic() - self.start
+            fun = self.best if self.best_values is not None else math.nan
+            if self.callback(Progress(len(self.history), fun, self._x(), now)):
+                self.message = "stopped by the callback"
+
+    def _result(self) -> Result:
+        history = np.array(self.history, dtype=np.float64)
+        values = None
+        if self.keep:
+            values = np.concatenate([np.empty((0, self.space.n_columns)), *self.kept])
+        return Result(
+            x=self._x(),
+            fun=self.best if self.best_values is not None else math.nan,
+            n_evals=len(history),
+            n_failed=int(np.isnan(history).sum()),
+            history=history,
+            message=self.message,
+            method=self.engine.method,
+            elapsed_s=time.monotonic() - self.start,
+            space=self.space,
+            errors=self.errors,
+            values=values,
+        )

@@ -1,0 +1,167 @@
+"""Genetic operators on population matrices, for those who write their own loop."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastopt import _kernels
+from fastopt._arrays import as_array, check_disjoint, out_for
+from fastopt._options import choice, integer, number
+from fastopt._random import Seed, key_of
+from fastopt._threads import resolve
+from fastopt.errors import ArrayError
+
+__all__ = ["tournament", "variation"]
+
+CROSSOVERS = {"none": 0, "uniform": 1, "one_point": 2, "two_point": 3, "sbx": 4}
+SBX = CROSSOVERS["sbx"]
+MUTATIONS = {"none": 0, "gaussian": 1, "polynomial": 2}
+# Genes of one call below which a second thread costs more than it saves.
+SERIAL_BELOW = 1 << 17
+
+
+def tournament(
+    fitness: NDArray[np.float64],
+    k: int,
+    *,
+    size: int = 3,
+    seed: Seed = 0,
+    generation: int = 0,
+    threads: int | None = 1,
+) -> NDArray[np.intp]:
+    """Rows that win k tournaments: the lowest fitness of ``size`` rows drawn with replacement.
+
+    Row r in rank order (0 best) of n wins with probability ((n - r)^s - (n - r - 1)^s) / n^s for
+    size s. NaN loses to every number.
+
+    Parameters
+    ----------
+    fitness : (n,) float64
+    k : int
+        How many winners.
+    size : int
+        Rows in a tournament.
+    seed, generation : int
+        The draws are a function of these and of the tournament's number only.
+
+    Returns
+    -------
+    (k,) intp
+
+    Examples
+    --------
+    >>> tournament(np.array([3.0, 1.0, 2.0]), 4, size=50).tolist()
+    [1, 1, 1, 1]
+    """
+    fitness = np.ascontiguousarray(fitness, dtype=np.float64)
+    if fitness.ndim != 1 or not len(fitness):
+        raise ArrayError(f"fitness: expected shape (n,) with n >= 1, got {fitness.shape}")
+    winners = np.empty(integer(k, "k", low=0), np.intp)
+    _kernels.genetic_select.tournament(
+        winners,
+        fitness,
+        integer(size, "size", low=1),
+        key_of(seed),
+        generation & 0xFFFFFFFF,
+        resolve(threads, len(winners) * size),
+    )
+    return winners
+
+
+def variation(
+    parents: NDArray[Any],
+    mates: NDArray[np.intp],
+    low: Any,
+    high: Any,
+    *,
+    crossover: str = "sbx",
+    rate: float = 0.9,
+    gene_rate: float = 0.5,
+    eta: float = 15.0,
+    mutation: str = "polynomial",
+    mutation_rate: float | None = None,
+    mutation_scale: float | None = None,
+    seed: Seed = 0,
+    generation: int = 0,
+    threads: int | None = None,
+    out: NDArray[Any] | None = None,
+) -> NDArray[Any]:
+    """Children of a population matrix: crossover of pairs, then mutation, in one pass.
+
+    Parameters
+    ----------
+    parents : (n, d) float64 or float32, C-contiguous
+    mates : (m,) intp, m even
+        Children 2 p and 2 p + 1 come from rows mates[2 p] and mates[2 p + 1].
+    low, high : float or (d,)
+        Bounds of each gene.
+    crossover : "sbx", "uniform", "one_point", "two_point" or "none"
+    rate : float
+        Share of pairs that cross.
+    gene_rate : float
+        Share of a crossing pair's genes that take part (SBX, uniform).
+    eta : float
+        SBX's distribution index; larger keeps children nearer their parents.
+    mutation : "polynomial", "gaussian" or "none"
+    mutation_rate : float, optional
+        Chance of each gene; 1 / d by default.
+    mutation_scale : float, optional
+        Polynomial: its index eta, by default 20. Gaussian: sigma in units of high - low, by
+        default 0.1.
+    out : (m, d) array of the parents' dtype, optional
+        Must not share memory with ``parents``.
+
+    Returns
+    -------
+    (m, d) array of the parents' dtype, inside the bounds.
+
+    Notes
+    -----
+    The same bits for every thread count and instruction-set level; child i is a function of its
+    parents, seed, generation and i. SBX's spread is cut at the nearer bound (Deb & Agrawal 1995).
+    Uniforms have 23 bits in SBX, so beta stays below 2^(24 / (eta + 1)).
+    NaN genes stay NaN.
+    """
+    parents = as_array(parents, "parents", ndim=2)
+    d = parents.shape[1]
+    lows, highs = _bound(low, "low", parents), _bound(high, "high", parents)
+    mates = as_array(mates, "mates", dtypes=(np.dtype(np.intp).name,), ndim=1)
+    child = out_for(out, "out", (len(mates), d), parents.dtype.name)
+    check_disjoint([("out", child)], [("parents", parents), ("low", lows), ("high", highs)])
+    if mutation_rate is None:
+        mutation_rate = 1.0 / max(d, 1)
+    if mutation_scale is None:
+        mutation_scale = 0.1 if mutation == "gaussian" else 20.0
+    _kernels.genetic.breed(
+        child,
+        parents,
+        mates,
+        lows,
+        highs,
+        CROSSOVERS[choice(crossover, "crossover", CROSSOVERS)],
+        number(rate, "rate", low=0, high=1),
+        number(gene_rate, "gene_rate", low=0, high=1),
+        number(eta, "eta", low=0, high=1000),
+        MUTATIONS[choice(mutation, "mutation", MUTATIONS)],
+        number(mutation_rate, "mutation_rate", low=0, high=1) if mutation != "none" else 0.0,
+        number(mutation_scale, "mutation_scale", low=0),
+        key_of(seed),
+        generation & 0xFFFFFFFF,
+        resolve(threads, child.size, SERIAL_BELOW),
+    )
+    return child
+
+
+def _bound(value: Any, name: str, parents: NDArray[Any]) -> NDArray[Any]:
+    """One bound a gene, of the parents' dtype."""
+    bound = as_array(
+        value, name, dtypes=(parents.dtype.name,), cast=parents.dtype.name, ndim=(0, 1)
+    )
+    if bound.ndim == 0:
+        return np.full(parents.shape[1], bound)
+    if bound.shape != (parents.shape[1],):
+        raise ArrayError(f"{name}: expected shape ({parents.shape[1]},), got {bound.shape}")
+    return bound
