@@ -34,9 +34,9 @@ def right_operand(module, b, layout, threads):
         return np.ascontiguousarray(b.T), None
     panels = Guarded(aligned_bytes(module.packed_size(n, k)))
     colsum = Guarded(np.zeros(n, np.int32))
-    module.pack(panels.array, colsum.array, b, n, k, False, threads)
+    module.pack(panels.array, colsum.array, b, n, k, 0, 8, False, threads)
     other = np.zeros_like(panels.array), np.zeros_like(colsum.array)
-    module.pack(*other, np.ascontiguousarray(b.T), n, k, True, threads)
+    module.pack(*other, np.ascontiguousarray(b.T), n, k, 0, 8, True, threads)
     panels.check()
     colsum.check()
     assert (other[0] == panels.array).all()
@@ -294,10 +294,10 @@ def test_packed_matrix_pickles_and_copies(rng):
             assert twin.dtype == packed.dtype
             np.testing.assert_array_equal(twin.unpack(), plain)
             np.testing.assert_array_equal(matmul_integer(a, twin), matmul_integer(a, plain))
-        with pytest.raises(ValueError, match="read-only"):
-            packed.unpack()[0, 0] = 1
+        assert packed.nbytes >= plain.nbytes
+        kept = plain.copy()
         plain[:] = 0
-        assert packed.unpack().any()
+        np.testing.assert_array_equal(packed.unpack(), kept)
 
 
 def test_random_products_match_int64(rng):

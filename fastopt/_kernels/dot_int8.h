@@ -259,9 +259,12 @@ FO_INLINE void fo_tile(const int mr, const int nv, const int wide, const int kin
         else name##_1(mr, steps, a, b, c, first); \
     }
 #endif
+typedef void (*fo_tile_fn)(int, int, ptrdiff_t, const uint8_t *, const uint8_t *, int32_t *, int);
 FO_ENTRY(fo_u8s8, 0, FO_S8)
 FO_ENTRY(fo_s16, 1, FO_S16)
 FO_ENTRY(fo_s16s8, 1, FO_S8)
+FO_ENTRY(fo_u8s4, 0, FO_S4)
+FO_ENTRY(fo_s16s4, 1, FO_S4)
 
 /* int8 quads to the int16 layout of the s16 path. */
 static inline void fo_widen(ptrdiff_t steps, int nv, const uint8_t *__restrict b,

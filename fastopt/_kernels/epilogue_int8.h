@@ -30,4 +30,45 @@ static inline void fo_finish_q8(ptrdiff_t cols, const int32_t *__restrict c, int
         out[n] = (uint8_t)(int32_t)y;
     }
 }
+
+/* The end of a group of k: acc (+)= (float)(exact sum of the group) * its scale. */
+static inline void fo_group(ptrdiff_t cols, const int32_t *__restrict c, int32_t za, int32_t ra,
+                            const int32_t *__restrict colsum, const int32_t *__restrict zb,
+                            const float *__restrict scale, int first, float *__restrict acc) {
+    if (first)
+        for (ptrdiff_t n = 0; n < cols; n++)
+            acc[n] = (float)fo_corrected(c[n], za, ra, colsum[n], zb[n]) * scale[n];
+    else
+        for (ptrdiff_t n = 0; n < cols; n++)
+            acc[n] += (float)fo_corrected(c[n], za, ra, colsum[n], zb[n]) * scale[n];
+}
+
+/* erf(t) as a ratio of two polynomials in t^2 (own minimax fit on |t| <= 3.925, beyond which it is
+ * 1 in float32); absolute error below 5e-7. */
+static inline float fo_gelu(float x) {
+    float t = x * 0.70710678f;
+    t = t > -3.925f ? t : -3.925f;
+    t = t < 3.925f ? t : 3.925f;
+    const float u = t * t;
+    const float p = ((((2.04596336e-06f * u + 0.000284836016f) * u + 0.0037724704f) * u +
+                      0.05276905f) * u + 0.190592676f) * u + 1.12837911f;
+    const float q = ((((3.80467136e-05f * u + 0.00116382737f) * u + 0.0149830496f) * u +
+                      0.114182182f) * u + 0.502241075f) * u + 1.0f;
+    return 0.5f * x * (1.0f + t * p / q);
+}
+
+/* y = act(acc * scale of the row + bias). */
+static inline void fo_finish_f32(ptrdiff_t cols, const float *__restrict acc, float scale,
+                                 const float *__restrict bias, int activation,
+                                 float *__restrict out) {
+    if (activation == 0)
+        for (ptrdiff_t n = 0; n < cols; n++) out[n] = acc[n] * scale + bias[n];
+    else if (activation == 1)
+        for (ptrdiff_t n = 0; n < cols; n++) {
+            const float y = acc[n] * scale + bias[n];
+            out[n] = y > 0.0f ? y : 0.0f;
+        }
+    else
+        for (ptrdiff_t n = 0; n < cols; n++) out[n] = fo_gelu(acc[n] * scale + bias[n]);
+}
 #endif

@@ -7,10 +7,38 @@ _I32 = npt.NDArray[np.int32]
 _U8 = npt.NDArray[np.uint8]
 _Codes = npt.NDArray[Any]
 
-def packed_size(n: int, k: int) -> int: ...
+_F32 = npt.NDArray[np.float32]
+
+def packed_size(n: int, k: int, bits: int = 8) -> int: ...
 def pack(
-    packed: _U8, colsum: _I32, b: _Codes, n: int, k: int, transposed: bool, threads: int
+    packed: _U8,
+    colsum: _I32,
+    b: _Codes,
+    n: int,
+    k: int,
+    group: int,
+    bits: int,
+    transposed: bool,
+    threads: int,
 ) -> None: ...
+def unpack(out: npt.NDArray[np.int8], packed: _U8, n: int, k: int, bits: int) -> None: ...
+def linear(
+    out: _F32,
+    x: _F32,
+    packed: _U8,
+    colsum: _I32,
+    zb: _I32,
+    scale: _F32,
+    bias: _F32,
+    activation: int,
+    m: int,
+    n: int,
+    k: int,
+    group: int,
+    bits: int,
+    bits_a: int,
+    threads: int,
+) -> bool: ...
 def multiply_i32(
     out: _I32,
     a: _Codes,

@@ -5,12 +5,10 @@
 #define FO_PACK_INT8
 #include "dot_int8.h"
 
-/* Row r of a panel of mr rows: k codes, xor flip; returns their sum. */
-static inline int32_t fo_pack_row(int mr, int r, ptrdiff_t k, ptrdiff_t kp, int wide, uint8_t flip,
-                                  const uint8_t *__restrict x, uint8_t *__restrict out) {
+/* Row r of a panel of mr rows: k 8-bit codes, xor flip. */
+static inline void fo_pack_row(int mr, int r, ptrdiff_t k, ptrdiff_t kp, int wide, uint8_t flip,
+                               const uint8_t *__restrict x, uint8_t *__restrict out) {
     const uint32_t flip4 = flip * 0x01010101u;
-    uint32_t sum = 0;
-    for (ptrdiff_t i = 0; i < k; i++) sum += (uint8_t)(x[i] ^ flip);
     for (ptrdiff_t s = 0; s < kp / 4; s++) {
         uint32_t q = 0;
         if (4 * s + 4 <= k) {
@@ -27,6 +25,11 @@ static inline int32_t fo_pack_row(int mr, int r, ptrdiff_t k, ptrdiff_t kp, int 
             memcpy(out + (s * mr + r) * 4, &q, 4);
         }
     }
+}
+
+static inline int32_t fo_row_sum(ptrdiff_t k, uint8_t flip, const uint8_t *__restrict x) {
+    uint32_t sum = 0;
+    for (ptrdiff_t i = 0; i < k; i++) sum += (uint8_t)(x[i] ^ flip);
     return (int32_t)sum;
 }
 
@@ -103,5 +106,33 @@ static inline void fo_column_sums(ptrdiff_t steps, int nv, const uint8_t *b, int
             acc = fo_dot8(acc, one, fo_load(b + (s * nv + v) * FO_VB));
         fo_store(sums + v * FO_LANES, acc);
     }
+}
+
+/* Two quads of codes in -8..7 share a byte: the first low, both + 8. steps (even) counts quads. */
+static inline void fo_pack_nibbles(ptrdiff_t steps, int width, const uint8_t *__restrict b,
+                                   uint8_t *__restrict out) {
+    for (ptrdiff_t s = 0; s < steps; s += 2, b += 8 * width, out += 4 * width)
+        for (int i = 0; i < 4 * width; i++)
+            out[i] = (uint8_t)(((b[i] + 8) & 15) | ((b[i + 4 * width] + 8) & 15) << 4);
+}
+
+static inline void fo_unpack_nibbles(ptrdiff_t steps, int nv, const uint8_t *__restrict b,
+                                     uint8_t *__restrict out) {
+    for (ptrdiff_t s = 0; s < steps; s += 2, b += nv * FO_VB, out += 2 * nv * FO_VB)
+        for (int v = 0; v < nv; v++) {
+            const fo_vec x = fo_load(b + v * FO_VB);
+            fo_store(out + v * FO_VB, fo_low4(x));
+            fo_store(out + (nv + v) * FO_VB, fo_high4(x));
+        }
+}
+
+/* Back from a panel to rows of (N, K). */
+static inline void fo_unpack_nk(ptrdiff_t s0, ptrdiff_t s1, int cols, int width, ptrdiff_t k,
+                                ptrdiff_t stride, const uint8_t *__restrict b,
+                                uint8_t *__restrict out) {
+    for (ptrdiff_t s = s0; s < s1; s++)
+        for (int n = 0; n < cols; n++)
+            for (int i = 0; i < 4 && 4 * s + i < k; i++)
+                out[n * stride + 4 * s + i] = b[(s - s0) * 4 * width + 4 * n + i];
 }
 #endif

@@ -69,39 +69,39 @@ class PackedMatrix:
 
     def __init__(self, b: Any, *, threads: int | None = None) -> None:
         plain, transposed = _matrix(b, "b")
-        k, n = plain.shape
-        self.shape = (k, n)
+        self.shape = plain.shape
         self.dtype = plain.dtype
-        self._plain = (plain.T if transposed else plain).copy()
-        self._transposed = transposed
-        self._pack(threads)
+        self._pack(plain.T if transposed else plain, transposed, threads)
 
-    def _pack(self, threads: int | None) -> None:
+    def _pack(self, plain: Array, transposed: bool, threads: int | None) -> None:
+        """Panels and column sums of a (K, N) matrix, or an (N, K) one if ``transposed``."""
         k, n = self.shape
         self._panels = aligned_bytes(_kernel.packed_size(n, k))
         self._colsum = np.empty(n, np.int32)
         used = _threads.resolve(threads, k * n)
-        _kernel.pack(self._panels, self._colsum, self._plain, n, k, self._transposed, used)
+        _kernel.pack(self._panels, self._colsum, plain, n, k, 0, 8, transposed, used)
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the plain matrix and of its packed copy."""
-        return int(self._plain.nbytes + self._panels.nbytes + self._colsum.nbytes)
+        """Bytes of the packed matrix and its column sums."""
+        return int(self._panels.nbytes + self._colsum.nbytes)
 
     def unpack(self) -> Array:
-        """The plain (K, N) matrix, a read-only view."""
-        view: Array = self._plain.T if self._transposed else self._plain.view()
-        view.flags.writeable = False
-        return view
+        """The plain (K, N) matrix, a new array (the transposed view of an (N, K) one)."""
+        k, n = self.shape
+        codes = np.empty((n, k), np.int8)
+        _kernel.unpack(codes, self._panels, n, k, 8)
+        if self.dtype == np.uint8:
+            return (codes.view(np.uint8) ^ np.uint8(0x80)).T
+        return codes.T
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"plain": self._plain, "transposed": self._transposed}
+        return {"plain": self.unpack().T}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self._plain, self._transposed = state["plain"], state["transposed"]
-        self.shape = self._plain.shape[::-1] if self._transposed else self._plain.shape
-        self.dtype = self._plain.dtype
-        self._pack(None)
+        plain = state["plain"]
+        self.shape, self.dtype = plain.shape[::-1], plain.dtype
+        self._pack(plain, True, None)
 
     def __repr__(self) -> str:
         return f"PackedMatrix(shape={self.shape}, dtype={self.dtype})"

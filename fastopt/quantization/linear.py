@@ -1,0 +1,309 @@
+"""QuantizedLinear: a dense layer that multiplies in integers.
+
+The weight is held in 8 or 4 bits; every row of the input is quantised on its own as it arrives
+(dynamic, per token), to 8 or 16 bits. Sums are exact integers; scale, bias and activation are
+applied while a tile of them is still in the cache.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from fastopt import _threads
+from fastopt._arrays import Array, as_array, check_disjoint, check_finite, out_for
+from fastopt._kernels import matmul as _kernel
+from fastopt._options import choice, integer
+from fastopt.errors import ArrayError, DTypeError, OptionError
+from fastopt.quantization.array import QuantizedArray
+from fastopt.quantization.convert import encode
+from fastopt.quantization.formats import format_of
+from fastopt.quantization.layout import layout_of
+from fastopt.quantization.matmul import SERIAL_BELOW, aligned_bytes
+from fastopt.quantization.qparams import choose_qparams
+
+__all__ = ["SCHEMES", "QuantizedLinear"]
+
+SCHEMES = {"w8a8": (8, 8), "w8a16": (8, 16), "w4a8": (4, 8), "w4a16": (4, 16)}
+ACTIVATIONS = {None: 0, "relu": 1, "gelu": 2}
+# The longest sum of (code - zero point) products that int32 holds whatever the data:
+# 255 * 255, 32767 * 255, 255 * 15, 32767 * 15 a term. Multiples of 8.
+LONGEST = {(8, 8): 33_024, (8, 16): 256, (4, 8): 561_432, (4, 16): 4_368}
+
+
+class QuantizedLinear:
+    """act(x @ W.T + bias) with W in 8 or 4 bits and each row of x in 8 or 16 bits.
+
+    Parameters
+    ----------
+    w : (out_features, in_features) float32 array, or QuantizedArray
+        The weight. Floats are quantised here, per output channel or per group, rounding to
+        nearest; a QuantizedArray of dtype int8, uint8, int4 or uint4 (per tensor, per axis 0, or
+        in groups along axis 1), such as :func:`fastopt.quantization.gptq` makes, is taken as it
+        is.
+    bias : (out_features,) float32 array, optional
+        Added after scaling.
+    scheme : str
+        "w8a8", "w8a16", "w4a8" or "w4a16": bits of the weight and of the activations.
+    group_size : int, optional
+        Weights along in_features that share a scale: a multiple of 8; default all of a channel.
+    activation : str, optional
+        "relu" or "gelu" (the exact one, by erf), applied to the result.
+    symmetric : bool
+        Weight codes without a zero point; the default, with one, is more accurate and as fast.
+    threads : int, optional
+        Threads for packing the weight.
+
+    Attributes
+    ----------
+    in_features, out_features, scheme, group_size, activation, bias
+        As given.
+    scale : (out_features, n_groups) float32
+        Scales of the weight.
+    zero_point : (out_features, n_groups) int8
+        Zero points of the weight, for signed codes.
+
+    Raises
+    ------
+    ArrayError
+        NaN or infinity in w or bias; wrong shapes.
+    OptionError, DTypeError
+
+    Notes
+    -----
+    8-bit activations are affine, uint8, range widened to hold 0, as in ONNX's
+    DynamicQuantizeLinear but one scale per row; 16-bit ones symmetric, scale max|row| / 32767 (so
+    an outlier costs the other elements of its row resolution, 2**-15 of it, where float16 would
+    not). Sums of a group are exact in int32; where K is longer than int32 can hold it is cut. A
+    group's sum becomes float32, times its scale, groups added in order, times the row's scale,
+    plus bias: the same bits for every thread count and instruction set.
+    The packed weight is bits / 8 bytes a weight; the object may be used by many threads at once.
+    A pickle holds plain codes, not the memory layout, which belongs to this machine.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> w = np.array([[1.0, -2.0, 0.5], [0.0, 4.0, 2.0]], np.float32)
+    >>> layer = QuantizedLinear(w, np.array([1.0, -20.0], np.float32), activation="relu")
+    >>> layer(np.array([[1.0, 2.0, 4.0]], np.float32)).round(1)
+    array([[0., 0.]], dtype=float32)
+    >>> layer(np.array([[2.0, 1.0, 4.0]], np.float32)).round(1)
+    array([[3., 0.]], dtype=float32)
+    """
+
+    def __init__(
+        self,
+        w: Any,
+        bias: Any = None,
+        *,
+        scheme: str = "w8a8",
+        group_size: int | None = None,
+        activation: str | None = None,
+        symmetric: bool = False,
+        threads: int | None = None,
+    ) -> None:
+        self.scheme = choice(scheme, "scheme", SCHEMES)
+        self.activation = _activation(activation)
+        bits = SCHEMES[scheme][0]
+        if isinstance(w, QuantizedArray):
+            if group_size is not None and group_size != w.group_size:
+                raise OptionError(
+                    f"group_size: the weight is quantised with {w.group_size}, got {group_size}"
+                )
+            codes, scale, zero = _quantised_weight(w, bits)
+            group_size = w.group_size
+        else:
+            codes, scale, zero = _quantise(w, bits, group_size, symmetric, threads)
+        self.out_features, self.in_features = codes.shape
+        self.group_size = _group_size(group_size)
+        self.scale, self.zero_point = scale, zero
+        if bias is None:
+            self.bias = np.zeros(self.out_features, np.float32)
+        else:
+            given = as_array(
+                bias, "bias", dtypes=("float32",), cast="float32", shape=(self.out_features,)
+            )
+            check_finite(given, "bias")
+            self.bias = given.copy()
+        self._pack(codes, threads)
+
+    def __call__(self, x: Any, out: Any = None, *, threads: int | None = None) -> Array:
+        """act(x @ W.T + bias).
+
+        Parameters
+        ----------
+        x : (..., in_features) float32
+            Input; other real dtypes are converted. Finite.
+        out : (..., out_features) float32, optional
+            Overwritten with the result and returned.
+        threads : int, optional
+            Thread count; the result does not depend on it.
+
+        Returns
+        -------
+        (..., out_features) float32
+
+        Raises
+        ------
+        ArrayError
+            x holds NaN or infinity, or a shape does not fit; nothing has been written.
+        """
+        a = as_array(x, "x", dtypes=("float32",), cast="float32")
+        n, k = self.out_features, self.in_features
+        if a.ndim == 0 or a.shape[-1] != k:
+            raise ArrayError(f"x: expected a last axis of {k} (in_features), got shape {a.shape}")
+        shape = (*a.shape[:-1], n)
+        result = out_for(out, "out", shape, "float32")
+        if out is not None:
+            check_disjoint([("out", result)], [("x", a)])
+        m = math.prod(shape[:-1])
+        bits, bits_a = SCHEMES[self.scheme]
+        finite = _kernel.linear(
+            result, a, self._panels, self._colsum, self._zero, self._scale, self.bias,
+            ACTIVATIONS[self.activation], m, n, k, self._group, bits, bits_a,
+            _threads.resolve(threads, m * n * k, SERIAL_BELOW),
+        )  # fmt: skip
+        if not finite:
+            raise ArrayError("x: holds NaN or infinity, so its rows have no scale")
+        return result
+
+    @property
+    def codes(self) -> Array:
+        """The weight's codes, (out_features, in_features) int8, unpacked into a new array."""
+        codes = np.empty((self.out_features, self.in_features), np.int8)
+        bits = SCHEMES[self.scheme][0]
+        _kernel.unpack(codes, self._panels, self.out_features, self.in_features, bits)
+        return codes
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes to keep: codes at their own width, scales, zero points and bias."""
+        bits = SCHEMES[self.scheme][0]
+        codes = (self.out_features * self.in_features * bits + 7) // 8
+        return int(codes + self.scale.nbytes + self.zero_point.nbytes + self.bias.nbytes)
+
+    def dequantize(self) -> Array:
+        """The weight that is multiplied, (codes - zero_point) * scale, float32."""
+        group = self.group_size or max(1, self.in_features)
+        scale = self.scale.repeat(group, 1)[:, : self.in_features]
+        zero = self.zero_point.repeat(group, 1)[:, : self.in_features]
+        return (self.codes.astype(np.float32) - zero) * scale
+
+    def _pack(self, codes: Array, threads: int | None) -> None:
+        """The kernel's form: panels, and per group in the kernel's own cut, scales and sums."""
+        n, k = codes.shape
+        bits, bits_a = SCHEMES[self.scheme]
+        size = self.group_size if self.group_size and self.group_size < k else 0
+        self._group = _kernel_group(k, size, LONGEST[bits, bits_a])
+        starts = np.arange(0, max(1, k), self._group or max(1, k))
+        groups = len(starts)
+        of_group = starts // (size or max(1, k))
+        self._scale = np.ascontiguousarray(self.scale[:, of_group].T, np.float32)
+        self._zero = np.ascontiguousarray(self.zero_point[:, of_group].T, np.int32)
+        self._panels = aligned_bytes(_kernel.packed_size(n, k, bits))
+        self._colsum = np.empty((groups, n), np.int32)
+        _kernel.pack(
+            self._panels, self._colsum, codes, n, k, self._group, bits, True,
+            _threads.resolve(threads, n * k),
+        )  # fmt: skip
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {
+            "codes": self.codes,
+            "scale": self.scale,
+            "zero_point": self.zero_point,
+            "bias": self.bias,
+            "scheme": self.scheme,
+            "group_size": self.group_size,
+            "activation": self.activation,
+        }
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        codes = state.pop("codes")
+        self.__dict__.update(state)
+        self.out_features, self.in_features = codes.shape
+        self._pack(codes, None)
+
+    def __repr__(self) -> str:
+        parts = [f"{self.in_features} -> {self.out_features}", self.scheme]
+        parts += [f"group_size={self.group_size}"] if self.group_size else []
+        parts += [self.activation] if self.activation else []
+        return f"QuantizedLinear({', '.join(parts)})"
+
+
+def _activation(activation: Any) -> str | None:
+    return None if activation is None else choice(activation, "activation", ("relu", "gelu"))
+
+
+def _group_size(group_size: Any) -> int | None:
+    """Groups meet the packed panels at whole pairs of quads."""
+    if group_size is None:
+        return None
+    size = integer(group_size, "group_size", low=8)
+    if size % 8:
+        raise OptionError(f"group_size: expected a multiple of 8, got {size}")
+    return size
+
+
+def _kernel_group(k: int, size: int, longest: int) -> int:
+    """The longest group that divides ``size`` (0: any) into equal parts and int32 can sum; 0 for
+    the whole of k."""
+    if size == 0:
+        return 0 if k <= longest else longest
+    parts = -(-size // longest)
+    while size % (8 * parts):
+        parts += 1
+    return size // parts
+
+
+def _quantise(
+    w: Any, bits: int, group_size: int | None, symmetric: bool, threads: int | None
+) -> tuple[Array, Array, Array]:
+    """Codes, scales and zero points (out_features, n_groups) of a float weight."""
+    weight = as_array(w, "w", dtypes=("float32",), cast="float32", ndim=2)
+    size = _group_size(group_size)
+    k = weight.shape[1]
+    if size is not None and size >= k:
+        size = None
+    axis = 0 if size is None else 1
+    fmt = format_of("int8" if bits == 8 else "int4")
+    scale, zero = choose_qparams(
+        weight, fmt, axis=axis, group_size=size, symmetric=symmetric, threads=threads
+    )
+    codes = np.empty(weight.shape, np.int8)
+    low = -fmt.qmax if symmetric else fmt.qmin
+    layout = layout_of(weight.shape, axis, size)
+    encode(codes, weight, scale, zero, layout, low, fmt.qmax, threads)
+    n = weight.shape[0]
+    return codes, scale.reshape(n, -1).astype(np.float32), zero.reshape(n, -1).astype(np.int8)
+
+
+def _quantised_weight(q: QuantizedArray, bits: int) -> tuple[Array, Array, Array]:
+    """The same of a weight that comes quantised."""
+    fmt = q.format
+    if q.ndim != 2:
+        raise ArrayError(f"w: expected 2 dimensions, got shape {q.shape}")
+    if fmt.kind != "int" or fmt.bits != bits:
+        raise DTypeError(f"w: expected dtype int{bits} or uint{bits}, got {q.dtype}")
+    n = q.shape[0]
+    by_channel = q.group_size is None and q.axis in (None, 0, -2)
+    by_group = q.group_size is not None and q.axis in (None, 1, -1)
+    if not (by_channel or by_group):
+        raise ArrayError(
+            "w: expected scales per tensor, per axis 0 or per group along axis 1, got "
+            f"axis {q.axis} and group_size {q.group_size}"
+        )
+    move = 0 if fmt.signed else 1 << (bits - 1)
+    raw = q.unpacked() if hasattr(q, "unpacked") else q.codes
+    codes = (raw.astype(np.int16) - move).astype(np.int8)
+    scale, zero = q.scale.astype(np.float32), q.zero_point.astype(np.int16) - move
+    shape = (n, -1) if scale.ndim else (n, 1)
+    if not scale.ndim:
+        scale, zero = np.broadcast_to(scale, shape), np.broadcast_to(zero, shape)
+    return (
+        np.ascontiguousarray(codes),
+        scale.reshape(shape).copy(),
+        zero.reshape(shape).astype(np.int8),
+    )
