@@ -63,15 +63,107 @@ def sgd(p, g, buf, t, lr, momentum=0.0, dampening=0.0, weight_decay=0.0, nestero
     p[...] = p - dt(lr) * g
 
 
-def adam(p, g, m, v, top, t, lr, b1, b2, eps, coupled=0.0, decoupled=0.0, scale=1):
+def moments(p, g, m, v, b1, b2, coupled=0.0, scale=1):
     dt = p.dtype.type
     g = dt(scale) * g + dt(coupled) * p if coupled else dt(scale) * g
     m[...] = m + dt(1 - b1) * (g - m)
     v[...] = dt(b2) * v + dt(1 - b2) * (g * g)
+    return g
+
+
+def adam(p, g, m, v, top, t, lr, b1, b2, eps, coupled=0.0, decoupled=0.0, scale=1):
+    dt = p.dtype.type
+    moments(p, g, m, v, b1, b2, coupled, scale)
     if top is not None:
         np.maximum(top, v, out=top)
     root = np.sqrt(v if top is None else top) * dt(1 / (1 - b2**t) ** 0.5) + dt(eps)
     p[...] = dt(1 - lr * decoupled) * p + dt(-(lr / (1 - b1**t))) * m / root
+
+
+def nadam(p, g, m, v, t, lr, b1, b2, eps, psi, coupled=0.0, decoupled=0.0):
+    dt = p.dtype.type
+    g = moments(p, g, m, v, b1, b2, coupled)
+    mu = [b1 * (1 - 0.5 * 0.96 ** (s * psi)) for s in range(1, t + 2)]
+    product = np.cumprod(mu)
+    a, b = -lr * mu[t] / (1 - product[t]), -lr * (1 - mu[t - 1]) / (1 - product[t - 1])
+    root = np.sqrt(v) * dt(1 / (1 - b2**t) ** 0.5) + dt(eps)
+    p[...] = dt(1 - lr * decoupled) * p + (dt(b) * g + dt(a) * m) / root
+
+
+def radam(p, g, m, v, t, lr, b1, b2, eps, coupled=0.0, decoupled=0.0):
+    dt = p.dtype.type
+    moments(p, g, m, v, b1, b2, coupled)
+    c2, top = 1 - b2**t, 2 / (1 - b2) - 1
+    rho, step = top - 2 * t * b2**t / c2, -(lr / (1 - b1**t))
+    if rho > 5:
+        step *= c2**0.5 * ((rho - 4) * (rho - 2) * top / ((top - 4) * (top - 2) * rho)) ** 0.5
+    change = dt(step) * m / (np.sqrt(v) + dt(eps)) if rho > 5 else dt(step) * m
+    p[...] = dt(1 - lr * decoupled) * p + change
+
+
+def adamax(p, g, m, u, t, lr, b1, b2, eps, coupled=0.0):
+    dt = p.dtype.type
+    g = g + dt(coupled) * p if coupled else g
+    m[...] = m + dt(1 - b1) * (g - m)
+    u[...] = np.maximum(dt(b2) * u, np.abs(g) + dt(eps))
+    p[...] = p + dt(-(lr / (1 - b1**t))) * m / u
+
+
+def rmsprop(p, g, v, mean, buf, lr, alpha, eps, momentum=0.0, coupled=0.0):
+    dt = p.dtype.type
+    g = g + dt(coupled) * p if coupled else g
+    v[...] = spread_v = dt(alpha) * v + dt(1 - alpha) * (g * g)
+    if mean is not None:
+        mean[...] = mean + dt(1 - alpha) * (g - mean)
+        spread_v = spread_v - mean * mean
+    root = np.sqrt(spread_v) + dt(eps)
+    if buf is not None:
+        buf[...] = dt(momentum) * buf + g / root
+    p[...] = p + (dt(-lr) * g / root if buf is None else dt(-lr) * buf)
+
+
+def adagrad(p, g, total, t, lr, lr_decay, eps, coupled=0.0):
+    dt = p.dtype.type
+    g = g + dt(coupled) * p if coupled else g
+    total[...] = total + g * g
+    p[...] = p + dt(-(lr / (1 + (t - 1) * lr_decay))) * g / (np.sqrt(total) + dt(eps))
+
+
+def adadelta(p, g, v, d, lr, rho, eps, coupled=0.0):
+    dt = p.dtype.type
+    g = g + dt(coupled) * p if coupled else g
+    v[...] = dt(rho) * v + dt(1 - rho) * (g * g)
+    delta = np.sqrt(d + dt(eps)) / np.sqrt(v + dt(eps)) * g
+    d[...] = dt(rho) * d + dt(1 - rho) * (delta * delta)
+    p[...] = p + dt(-lr) * delta
+
+
+def lion(p, g, m, lr, b1, b2, decoupled=0.0, scale=1):
+    dt = p.dtype.type
+    g = dt(scale) * g
+    u = dt(b1) * m + dt(1 - b1) * g
+    m[...] = dt(b2) * m + dt(1 - b2) * g
+    p[...] = dt(1 - lr * decoupled) * p - dt(lr) * np.where(
+        u > 0, dt(1), np.where(u < 0, dt(-1), u)
+    )
+
+
+def unit_sums(x):
+    """Sum of squares in double: units of 256, sixteen lanes each, added in order."""
+    x = np.concatenate([x.ravel().astype("f8"), np.zeros(-x.size % 256)]).reshape(-1, 16, 16)
+    lanes = np.zeros((len(x), 16))
+    for k in range(16):
+        lanes = lanes + x[:, k] * x[:, k]
+    return [sum(row.tolist(), 0.0) for row in lanes]
+
+
+def lamb(p, g, m, v, t, lr, b1, b2, eps, decoupled=0.0, scale=1):
+    dt = p.dtype.type
+    moments(p, g, m, v, b1, b2, 0.0, scale)
+    root = np.sqrt(v) * dt(1 / (1 - b2**t) ** 0.5) + dt(eps)
+    u = m * dt(1 / (1 - b1**t)) / root + dt(decoupled) * p
+    norms = [sum(unit_sums(x), 0.0) ** 0.5 for x in (p, u)]
+    p[...] = p - dt(lr * (1.0 if 0 in norms else norms[0] / norms[1])) * u
 
 
 # --- prune

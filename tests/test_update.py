@@ -13,6 +13,7 @@ from tests import reference
 from tests.conftest import SIZES, THREADS, Guarded, kernel, sample
 
 DTYPES = ("float32", "float64")
+STEPS = 7  # RAdam rectifies from the sixth on
 
 # name -> (rule, options for the kernel, options for the twin)
 SGD = {
@@ -60,6 +61,47 @@ def adam_case(options: dict, amsgrad: bool) -> tuple[str, int, object]:
     return "adam_amsgrad" if amsgrad else "adam", 2 + amsgrad, twin
 
 
+def other(twin, n_states: int, *options, takes_t: bool = True, slots=None, **more):
+    """A twin of the form twin(p, g, *state, [t], *options); ``slots`` puts None where no state."""
+
+    def call(p, g, state, t):
+        full = state if slots is None else [None if k is None else state[k] for k in slots]
+        twin(p, g, *full, *([t] if takes_t else []), *options, **more)
+
+    return n_states, call
+
+
+def rms(centered: bool, momentum: bool):
+    slots = (0, 1 if centered else None, (2 if centered else 1) if momentum else None)
+    return other(
+        reference.rmsprop, 1 + centered + momentum, 1e-2, 0.9, 1e-6, 0.8 * momentum, 0.2,
+        takes_t=False, slots=slots,
+    )  # fmt: skip
+
+
+M = (0.9, 0.999, 1e-8)
+OTHERS = {
+    "nadam": ((1e-2, 1, 0.1, 0, *M, 4e-3), other(reference.nadam, 2, 1e-2, *M, 4e-3, 0.1)),
+    "nadam ": ((1e-2, 1, 0, 0.1, *M, 4e-3), other(reference.nadam, 2, 1e-2, *M, 4e-3, 0, 0.1)),
+    "radam": ((1e-2, 1, 0.1, 0, *M), other(reference.radam, 2, 1e-2, *M, 0.1)),
+    "radam ": ((1e-2, 1, 0, 0.1, *M), other(reference.radam, 2, 1e-2, *M, 0, 0.1)),
+    "adamax": ((1e-2, 1, 0.1, 0, *M), other(reference.adamax, 2, 1e-2, *M, 0.1)),
+    "rmsprop": ((1e-2, 1, 0.2, 0, 0.9, 1e-6, 0), rms(False, False)),
+    "rmsprop_momentum": ((1e-2, 1, 0.2, 0, 0.9, 1e-6, 0.8), rms(False, True)),
+    "rmsprop_centered": ((1e-2, 1, 0.2, 0, 0.9, 1e-6, 0), rms(True, False)),
+    "rmsprop_centered_momentum": ((1e-2, 1, 0.2, 0, 0.9, 1e-6, 0.8), rms(True, True)),
+    "adagrad": ((0.1, 1, 0.2, 0, 0.3, 1e-10), other(reference.adagrad, 1, 0.1, 0.3, 1e-10, 0.2)),
+    "adadelta": (
+        (0.5, 1, 0.2, 0, 0.9, 1e-6),
+        other(reference.adadelta, 2, 0.5, 0.9, 1e-6, 0.2, takes_t=False),
+    ),
+    "lion": (
+        (1e-2, -1, 0, 0.1, 0.9, 0.99),
+        other(reference.lion, 1, 1e-2, 0.9, 0.99, 0.1, -1, takes_t=False),
+    ),
+    "lamb": ((1e-2, 1, 0, 0.1, *M), other(reference.lamb, 2, 1e-2, *M, 0.1)),
+}
+
 CASES = [
     *[pytest.param(values, *sgd_case(o), id=f"sgd {k}") for k, (values, o) in SGD.items()],
     *[
@@ -67,6 +109,7 @@ CASES = [
         for k, (values, o) in ADAM.items()
         for ams in (False, True)
     ],
+    *[pytest.param(v, name.strip(), *case, id=name) for name, (v, case) in OTHERS.items()],
 ]
 
 
@@ -75,7 +118,7 @@ CASES = [
 @pytest.mark.parametrize("threads", THREADS)
 @pytest.mark.filterwarnings("ignore:.*encountered:RuntimeWarning")
 def test_twin(level, dtype, threads, values, rule, n_states, twin):
-    """Three steps over arrays of every length at once, special values in p and g, guarded."""
+    """Steps over arrays of every length at once, special values in p and g, guarded."""
     params = [Guarded(sample(n, dtype, seed=1)) for n in SIZES]
     for k, guarded in enumerate(params):
         if k % 3 == 0:
@@ -92,7 +135,7 @@ def test_twin(level, dtype, threads, values, rule, n_states, twin):
         [0] * len(SIZES),
     )
     plan.set_options(0, values)
-    for t in (1, 2, 3):
+    for t in range(1, 1 + STEPS):
         grads = [sample(n, dtype, seed=10 * t, special=n % 2 == 1) for n in SIZES]
         before = [g.copy() for g in grads]
         plan.step(tuple(grads), 1.0, 0.0, False, threads)
@@ -104,7 +147,7 @@ def test_twin(level, dtype, threads, values, rule, n_states, twin):
         same([s[k].array for s in states], [s[k] for _, s in want])
     for guarded in [*params, *(s for ss in states for s in ss)]:
         guarded.check()
-    assert plan.counts == [(3, 1.0)] * len(SIZES)
+    assert [t for t, _ in plan.counts] == [STEPS] * len(SIZES)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

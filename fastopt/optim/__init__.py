@@ -3,8 +3,26 @@
 from __future__ import annotations
 
 from fastopt.optim.adam import Adam, AdamW
+from fastopt.optim.adaptive import Adadelta, Adagrad, RMSprop
 from fastopt.optim.descent import DescendResult, descend
+from fastopt.optim.lion import Lion
+from fastopt.optim.moments import LAMB, Adamax, NAdam, RAdam
 from fastopt.optim.optimizer import Optimizer
 from fastopt.optim.sgd import SGD
 
-__all__ = ["SGD", "Adam", "AdamW", "DescendResult", "Optimizer", "descend"]
+__all__ = [
+    "LAMB",
+    "SGD",
+    "Adadelta",
+    "Adagrad",
+    "Adam",
+    "AdamW",
+    "Adamax",
+    "DescendResult",
+    "Lion",
+    "NAdam",
+    "Optimizer",
+    "RAdam",
+    "RMSprop",
+    "descend",
+]

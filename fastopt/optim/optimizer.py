@@ -172,6 +172,10 @@ class Optimizer:
         """The group's own options after lr, sign and the two decays, as the kernel reads them."""
         raise NotImplementedError
 
+    def _first_value(self, group: Mapping[str, Any]) -> float:
+        """What the state arrays begin with."""
+        return 0.0
+
     def _decoupled(self, group: Mapping[str, Any]) -> bool:
         """Whether weight_decay shrinks the weights instead of adding to the gradient."""
         return bool(group.get("decoupled_weight_decay", False))
@@ -329,7 +333,10 @@ class Optimizer:
         rules = [self._rule(group) for group in self.param_groups]
         names = [self._state_names(rules[g]) for g in self._group_of]
         signs = [update.RULES[rules[g]][1] for g in self._group_of]
-        self._state = states.allocate(self._params, names, signs, self._state, self._state_dtype)
+        firsts = [self._first_value(self.param_groups[g]) for g in self._group_of]
+        self._state = states.allocate(
+            self._params, names, signs, self._state, self._state_dtype, firsts
+        )
         own = [tuple(s[n] for n in ns) for s, ns in zip(self._state, names, strict=True)]
         scales = [
             tuple(s[n + states.SCALE] for n in ns if n + states.SCALE in s)

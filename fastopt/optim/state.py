@@ -37,8 +37,9 @@ def allocate(
     signs: Sequence[tuple[bool, ...]],
     state: Sequence[ParamState],
     state_dtype: str,
+    first_values: Sequence[float],
 ) -> list[ParamState]:
-    """The state each parameter needs: what it has already, the rest zero, in one slab.
+    """The state each parameter needs: what it has already, the rest ``first_values``, in one slab.
 
     Each array begins on its own cache line and a little further into its page than the one
     before: streams at equal offsets in their pages get in each other's way.
@@ -63,7 +64,18 @@ def allocate(
     result = [{k: s[k] for k in arrays if k in s} for arrays, s in zip(wanted, state, strict=True)]
     for i, name, dtype, shape, at, size in missing:
         result[i][name] = slab[first + at : first + at + size].view(dtype).reshape(shape)
+    for i in {i for i, *_ in missing if first_values[i]}:
+        for name in names[i]:
+            write(result[i], name, np.full(params[i].shape, first_values[i], params[i].dtype))
     return result
+
+
+def write(arrays: ParamState, name: str, values: Array) -> None:
+    """Store values in full precision, narrowed where the state is narrow."""
+    if arrays[name].dtype.kind == "f":
+        np.copyto(arrays[name], values)
+    else:
+        update_state.encode_state(arrays[name], arrays.get(name + SCALE), values, 0)
 
 
 def full(arrays: ParamState, name: str) -> Array:
@@ -116,9 +128,8 @@ def read(
         if forms[0][1] == target:
             arrays[name] = a
             continue
-        for suffix, dtype, shape in forms:
-            arrays[name + suffix] = np.empty(shape, dtype)
-        update_state.encode_state(arrays[name], arrays.get(name + SCALE), a, 0)
+        arrays.update({name + suffix: np.empty(shape, dtype) for suffix, dtype, shape in forms})
+        write(arrays, name, a)
     return arrays
 
 
