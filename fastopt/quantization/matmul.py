@@ -91,9 +91,11 @@ class PackedMatrix:
         k, n = self.shape
         codes = np.empty((n, k), np.int8)
         _kernel.unpack(codes, self._panels, n, k, 8)
+        plain: Array = codes
         if self.dtype == np.uint8:
-            return (codes.view(np.uint8) ^ np.uint8(0x80)).T
-        return codes.T
+            plain = codes.view(np.uint8) ^ np.uint8(0x80)
+        result: Array = plain.transpose()
+        return result
 
     def __getstate__(self) -> dict[str, Any]:
         return {"plain": self.unpack().T}
