@@ -436,3 +436,57 @@ def gptq_round(w, a, scale, zero, group, k0, k1, low, high, e, t):
         code[:, k] = q = np.clip(np.rint(t[:, k] / s) + z, low, high)
         e[:, k] = w[:, k] - s * (q - z)
     return code
+
+
+# --- cast
+def values_of(spec):
+    """The magnitudes of codes 0..max_code of a narrow format, in float64."""
+    c = np.arange(spec.max_code + 1)
+    e, m = c >> spec.man, (c & ((1 << spec.man) - 1)) / (1 << spec.man)
+    return np.where(e == 0, m * 2.0 ** (1 - spec.bias), (1 + m) * 2.0 ** (e - float(spec.bias)))
+
+
+def narrow(x, spec):
+    """Codes, half to even: the last code whose midpoint with the one below is not above |x|."""
+    v, a = values_of(spec), np.abs(x.astype("f8"))
+    middle = np.append((v[1:] + v[:-1]) / 2, v[-1] + (v[-1] - v[-2]) / 2)  # the last one overflows
+    c = np.searchsorted(middle, a, side="right")
+    tie = (c > 0) & (middle[np.maximum(c - 1, 0)] == a)
+    c = np.where(tie & (c % 2 == 1), c - 1, c)  # every odd code gives a tie away
+    c = np.where(np.isnan(a), spec.nan, np.where(c > spec.max_code, spec.over, c))
+    return (c | (np.signbit(x).astype("i8") << (spec.bits - 1))).astype(f"u{spec.bits // 8}")
+
+
+def widen(codes, spec):
+    """Values."""
+    c = codes & ((1 << (spec.bits - 1)) - 1)
+    v = values_of(spec)[np.minimum(c, spec.max_code)]
+    v = np.where(c > spec.max_code, np.nan if spec.over == spec.nan else np.inf, v)
+    v = np.where((c > spec.max_code) & (c != spec.over), np.nan, v)
+    return np.where(codes >> (spec.bits - 1), -v, v).astype("f4")
+
+
+def narrow_random(x, words, spec):
+    """Codes, up with the probability of the fraction; words are uniform 32-bit integers."""
+    v, a = values_of(spec), np.abs(x.astype("f8"))
+    c = np.maximum(np.searchsorted(v, a, side="right") - 1, 0)
+    gap = np.append(np.diff(v), v[-1] - v[-2])[c]
+    with np.errstate(invalid="ignore"):
+        share, bits = (a - v[c]) / gap, 23 - spec.man
+        small = (words >> 8) < share * 2.0**24
+        normal = (words >> (32 - bits)) + share * 2.0**bits >= 2.0**bits
+        c = c + np.where(a < 2.0 ** (1 - spec.bias), small, normal)
+    c = np.where(np.isnan(a), spec.nan, np.where(c > spec.max_code, spec.over, c))
+    return (c | (np.signbit(x).astype("i8") << (spec.bits - 1))).astype(f"u{spec.bits // 8}")
+
+
+def noise(key, n):
+    """Words of elements 0..n-1: Philox4x32-10, counter 16 (i // 64) + i % 16, word i % 64 // 16."""
+    i = np.arange(n, dtype="u8")
+    counter, k0, k1 = i // 64 * 16 + i % 16, np.uint64(key & 0xFFFFFFFF), np.uint64(key >> 32)
+    c, low = [counter & 0xFFFFFFFF, counter >> 32, i * 0, i * 0], np.uint64(0xFFFFFFFF)
+    for r in range(10):
+        a, b = c[0] * np.uint64(0xD2511F53), c[2] * np.uint64(0xCD9E8D57)
+        m0, m1 = (k0 + np.uint64(r * 0x9E3779B9)) & low, (k1 + np.uint64(r * 0xBB67AE85)) & low
+        c = [(b >> 32) ^ c[1] ^ m0, b & low, (a >> 32) ^ c[3] ^ m1, a & low]
+    return np.choose((i % 64 // 16).astype("i8"), c).astype("i8")

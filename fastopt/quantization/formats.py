@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from fastopt.errors import OptionError
 
-__all__ = ["FORMATS", "Format", "fixed_format", "format_of"]
+__all__ = ["FLOAT_SPECS", "FORMATS", "FloatSpec", "Format", "fixed_format", "format_of"]
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,26 @@ FORMATS: dict[str, Format] = {
         _integer("int4", 4, True, "int8", packed=True),
         _integer("uint4", 4, False, "uint8", packed=True),
     )
+}
+
+
+class FloatSpec(NamedTuple):
+    """Bits of a narrow floating-point format, as the cast kernel takes them."""
+
+    bits: int
+    man: int
+    bias: int
+    max_code: int
+    over: int
+    nan: int
+
+
+# ``over`` is the code of infinity, or of NaN where there is no infinity.
+FLOAT_SPECS: dict[str, FloatSpec] = {
+    "float16": FloatSpec(16, 10, 15, 0x7BFF, 0x7C00, 0x7E00),
+    "bfloat16": FloatSpec(16, 7, 127, 0x7F7F, 0x7F80, 0x7FC0),
+    "float8_e4m3fn": FloatSpec(8, 3, 7, 0x7E, 0x7F, 0x7F),
+    "float8_e5m2": FloatSpec(8, 2, 15, 0x7B, 0x7C, 0x7E),
 }
 
 _FIXED = re.compile(r"(u?)q(\d+)\.(\d+)\Z", re.IGNORECASE)
