@@ -20,6 +20,7 @@ __all__ = ["Greedy"]
 ROUND_CELLS = 1 << 21
 # Rounds in a row without any new neighbour after which a finite space counts as searched.
 EMPTY_ROUNDS = 64
+RETRIES = 8  # times that unseen draws are looked for
 # Streams of uniform draws, apart from those of random trials (0) and the hypercube (1).
 ORDER, BOX, KICK, SWAP = 11, 12, 13, 14
 
@@ -128,7 +129,7 @@ class Greedy(Engine):
             self._cursor += len(part)
             done += len(part)
         if done < k:  # all neighbours are out: draws from the box of the steps around the point
-            genomes[done:] = self._around(first + done, k - done)
+            genomes[done:] = self._unseen(first + done, k - done)
         values = self.space.values_of(genomes)
         values[: len(given)] = given
         return values
@@ -284,6 +285,19 @@ class Greedy(Engine):
                 taken.add(key)
                 keep.append(i)
         return genomes[keep]
+
+    def _unseen(self, first: int, k: int) -> Matrix:
+        """k draws of ``_around``, those seen before last."""
+        if self.space.size == math.inf:
+            return self._around(first, k)
+        pool = self._around(first, k)
+        new = self._fresh(pool)
+        for attempt in range(1, RETRIES):
+            if len(new) >= k:
+                break
+            more = self._random((first + k) * RETRIES + attempt * k, 4 * k)
+            new = self._fresh(np.concatenate([new, more]))
+        return np.concatenate([new, pool])[:k]
 
     def _around(self, first: int, k: int) -> Matrix:
         space = self.space
