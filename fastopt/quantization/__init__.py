@@ -12,7 +12,12 @@ from fastopt.quantization.formats import Format, format_of
 from fastopt.quantization.functions import dequantize, fake_quantize, quantize
 from fastopt.quantization.linear import QuantizedLinear
 from fastopt.quantization.matmul import PackedMatrix, matmul_integer, qlinear_matmul
-from fastopt.quantization.onnx_ops import dequantize_linear, quantize_linear
+from fastopt.quantization.onnx_ops import (
+    dequantize_linear,
+    dynamic_quantize,
+    dynamic_quantize_linear,
+    quantize_linear,
+)
 from fastopt.quantization.qparams import QParams, choose_qparams, qparams_from_range
 
 __all__ = [
@@ -25,6 +30,8 @@ __all__ = [
     "choose_qparams",
     "dequantize",
     "dequantize_linear",
+    "dynamic_quantize",
+    "dynamic_quantize_linear",
     "fake_quantize",
     "format_of",
     "gptq",

@@ -9,12 +9,20 @@ import numpy as np
 from fastopt._arrays import Array, as_array, out_for
 from fastopt._options import integer
 from fastopt.errors import ArrayError, DTypeError, OptionError
+from fastopt.quantization.array import QuantizedArray
+from fastopt.quantization.casting import cast
 from fastopt.quantization.convert import decode, encode
+from fastopt.quantization.formats import FORMATS, format_of
 from fastopt.quantization.layout import Layout, layout_of, normal_axis
+from fastopt.quantization.qparams import qparams_from_range, ranges
 
-__all__ = ["dequantize_linear", "quantize_linear"]
+__all__ = ["dequantize_linear", "dynamic_quantize", "dynamic_quantize_linear", "quantize_linear"]
 
 _CODES = ("int8", "uint8", "int16", "uint16", "int32", "uint32")
+_NIBBLES = {"int4": "int8", "uint4": "uint8"}  # ml_dtypes' 4-bit types, one code a byte
+_FLOAT8 = ("float8_e4m3fn", "float8_e5m2")
+# Elements of the blocks of rows that dynamic_quantize reads twice: they stay in the L2 cache.
+_ROWS = 1 << 18
 
 
 def quantize_linear(
@@ -36,8 +44,9 @@ def quantize_linear(
         The values. NaN gives the lowest code; infinities saturate.
     scale : scalar, (C,) or blocked array
         One number: per tensor. 1-D: per index of ``axis``. The rank of x: blocked along ``axis``.
-    zero_point : integer scalar or array of the shape of ``scale``, optional
-        Its dtype is the result's; default uint8 zeros.
+    zero_point : scalar or array of the shape of ``scale``, optional
+        Its dtype is the result's: int8, uint8, int16, uint16, or ml_dtypes' int4, uint4,
+        float8_e4m3fn, float8_e5m2 (where it must be 0); default uint8 zeros.
     axis : int
         As in ONNX; without effect for a scalar scale.
     out : integer array of x's shape, optional
@@ -66,13 +75,27 @@ def quantize_linear(
     """
     a = as_array(x, "x", cast="float32")
     s = as_array(scale, "scale", cast=a.dtype.name).astype(a.dtype, copy=False)
+    wanted = (
+        output_dtype if zero_point is None else getattr(zero_point, "dtype", np.dtype(int)).name
+    )
+    if wanted in _FLOAT8:
+        _zero_only(zero_point)
+        layout, s, _ = _scales(a.shape, s, s, axis, block_size)
+        return cast(a / _spread(s, a.shape, axis, layout), wanted, out=out, threads=threads)
+    if wanted in _NIBBLES:
+        zero_point = zero_point if zero_point is not None else np.zeros(s.shape, _NIBBLES[wanted])
+        zero = _codes(np.asarray(zero_point).astype(_NIBBLES[wanted]), "zero_point", s.shape)
+        layout, s, zero = _scales(a.shape, s, zero, axis, block_size)
+        result = out_for(out, "out", a.shape, zero.dtype.name)
+        fmt = FORMATS[wanted]
+        encode(result, a, s, zero, layout, fmt.qmin, fmt.qmax, threads)
+        return result
     if zero_point is None:
         if output_dtype is None:
             output_dtype = "uint8" if not isinstance(out, np.ndarray) else out.dtype.name
         if output_dtype not in _CODES[:4]:
-            raise OptionError(
-                f"output_dtype: expected one of {', '.join(_CODES[:4])}, got {output_dtype!r}"
-            )
+            names = ", ".join((*_CODES[:4], *_NIBBLES, *_FLOAT8))
+            raise OptionError(f"output_dtype: expected one of {names}, got {output_dtype!r}")
         zero = np.zeros(s.shape, output_dtype)
     else:
         zero = _codes(zero_point, "zero_point", s.shape)
@@ -97,7 +120,7 @@ def dequantize_linear(
 
     Parameters
     ----------
-    x : int8, uint8, int16, uint16 or int32 array
+    x : int8, uint8, int16, uint16, int32, or ml_dtypes' int4, uint4 or float8 array
         The codes.
     scale : scalar, (C,) or blocked array, float32 or float64
         Its dtype is the result's.
@@ -123,8 +146,23 @@ def dequantize_linear(
     >>> dequantize_linear(np.array([0, 3], np.uint8), np.float32(0.5), np.uint8(1)).tolist()
     [-0.5, 1.0]
     """
-    codes = _codes(x, "x", None)
     s = as_array(scale, "scale", cast="float32")
+    given = getattr(x, "dtype", np.dtype(int)).name
+    half = getattr(scale, "dtype", None) == np.float16
+    if given in _FLOAT8:
+        _zero_only(zero_point)
+        values = cast(x, "float32", threads=threads)
+        layout, s, _ = _scales(values.shape, s, s, axis, block_size)
+        result = out_for(out, "out", values.shape, "float16" if half else s.dtype.name)
+        np.multiply(
+            values, _spread(s, values.shape, axis, layout), out=result, casting="same_kind"
+        )
+        return result
+    if given in _NIBBLES:
+        x = np.asarray(x).astype(_NIBBLES[given])
+        if zero_point is not None:
+            zero_point = np.asarray(zero_point).astype(_NIBBLES[given])
+    codes = _codes(x, "x", None)
     if zero_point is None:
         zero = np.zeros(s.shape, codes.dtype)
     else:
@@ -137,6 +175,141 @@ def dequantize_linear(
     result = out_for(out, "out", codes.shape, s.dtype.name)
     decode(result, codes, s, zero, layout, threads)
     return result
+
+
+def dynamic_quantize_linear(x: Any, *, threads: int | None = None) -> tuple[Array, Array, Array]:
+    """ONNX DynamicQuantizeLinear: uint8 codes, scale = (max(0, max x) - min(0, min x)) / 255.
+
+    Parameters
+    ----------
+    x : float32 array
+        The values; finite.
+    threads : int, optional
+        Thread count; the codes do not depend on it.
+
+    Returns
+    -------
+    codes : uint8 array of x's shape
+    scale : float32 scalar array
+    zero_point : uint8 scalar array
+
+    Raises
+    ------
+    ArrayError
+        x holds NaN or infinity.
+
+    Notes
+    -----
+    All zeros give scale 1 and zero point 0, as in onnxruntime. The zero point is
+    clip(round(0 - min / scale), 0, 255) in float32.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fastopt.quantization import dynamic_quantize_linear
+    >>> codes, scale, zero_point = dynamic_quantize_linear(np.array([-1.0, 0.0, 4.1], np.float32))
+    >>> codes.tolist(), float(scale), int(zero_point)
+    ([0, 50, 255], 0.019999999552965164, 50)
+    """
+    a = as_array(x, "x", dtypes=("float32",), cast="float32")
+    low, high = ranges(a, axis=None, group_size=None, threads=threads)
+    if not np.isfinite(low):
+        raise ArrayError("x: holds NaN or infinity, so it has no scale; clean the data first")
+    low, high = np.minimum(low, np.float32(0)), np.maximum(high, np.float32(0))
+    scale = np.asarray((high - low) / np.float32(255), np.float32)
+    if scale == 0:
+        scale = np.ones((), np.float32)
+    zero = np.asarray(np.clip(np.rint(np.float32(0) - low / scale), 0, 255), np.uint8)
+    codes = np.empty(a.shape, np.uint8)
+    encode(codes, a, scale, zero, layout_of(a.shape, None, None), 0, 255, threads)
+    return codes, scale, zero
+
+
+def dynamic_quantize(
+    x: Any, dtype: str = "int8", *, symmetric: bool = True, threads: int | None = None
+) -> QuantizedArray:
+    """Quantise each row (last axis) by its own range: what activations need at run time.
+
+    Parameters
+    ----------
+    x : (..., k) float32 or float64 array
+        The values; finite.
+    dtype : str
+        "int8", "uint8", "int16" or "uint16".
+    symmetric : bool
+        As in :func:`fastopt.quantize`.
+    threads : int, optional
+        Thread count; the codes do not depend on it.
+
+    Returns
+    -------
+    QuantizedArray
+        Grouped along the last axis with one group a row: ``scale`` has shape (..., 1).
+
+    Raises
+    ------
+    ArrayError, DTypeError, OptionError
+
+    Notes
+    -----
+    Memory is read once: the range and the codes of a block of rows are made while it is cached.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fastopt.quantization import dynamic_quantize
+    >>> dynamic_quantize(np.array([[1.0, -0.5], [100.0, 50.0]], np.float32)).codes.tolist()
+    [[127, -64], [127, 64]]
+    """
+    a = as_array(x, "x", cast="float32")
+    fmt = format_of(dtype)
+    if fmt.kind != "int" or fmt.packed:
+        raise OptionError(f"dtype: expected an 8- or 16-bit integer format, got {fmt.name!r}")
+    if a.ndim == 0:
+        raise ArrayError("x: a single number has no rows")
+    width = max(1, a.shape[-1])
+    table = a.reshape(-1, width) if a.size else a.reshape(0, width)
+    codes = np.empty(table.shape, fmt.storage)
+    scale = np.empty((len(table), 1), a.dtype)
+    zero = np.empty((len(table), 1), fmt.storage)
+    low = fmt.symmetric_zero_point - fmt.symmetric_range if symmetric else fmt.qmin
+    step = max(1, _ROWS // width)
+    for start in range(0, len(table), step):
+        rows = slice(start, start + step)
+        ends = ranges(table[rows], axis=-1, group_size=width, threads=threads)
+        if not np.isfinite(ends[0]).all():
+            raise ArrayError("x: holds NaN or infinity, so it has no scale; clean the data first")
+        scale[rows], zero[rows] = qparams_from_range(*ends, fmt, symmetric=symmetric)
+        layout = layout_of(table[rows].shape, -1, width)
+        encode(codes[rows], table[rows], scale[rows], zero[rows], layout, low, fmt.qmax, threads)
+    head = (*a.shape[:-1], 1 if a.shape[-1] else 0)
+    return QuantizedArray(
+        codes.reshape(a.shape),
+        scale.reshape(head),
+        zero.reshape(head),
+        fmt.name,
+        a.shape,
+        a.ndim - 1,
+        width,
+        symmetric,
+    )
+
+
+def _zero_only(zero_point: Any) -> None:
+    """float8 has no zero point but 0."""
+    if zero_point is not None and np.asarray(zero_point).astype(np.float32).any():
+        raise ArrayError("zero_point: must be 0 for a float8 format")
+
+
+def _spread(scale: Array, shape: tuple[int, ...], axis: int, layout: Layout) -> Array:
+    """Scales in a shape that broadcasts against x."""
+    if scale.ndim == 0:
+        return scale
+    a = normal_axis(axis, len(shape))
+    if scale.ndim == 1 and scale.shape[0] == shape[a]:
+        return scale.reshape([-1 if i == a else 1 for i in range(len(shape))])
+    block = layout.group if layout.rows else layout.width
+    return np.take(scale, np.arange(shape[a]) // block, axis=a)
 
 
 def _codes(a: Any, name: str, shape: tuple[int, ...] | None) -> Array:
