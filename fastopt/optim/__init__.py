@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from fastopt.optim import schedules
 from fastopt.optim.adam import Adam, AdamW
 from fastopt.optim.adaptive import Adadelta, Adagrad, RMSprop
 from fastopt.optim.descent import DescendResult, descend
+from fastopt.optim.files import load, save
 from fastopt.optim.lion import Lion
 from fastopt.optim.moments import LAMB, Adamax, NAdam, RAdam
 from fastopt.optim.optimizer import Optimizer
@@ -25,4 +27,7 @@ __all__ = [
     "RAdam",
     "RMSprop",
     "descend",
+    "load",
+    "save",
+    "schedules",
 ]
