@@ -1,0 +1,147 @@
+"""Labels to class numbers and back, and the predictions that every linear classifier shares."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from fastopt._arrays import Array
+from fastopt.errors import ArrayError, DTypeError, OptionError
+from fastopt.linear_model._data import _column
+
+__all__ = ["ClassifierFace", "class_weights", "encode"]
+
+
+def check_labels(y: Any, n: int) -> Array:
+    """Labels (n,): integers, strings, bools or whole floats."""
+    if y is None:
+        raise ArrayError("y: requires y to be passed, but the target y is None; give the labels")
+    a = np.asarray(y)
+    if a.dtype.kind == "c":
+        raise ArrayError(f"y: Complex data not supported; got dtype {a.dtype}")
+    if a.ndim == 2:
+        a = _column(a, "y")
+    if a.ndim != 1:
+        raise ArrayError(f"y: expected shape ({n},), got {a.shape}")
+    if len(a) != n:
+        raise ArrayError(f"y: expected {n} labels, one a row of X, got {len(a)}")
+    if a.dtype.kind == "f":
+        if not np.isfinite(a).all():
+            raise ArrayError("y: Input y contains NaN or infinity; clean the labels first")
+        if (a != np.floor(a)).any():
+            raise ArrayError(
+                "y: Unknown label type: continuous. Maybe you are trying to fit a classifier, "
+                "which expects discrete classes on a regression target with continuous values."
+            )
+    return a
+
+
+def encode(y: Any, n: int, classes: Array | None = None) -> tuple[Array, Array]:
+    """Sorted distinct labels and each row's number among them."""
+    a = check_labels(y, n)
+    try:
+        labels, codes = np.unique(a, return_inverse=True)
+    except TypeError as error:
+        raise DTypeError(f"y: the labels cannot be sorted: {error}") from None
+    if classes is not None:
+        where = np.searchsorted(classes, labels)
+        where = np.minimum(where, len(classes) - 1)
+        if not (classes[where] == labels).all():
+            extra = labels[classes[where] != labels]
+            raise ArrayError(f"y: holds labels that are not among the classes: {extra[:5]}")
+        labels, codes = classes, where[codes]
+    if len(labels) < 2:
+        raise ArrayError("y: The number of classes has to be greater than one; got 1 class")
+    return labels, codes
+
+
+def class_weights(weight: Any, classes: Array, codes: Array, sample_weight: Any) -> Any:
+    """Sample weights times the factor of each row's class."""
+    if weight is None:
+        return sample_weight
+    factors = np.ones(len(classes))
+    if isinstance(weight, str):
+        if weight != "balanced":
+            raise OptionError(f"class_weight: expected a dict, 'balanced' or None, got {weight!r}")
+        counts = np.bincount(codes, minlength=len(classes))
+        factors = len(codes) / (len(classes) * np.maximum(counts, 1.0))
+    else:
+        for label, factor in dict(weight).items():
+            factors[classes == label] = factor
+    per_row = factors[codes]
+    return per_row if sample_weight is None else per_row * np.asarray(sample_weight)
+
+
+class _WhenProbable:
+    """predict_proba exists only where the loss gives probabilities (hasattr tells)."""
+
+    def __init__(self, method: Callable[..., Any]) -> None:
+        self.method = method
+        self.__doc__ = method.__doc__
+
+    def __get__(self, owner: Any, kind: type | None = None) -> Any:
+        if owner is None:
+            return self.method
+        if not owner._has_probability():
+            raise AttributeError(
+                f"{self.method.__name__} is not available for loss={owner.loss!r}"
+            )
+        return self.method.__get__(owner, kind)
+
+
+class ClassifierFace:
+    """decision_function, predict, probabilities and score from coef_, intercept_, classes_."""
+
+    classes_: Array
+    _margins: Callable[[Any], Array]
+    _has_probability: Callable[[], bool]
+    _joint: Callable[[], bool]
+
+    def decision_function(self, X: Any) -> Array:
+        """X W' + b: (n,) for two classes (positive means the second), else (n, k)."""
+        z = self._margins(X)
+        return z.ravel() if z.shape[1] == 1 else z
+
+    def predict(self, X: Any) -> Array:
+        """The label with the largest margin, (n,)."""
+        z = self.decision_function(X)
+        codes = (z > 0).astype(np.intp) if z.ndim == 1 else z.argmax(axis=1)
+        labels: Array = self.classes_[codes]
+        return labels
+
+    def _probability(self, z: Array) -> Array:
+        if self._joint() and z.ndim == 2:
+            e = np.exp(z - z.max(axis=1, keepdims=True))
+            joint: Array = e / e.sum(axis=1, keepdims=True)
+            return joint
+        if getattr(self, "loss", "log_loss") == "modified_huber":
+            p = (np.clip(z, -1, 1) + 1) / 2
+        else:
+            small = np.exp(-np.abs(z))
+            p = np.where(z >= 0, 1, small) / (1 + small)
+        if z.ndim == 1:
+            return np.column_stack([1 - p, p])
+        total = p.sum(axis=1, keepdims=True)
+        ratio: Array = np.where(total > 0, p, 1.0) / np.where(total > 0, total, z.shape[1])
+        return ratio
+
+    @_WhenProbable
+    def predict_proba(self, X: Any) -> Array:
+        """Probability of each class, (n, k): the sigmoid (one against the rest, normalised) or
+        the softmax."""
+        return self._probability(self.decision_function(X))
+
+    @_WhenProbable
+    def predict_log_proba(self, X: Any) -> Array:
+        """Logarithm of predict_proba."""
+        with np.errstate(divide="ignore"):
+            logs: Array = np.log(self._probability(self.decision_function(X)))
+        return logs
+
+    def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
+        """Share of rows whose predicted label is y."""
+        predicted = self.predict(X)
+        hits = predicted == check_labels(y, len(predicted))
+        return float(np.average(hits, weights=sample_weight))

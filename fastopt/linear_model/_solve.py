@@ -1,0 +1,216 @@
+"""Least squares and full-batch solvers on a Problem."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from fastopt import _threads
+from fastopt._arrays import Array, check_finite
+from fastopt.linear_model._data import CSR
+from fastopt.linear_model._train import Problem, Stochastic, loss_gradient, step_size
+
+__all__ = ["Fit", "Quadratic", "descend", "first_rate", "solve_gram", "stochastic"]
+
+GRAM_UP_TO = 64  # columns up to which a Gram matrix pays for exact gradients of squared loss
+
+
+@dataclass
+class Fit:
+    """What a solver found: packed parameters, passes over the data, losses, whether it got there."""
+
+    flat: Array
+    n_iter: int
+    curve: list[float]
+    converged: bool
+
+
+@dataclass
+class Quadratic:
+    """Squared loss through its moments: everything gradient descent needs, in O(d^2) a step."""
+
+    mean_x: Array  # (d,)
+    mean_y: Array  # (k,)
+    xx: Array  # (d, d) sum s (x - mean_x)(x - mean_x)' / n
+    xy: Array  # (d, k)
+    yy: Array  # (k,)
+    intercept: bool
+
+    def loss_gradient(self, coef: Array, b: Array, l2: float) -> tuple[float, Array, Array]:
+        """Mean of |W x + b - y|^2 / 2 plus l2/2 |W|^2, and its gradient in W (k, d) and b (k,)."""
+        error = coef @ self.mean_x + b - self.mean_y  # of the means, (k,)
+        moved = coef @ self.xx - self.xy.T
+        grad = moved + np.outer(error, self.mean_x) + l2 * coef
+        loss = 0.5 * float(
+            ((moved - self.xy.T) * coef).sum() + self.yy.sum() + (error * error).sum()
+        ) + 0.5 * l2 * float((coef * coef).sum())
+        return loss, grad, error if self.intercept else np.zeros_like(error)
+
+
+def moments(problem: Problem) -> Quadratic:
+    """Means and centred second moments of (X, y), in float64, one pass."""
+    x, n, d = problem.x, problem.n, problem.d
+    assert not isinstance(x, CSR)
+    y = problem.y.reshape(n, problem.n_outputs)
+    both = d + problem.n_outputs
+    # Second moments about a pilot mean, so that large offsets do not cancel digits.
+    pilot = np.concatenate([x[:256].mean(axis=0, dtype=np.float64), y[:256].mean(axis=0)])
+    if not problem.intercept:
+        pilot[:] = 0
+    gram, total = np.zeros((both, both)), np.zeros(both)
+    rows = max(256, (1 << 20) // both)
+    with np.errstate(invalid="ignore", over="ignore"):
+        for i in range(0, n, rows):
+            z = np.column_stack([x[i : i + rows], y[i : i + rows]]).astype(np.float64) - pilot
+            s = z if problem.weights is None else z * problem.weights[i : i + rows, None]
+            gram += s.T @ z
+            total += s.sum(axis=0)
+    if not np.isfinite(gram).all():
+        check_finite(x, "X")
+    mean = total / n
+    gram /= n
+    if problem.intercept:
+        gram -= np.outer(mean, mean)
+        mean += pilot
+    else:
+        mean[:] = 0
+    return Quadratic(
+        mean[:d], mean[d:], gram[:d, :d], gram[:d, d:], np.diag(gram)[d:], problem.intercept
+    )
+
+
+def solve_gram(problem: Problem) -> Fit:
+    """The minimum of squared loss + l2/2 |W|^2 from the normal equations (one pass over X).
+
+    Cholesky where the matrix allows it, else the minimum-norm solution by its eigenvectors.
+    """
+    q = moments(problem)
+    a = q.xx + problem.l2 * np.eye(problem.d)
+    scale = np.sqrt(np.maximum(np.diag(a), 1e-300))
+    try:
+        # Equilibrated, so that columns of very different size do not look singular.
+        c = np.linalg.cholesky(a / np.outer(scale, scale))
+        if np.diag(c).min() ** 2 < 1e-10:
+            raise np.linalg.LinAlgError
+        half = np.linalg.solve(c, q.xy / scale[:, None])
+        coef = np.linalg.solve(c.T, half) / scale[:, None]
+    except np.linalg.LinAlgError:
+        values, vectors = np.linalg.eigh(a)
+        keep = values > max(values[-1], 0.0) * problem.d * np.finfo(np.float64).eps
+        v = vectors[:, keep]
+        coef = v @ ((v.T @ q.xy) / values[keep, None])
+    coef = coef.T
+    b = q.mean_y - coef @ q.mean_x if problem.intercept else np.zeros(problem.n_outputs)
+    loss, _, _ = q.loss_gradient(coef, b, problem.l2)
+    return Fit(problem.pack(coef, b), 1, [loss], True)
+
+
+class Objective:
+    """f and its gradient on packed parameters: through the moments where those are cheaper."""
+
+    def __init__(self, problem: Problem, threads: int | None) -> None:
+        self.problem = problem
+        self.threads = _threads.resolve(threads, problem.n * problem.d)
+        quadratic = problem.loss == "squared_error" and problem.d <= GRAM_UP_TO
+        self.moments = moments(problem) if quadratic and not isinstance(problem.x, CSR) else None
+
+    def __call__(self, flat: Array) -> tuple[float, Array]:
+        p = self.problem
+        if self.moments is None:
+            return loss_gradient(p, flat.astype(p.x.dtype, copy=False), self.threads)
+        k, pad = p.n_outputs, p.pad
+        coef = flat[: k * pad].reshape(k, pad)[:, : p.d].astype(np.float64)
+        loss, grad, grad_b = self.moments.loss_gradient(
+            coef, flat[k * pad : k * pad + k].astype(np.float64), p.l2
+        )
+        out = np.zeros(p.length)
+        out[: k * pad].reshape(k, pad)[:, : p.d] = grad
+        out[k * pad : k * pad + k] = grad_b
+        return loss, out
+
+
+def prox_gradient(flat: Array, grad: Array, problem: Problem) -> Array:
+    """The least element of the subgradient of f + l1 |W|_1; the plain gradient without L1."""
+    if problem.l1 == 0:
+        return grad
+    out = grad.copy()
+    m = problem.n_outputs * problem.pad
+    w, g = flat[:m], grad[:m]
+    out[:m] = np.where(
+        w != 0, g + problem.l1 * np.sign(w), np.sign(g) * np.maximum(np.abs(g) - problem.l1, 0)
+    )
+    return out
+
+
+def descend(
+    problem: Problem, flat: Array, max_iter: int, tol: float, lr: float | None, threads: int | None
+) -> Fit:
+    """Full-batch gradient descent with a fixed step, proximal for L1.
+
+    Stops when the largest element of the gradient is ``tol`` times what it was at the start (or
+    at zero, if that is more). In float64 whatever X's dtype.
+    """
+    objective = Objective(problem, threads)
+    rate = step_size(problem, max(problem.n, 1) * 1000, "sgd") if lr is None else lr
+    w = flat.astype(np.float64)
+    m = problem.n_outputs * problem.pad
+    scale = float(np.abs(objective(np.zeros_like(w))[1]).max())
+    curve: list[float] = []
+    for iteration in range(max_iter + 1):
+        loss, grad = objective(w)
+        if not np.isfinite(loss):
+            problem.refuse_bad_margins("gradient descent")
+        if float(np.abs(prox_gradient(w, grad, problem)).max(initial=0.0)) <= tol * scale:
+            return Fit(w.astype(flat.dtype), iteration, [*curve, loss], True)
+        if iteration == max_iter:
+            break
+        curve.append(loss)
+        w = w - rate * grad
+        if problem.l1 > 0:
+            w[:m] = np.sign(w[:m]) * np.maximum(np.abs(w[:m]) - rate * problem.l1, 0)
+    return Fit(w.astype(flat.dtype), max_iter, [*curve, loss], False)
+
+
+def stochastic(run: Stochastic, flat: Array, max_iter: int, tol: float, lr: float | None) -> Fit:
+    """Mini-batch descent to the minimum of a smooth objective.
+
+    The batch stays as long as the exact gradient, looked at after each epoch, goes on shrinking,
+    and is doubled when it has not for three epochs, up to all rows: the noise falls, the step
+    does not (Byrd et al., "Sample size selection in optimization methods for machine learning",
+    2012). Adam's step, which does not shrink with the gradient, falls by 1 % an epoch
+    after that.
+    """
+    problem = run.problem
+    objective = Objective(problem, run.threads)
+    scale = float(np.abs(objective(np.zeros_like(flat))[1]).max())
+    tol = max(tol, 16 * float(np.finfo(flat.dtype).eps))
+    curve: list[float] = []
+    best, waited, slower = np.inf, 0, 1.0
+    rate = first_rate(run) if lr is None else lr
+    run.start(flat)
+    for _ in range(max_iter):
+        run.run_epoch(lambda numbers: np.full(len(numbers), slower * rate), False)  # noqa: B023
+        loss, grad = objective(run.flat)
+        curve.append(loss)
+        norm = float(np.abs(prox_gradient(run.flat, grad, problem)).max(initial=0.0))
+        if norm <= tol * scale:
+            return Fit(run.flat.copy(), len(curve), curve, True)
+        waited = 0 if norm < 0.9 * best else waited + 1
+        best = min(best, norm)
+        if run.rule == "adam" and run.batch_size == problem.n:
+            slower *= 0.99
+        if waited == 3:
+            waited, best = 0, norm
+            if run.batch_size < problem.n:
+                run.batch_size = min(2 * run.batch_size, problem.n)
+                rate = first_rate(run) if lr is None else lr
+    return Fit(run.flat.copy(), len(curve), curve, False)
+
+
+def first_rate(run: Stochastic) -> float:
+    """The step for the run's rule and batch: momentum amplifies a batch's noise 1/(1 - momentum)
+    times, and leaves the bound by the curvature as it is."""
+    heavy = run.rule in ("momentum", "nesterov")
+    rows = run.batch_size * (1 - run.momentum) if heavy else run.batch_size
+    return run.caution * step_size(run.problem, rows, run.rule)

@@ -1,0 +1,75 @@
+"""The estimators as scikit-learn sees them: its own checks, and its tools around them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from fastopt import linear_model
+
+pytest.importorskip("sklearn")
+
+from sklearn.base import clone, is_classifier, is_regressor
+from sklearn.linear_model import SGDRegressor as TheirSGDRegressor
+from sklearn.model_selection import GridSearchCV, cross_val_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.utils.estimator_checks import parametrize_with_checks
+
+ESTIMATORS = [
+    linear_model.LinearRegression(),
+    linear_model.Ridge(),
+    linear_model.SGDRegressor(),
+    linear_model.SGDClassifier(),
+]
+
+
+def expected_failures(estimator):
+    """Stochastic descent sees the rows in an order: repeating a row is not weighting it."""
+    if type(estimator).__name__.startswith("SGD"):
+        reason = "mini-batches are drawn by row, so a repeated row is drawn at another time"
+        return {
+            "check_sample_weight_equivalence_on_dense_data": reason,
+            "check_sample_weight_equivalence_on_sparse_data": reason,
+        }
+    return {}
+
+
+@pytest.mark.filterwarnings("ignore")
+@parametrize_with_checks(ESTIMATORS, expected_failed_checks=expected_failures)
+def test_scikit_learn_checks(estimator, check):
+    check(estimator)
+
+
+def test_kind_clone_and_params():
+    model = linear_model.SGDClassifier(loss="log_loss", alpha=0.5, random_state=3)
+    assert is_classifier(model)
+    assert is_regressor(linear_model.Ridge())
+    twin = clone(model)
+    assert twin is not model
+    assert twin.get_params() == model.get_params()
+    assert not hasattr(twin, "coef_")
+
+
+def test_pipeline_grid_search_and_cross_validation():
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((300, 4)) * [1, 10, 100, 1000]
+    y = (x[:, 1] / 10 > x[:, 2] / 100).astype(int)
+    pipe = make_pipeline(StandardScaler(), linear_model.SGDClassifier("log_loss", random_state=0))
+    assert cross_val_score(pipe, x, y, cv=3).mean() > 0.9
+    grid = GridSearchCV(pipe, {"sgdclassifier__alpha": [1e-4, 10.0]}, cv=3).fit(x, y)
+    assert grid.best_params_ == {"sgdclassifier__alpha": 1e-4}
+    assert grid.predict_proba(x).shape == (300, 2)
+
+
+@pytest.mark.parametrize("loss", linear_model.SGDRegressor._losses)
+@pytest.mark.parametrize("penalty", [None, "l2"])
+def test_batches_of_one_row_walk_scikit_learns_path(loss, penalty):
+    rng = np.random.default_rng(0)
+    x, y = rng.standard_normal((200, 6)), rng.standard_normal(200)
+    options = {"loss": loss, "penalty": penalty, "alpha": 0.01, "eta0": 0.01, "shuffle": False,
+               "learning_rate": "constant", "max_iter": 3, "tol": None}  # fmt: skip
+    ours = linear_model.SGDRegressor(batch_size=1, **options).fit(x, y)
+    theirs = TheirSGDRegressor(**options).fit(x, y)
+    np.testing.assert_allclose(ours.coef_, theirs.coef_, rtol=1e-10)
+    np.testing.assert_allclose(ours.intercept_, theirs.intercept_, rtol=1e-10)
