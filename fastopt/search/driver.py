@@ -6,6 +6,7 @@ import math
 import time
 from array import array
 from collections.abc import Callable, Mapping
+from concurrent import futures
 from typing import Any
 
 import numpy as np
@@ -13,10 +14,17 @@ import numpy as np
 from fastopt._options import choice, integer, number
 from fastopt._random import Seed
 from fastopt.errors import DTypeError, OptionError
-from fastopt.search.engine import Engine, Random, space_of
-from fastopt.search.evaluation import evaluate_batch, evaluate_one, takes_keywords
+from fastopt.search.engine import Engine, Random, fingerprint, space_of
+from fastopt.search.evaluation import (
+    Outcome,
+    evaluate_batch,
+    evaluate_many,
+    evaluate_one,
+    takes_keywords,
+)
 from fastopt.search.genetic import Genetic
 from fastopt.search.greedy import Greedy
+from fastopt.search.journal import Journal, stored_header
 from fastopt.search.result import Progress, Result
 from fastopt.search.space import Matrix, Space
 
@@ -27,6 +35,8 @@ METHODS = ("auto", "random", "greedy", "genetic")
 KEEP_CELLS = 1 << 25
 # Cells of one vectorised batch of random trials.
 BATCH_CELLS = 1 << 16
+# Work in one task of an executor, so that sending it costs little.
+CHUNK_S = 0.05
 
 
 def minimize(
@@ -68,7 +78,9 @@ def minimize(
         Where trials run; the result is the same for any number of workers.
     seed : int, SeedSequence or Generator
     storage : path, optional
-        Journal of finished trials; the same call continues it.
+        Journal of finished trials, each on disk before the next is chosen. The same call
+        continues it, also after a crash, with the same trials as a run that was never stopped;
+        ``max_evals`` and ``max_time`` may differ.
     callback : callable, optional
         Gets a ``Progress`` after each trial (vectorised or with an executor: after each batch);
         a true return value ends the search.
@@ -120,9 +132,42 @@ def minimize(
     choice(on_error, "on_error", ("raise", "skip"))
     if isinstance(x0, Mapping):
         x0 = [x0]
-    engine, default = engine_for(method, space, max_evals, vectorized, seed, x0)
+    stored = {} if storage is None else stored_header(storage)
+    population = stored.get("options", {}).get("population") if stored else None
+    engine, default = engine_for(method, space, max_evals, vectorized, seed, x0, population)
+    batch = batch_size or stored.get("batch") or default
+    if executor is not None:
+        if not callable(getattr(executor, "submit", None)):
+            raise DTypeError(
+                f"executor: expected a concurrent.futures.Executor, got {type(executor).__name__}"
+            )
+        if vectorized:
+            raise OptionError("executor: is for one trial a call; use vectorized=False")
+    journal = None
+    if storage is not None:
+        journal = Journal(storage, _header(engine, seed, batch, x0))
     run = _Run(f, engine, vectorized, on_error, keep_trials, max_evals, callback)
-    return run.loop(max_evals, max_time, batch_size or default)
+    run.journal, run.executor = journal, executor
+    try:
+        return run.loop(max_evals, max_time, batch)
+    finally:
+        if journal is not None:
+            journal.close()
+
+
+def _header(engine: Engine, seed: Seed, batch: int, x0: Any) -> dict[str, Any]:
+    """What must be equal for a journal to be continued: all that proposals depend on."""
+    if isinstance(seed, np.random.Generator) or seed is None:
+        raise OptionError("storage: needs a seed that can be given again (an int)")
+    first = None if x0 is None else fingerprint(engine.space.parse(x0, "x0"))
+    return {
+        "space": repr(engine.space),
+        "method": engine.method,
+        "key": engine.key,
+        "options": engine.options(),
+        "batch": batch,
+        "x0": first,
+    }
 
 
 def engine_for(
@@ -132,8 +177,10 @@ def engine_for(
     vectorized: bool,
     seed: Seed,
     x0: Any,
+    population: int | None = None,
 ) -> tuple[Engine, int]:
-    """The engine and how many trials to ask at once.
+    """The engine and how many trials to ask at once; ``population`` is that of a search that is
+    continued, whatever its budget was.
 
     Neither depends on who evaluates, so any number of workers gives the same trials.
     """
@@ -153,7 +200,8 @@ def engine_for(
     if method == "greedy":
         batch = min(1024, max(8, 2 * d)) if vectorized else 4
         return Greedy(space, x0=x0, seed=seed), batch
-    population = 50 if vectorized else max(8, min(50, round(math.sqrt(budget))))
+    if population is None:
+        population = 50 if vectorized else max(8, min(50, round(math.sqrt(budget))))
     batch = population if vectorized else max(2, min(population, budget // 16))
     genetic = Genetic(space, population=population, x0=x0, unique=not vectorized, seed=seed)
     return genetic, batch
@@ -189,6 +237,10 @@ class _Run:
         self.start = time.monotonic()
         self.deadline = math.inf
         self.message = ""
+        self.journal: Journal | None = None
+        self.executor: Any = None
+        self.seconds = 0.0  # spent in f by workers, for the size of chunks
+        self.counted = 0
 
     def loop(self, max_evals: int | None, max_time: float | None, batch: int) -> Result:
         self.deadline = math.inf if max_time is None else self.start + max_time
@@ -211,6 +263,8 @@ class _Run:
         try:
             if self.vectorized:
                 self._vectorized(values)
+            elif self.executor is not None:
+                self._parallel(values)
             else:
                 self._serial(values)
         finally:
@@ -222,15 +276,24 @@ class _Run:
                     self.kept.append(values[:done].copy())
 
     def _vectorized(self, values: Matrix) -> None:
-        first = len(self.history)
-        try:
-            y = evaluate_batch(self.f, self.space, values)
-        except Exception as error:
-            self.history.extend([math.nan] * len(values))
-            self.errors[first] = f"{type(error).__name__}: {error}"
-            if self.on_error == "raise":
-                raise
-            return
+        first, k = len(self.history), len(values)
+        known = self._known(first, k)
+        if len(known) == k:
+            y = np.array([v for v, _ in known])
+            self.errors.update({first + i: e for i, (_, e) in enumerate(known) if e is not None})
+        else:
+            failure: Exception | None = None
+            try:
+                y = evaluate_batch(self.f, self.space, values)
+            except Exception as error:
+                failure, y = error, np.full(k, math.nan)
+                self.errors[first] = f"{type(error).__name__}: {error}"
+            self._store(
+                [(first + i, v, self.errors.get(first + i)) for i, v in enumerate(y.tolist())]
+            )
+            if failure is not None and self.on_error == "raise":
+                self.history.frombytes(y.tobytes())
+                raise failure
         self.history.frombytes(y.tobytes())
         if not np.isnan(y).all():
             i = int(np.nanargmin(y))
@@ -240,17 +303,21 @@ class _Run:
     def _serial(self, values: Matrix) -> None:
         f, keywords, history = self.f, self.keywords, self.history
         deadline, monotonic = self.deadline, time.monotonic
+        known = self._known(len(history), len(values))
         for i, trial in enumerate(self.space.dicts_of(values)):
+            if i < len(known):
+                self._record(Outcome(*known[i], None, 0.0), values[i], fresh=False)
+                continue
             if deadline < math.inf and monotonic() >= deadline:
                 return
             try:
                 y = evaluate_one(f, trial, keywords)
             except Exception as error:
-                self.errors[len(history)] = f"{type(error).__name__}: {error}"
-                history.append(math.nan)
-                if self.on_error == "raise":
-                    raise
+                message = f"{type(error).__name__}: {error}"
+                self._record(Outcome(math.nan, message, error, 0.0), values[i])
                 continue
+            if self.journal is not None:
+                self._store([(len(history), y, None)])
             history.append(y)
             if y < self.best:
                 self._better(y, values[i])
@@ -258,6 +325,66 @@ class _Run:
                 self._report()
                 if self.message:
                     return
+
+    def _parallel(self, values: Matrix) -> None:
+        """Chunks of about 50 ms to the executor; results are taken in the order of trials."""
+        known = self._known(len(self.history), len(values))
+        for i, (y, error) in enumerate(known):
+            self._record(Outcome(y, error, None, 0.0), values[i], fresh=False)
+        values = values[len(known) :]
+        trials = self.space.dicts_of(values)
+        each = self.seconds / self.counted if self.counted else math.inf
+        size = max(1, min(math.ceil(len(trials) / 2), int(CHUNK_S / max(each, 1e-7))))
+        tasks = [
+            self.executor.submit(evaluate_many, self.f, trials[i : i + size], self.keywords)
+            for i in range(0, len(trials), size)
+        ]
+        done = 0
+        try:
+            for task in tasks:
+                left = None if self.deadline == math.inf else self.deadline - time.monotonic()
+                try:
+                    outcomes = task.result(None if left is None else max(left, 0.0))
+                except (TimeoutError, futures.TimeoutError):
+                    return
+                self._store(
+                    [(len(self.history) + i, o.y, o.message) for i, o in enumerate(outcomes)]
+                )
+                self.seconds += sum(o.seconds for o in outcomes)
+                self.counted += len(outcomes)
+                for outcome in outcomes:
+                    self._record(outcome, values[done], store=False)
+                    done += 1
+        finally:
+            for task in tasks:
+                task.cancel()
+        self._report()
+
+    def _record(
+        self, outcome: Outcome, values: Matrix, fresh: bool = True, store: bool = True
+    ) -> None:
+        """Append one trial; raise its error after that, unless it came from the journal."""
+        if outcome.message is not None:
+            self.errors[len(self.history)] = outcome.message
+        if fresh and store:
+            self._store([(len(self.history), outcome.y, outcome.message)])
+        self.history.append(outcome.y)
+        if outcome.y < self.best:
+            self._better(outcome.y, values)
+        if fresh and outcome.error is not None and self.on_error == "raise":
+            raise outcome.error
+
+    def _known(self, first: int, k: int) -> list[tuple[float, str | None]]:
+        """What the journal holds of trials first..first + k - 1, up to the first gap."""
+        known: list[tuple[float, str | None]] = []
+        if self.journal is not None:
+            while len(known) < k and first + len(known) in self.journal.trials:
+                known.append(self.journal.trials[first + len(known)])
+        return known
+
+    def _store(self, records: list[tuple[int, float, str | None]]) -> None:
+        if self.journal is not None and records:
+            self.journal.append(records)
 
     def _better(self, y: float, values: Matrix) -> None:
         if y < self.best or self.best_values is None:

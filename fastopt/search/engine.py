@@ -89,6 +89,15 @@ class Engine:
     def n_told(self) -> int:
         return self._told
 
+    @property
+    def key(self) -> int:
+        """The seed's 64 bits."""
+        return self._key
+
+    def options(self) -> dict[str, Any]:
+        """The constructor's numbers that proposals depend on."""
+        return {}
+
     def state_dict(self) -> dict[str, Any]:
         """Everything the next proposals depend on, as numbers, strings and arrays (copies)."""
         with self._alone():

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import math
+import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +15,7 @@ from numpy.typing import NDArray
 from fastopt.errors import TrialError
 from fastopt.search.space import Matrix, Space
 
-__all__ = ["evaluate_batch", "evaluate_one", "takes_keywords"]
+__all__ = ["Outcome", "evaluate_batch", "evaluate_many", "evaluate_one", "takes_keywords"]
 
 
 def takes_keywords(f: Callable[..., Any], space: Space) -> bool:
@@ -49,6 +51,40 @@ def evaluate_one(f: Callable[..., Any], trial: dict[str, Any], keywords: bool) -
     if type(raw) is float:
         return math.nan if raw == -math.inf else raw
     return _numbers(raw, None)
+
+
+class Outcome(NamedTuple):
+    """One trial: objective (NaN if it failed), message and exception of a failure, seconds."""
+
+    y: float
+    message: str | None
+    error: Exception | None
+    seconds: float
+
+
+def evaluate_many(
+    f: Callable[..., Any], trials: list[dict[str, Any]], keywords: bool
+) -> list[Outcome]:
+    """What a worker does with one chunk: every trial, failed ones included."""
+    outcomes = []
+    for trial in trials:
+        start = time.perf_counter()
+        y, message, failure = math.nan, None, None
+        try:
+            y = evaluate_one(f, trial, keywords)
+        except Exception as error:
+            message, failure = f"{type(error).__name__}: {error}", _portable(error)
+        outcomes.append(Outcome(y, message, failure, time.perf_counter() - start))
+    return outcomes
+
+
+def _portable(error: Exception) -> Exception:
+    """The exception if it survives the way between processes, else a TrialError that names it."""
+    try:
+        copy.copy(error)  # rebuilt as on the other side
+    except Exception:
+        return TrialError(f"objective: {type(error).__name__}: {error}")
+    return error
 
 
 def evaluate_batch(f: Callable[..., Any], space: Space, values: Matrix) -> NDArray[np.float64]:

@@ -22,6 +22,7 @@ __all__ = ["Genetic"]
 HYPERCUBE_BELOW = 1 << 20
 # Tries to turn a child that was seen before into a new one, with a rising mutation rate.
 RETRIES = 8
+POOL = 256  # draws from which a new one is picked after that
 # Streams of uniform draws, apart from those of random trials and the hypercube (0 to 2).
 EXCHANGE, RESET, CHANCE, STRIDE, RETRY = 3, 4, 5, 6, 7
 
@@ -102,6 +103,15 @@ class Genetic(Engine):
         self._generation = 0
         self._children = 0  # proposed in this generation
         self._seen: set[int] = set()
+
+    def options(self) -> dict[str, Any]:
+        return {
+            "population": self.population,
+            "tournament": self.tournament,
+            "eta": self.eta,
+            "mutation_eta": self.mutation_eta,
+            "unique": self.unique,
+        }
 
     def propose(self, k: int) -> Matrix:
         first, self._asked = self._asked, self._asked + k
@@ -255,7 +265,15 @@ class Genetic(Engine):
             while (key in self._seen or key in taken) and attempt <= RETRIES:
                 attempt += 1
                 if attempt > RETRIES:
-                    values[i] = space.values_of(self._random(self._asked + int(rows[i]), 1))[0]
+                    number = (self._asked + int(rows[i])) * POOL
+                    pool = space.values_of(self._random(number, POOL))
+                    keys = [fingerprint(v) for v in pool]
+                    new = [
+                        v
+                        for v, h in zip(pool, keys, strict=True)
+                        if h not in self._seen and h not in taken
+                    ]
+                    values[i] = (new or list(pool))[0]
                 else:
                     rate = min(1.0, (1 + attempt) / space.n_columns)
                     fresh = child[row].copy()

@@ -113,6 +113,9 @@ class Greedy(Engine):
         self._seen: set[int] = set()
         self._empty = 0
 
+    def options(self) -> dict[str, Any]:
+        return {"step": self.step, "n_first": len(self._first)}
+
     def propose(self, k: int) -> Matrix:
         first, self._asked = self._asked, self._asked + k
         genomes = np.tile(self.space.low, (k, 1))
