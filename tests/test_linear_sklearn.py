@@ -10,6 +10,7 @@ from fastopt import linear_model
 pytest.importorskip("sklearn")
 
 from sklearn.base import clone, is_classifier, is_regressor
+from sklearn.linear_model import LogisticRegression as TheirLogisticRegression
 from sklearn.linear_model import SGDRegressor as TheirSGDRegressor
 from sklearn.model_selection import GridSearchCV, cross_val_score
 from sklearn.pipeline import make_pipeline
@@ -19,6 +20,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 ESTIMATORS = [
     linear_model.LinearRegression(),
     linear_model.Ridge(),
+    linear_model.LogisticRegression(),
     linear_model.SGDRegressor(),
     linear_model.SGDClassifier(),
 ]
@@ -73,3 +75,19 @@ def test_batches_of_one_row_walk_scikit_learns_path(loss, penalty):
     theirs = TheirSGDRegressor(**options).fit(x, y)
     np.testing.assert_allclose(ours.coef_, theirs.coef_, rtol=1e-10)
     np.testing.assert_allclose(ours.intercept_, theirs.intercept_, rtol=1e-10)
+
+
+@pytest.mark.parametrize("n_classes", [2, 4])
+@pytest.mark.parametrize("solver", ["lbfgs", "gd", "sgd", "momentum", "adam"])
+def test_logistic_regression_reaches_scikit_learns_optimum(solver, n_classes):
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((500, 5))
+    y = (x @ rng.standard_normal((5, n_classes)) + rng.standard_normal((500, n_classes))).argmax(1)
+    weights = rng.random(500)
+    theirs = TheirLogisticRegression(C=0.5, tol=1e-10, max_iter=1000).fit(x, y, weights)
+    ours = linear_model.LogisticRegression(C=0.5, solver=solver, tol=1e-5, random_state=0)
+    ours.fit(x, y, weights)
+    atol = 2e-2 if solver == "adam" else 2e-3  # Adam's last steps are coarse
+    np.testing.assert_allclose(ours.coef_, theirs.coef_, atol=atol)
+    np.testing.assert_allclose(ours.predict_proba(x), theirs.predict_proba(x), atol=atol / 2)
+    assert (ours.predict(x) == theirs.predict(x)).mean() > 0.99

@@ -2,11 +2,13 @@
 
 from fastopt.linear_model._estimator import ConvergenceWarning, NotFittedError
 from fastopt.linear_model.least_squares import LinearRegression, Ridge
+from fastopt.linear_model.logistic import LogisticRegression
 from fastopt.linear_model.sgd import SGDClassifier, SGDRegressor
 
 __all__ = [
     "ConvergenceWarning",
     "LinearRegression",
+    "LogisticRegression",
     "NotFittedError",
     "Ridge",
     "SGDClassifier",

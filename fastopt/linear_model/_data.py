@@ -121,7 +121,8 @@ def _from_object(x: Array, name: str) -> Array:
 def _check_size(shape: tuple[int, ...], name: str) -> None:
     if shape[0] == 0:
         raise ArrayError(
-            f"{name}: Found array with 0 sample(s) (shape={shape}) while a minimum of 1 is required."
+            f"{name}: Found array with 0 sample(s) (shape={shape}) while a minimum of 1 is "
+            "required."
         )
     if shape[1] == 0:
         raise ArrayError(
@@ -192,7 +193,9 @@ def _column(a: Array, name: str) -> Array:
 
     category: type[Warning] = UserWarning
     if "sklearn" in sys.modules:
-        from sklearn.exceptions import DataConversionWarning as category  # noqa: N813
+        from sklearn import exceptions
+
+        category = exceptions.DataConversionWarning
     warnings.warn(
         "A column-vector y was passed when a 1d array was expected. Please change the shape of "
         "y to (n_samples,), for example using ravel().",

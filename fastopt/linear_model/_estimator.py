@@ -185,9 +185,9 @@ class LinearEstimator:
             parts = [self._margins(np.asarray(x[i : i + rows])) for i in range(0, len(x), rows)]
             return np.concatenate(parts)
         a = self._check_predict(x)
-        return matmul(a, self.coef_.astype(a.dtype, copy=False)) + np.asarray(
-            self.intercept_, a.dtype
-        )
+        z: Array = matmul(a, self.coef_.astype(a.dtype, copy=False))
+        z += np.asarray(self.intercept_, a.dtype)
+        return z
 
 
 def _names_differ(seen: list[str], names: list[str]) -> str:

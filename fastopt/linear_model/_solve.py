@@ -10,15 +10,16 @@ from fastopt import _threads
 from fastopt._arrays import Array, check_finite
 from fastopt.linear_model._data import CSR
 from fastopt.linear_model._train import Problem, Stochastic, loss_gradient, step_size
+from fastopt.optim import descend as minimise
 
-__all__ = ["Fit", "Quadratic", "descend", "first_rate", "solve_gram", "stochastic"]
+__all__ = ["Fit", "Quadratic", "descend", "first_rate", "lbfgs", "solve_gram", "stochastic"]
 
 GRAM_UP_TO = 64  # columns up to which a Gram matrix pays for exact gradients of squared loss
 
 
 @dataclass
 class Fit:
-    """What a solver found: packed parameters, passes over the data, losses, whether it got there."""
+    """What a solver found: packed parameters, passes over X, losses, whether it got there."""
 
     flat: Array
     n_iter: int
@@ -50,8 +51,7 @@ class Quadratic:
 
 def moments(problem: Problem) -> Quadratic:
     """Means and centred second moments of (X, y), in float64, one pass."""
-    x, n, d = problem.x, problem.n, problem.d
-    assert not isinstance(x, CSR)
+    x, n, d = problem.dense, problem.n, problem.d
     y = problem.y.reshape(n, problem.n_outputs)
     both = d + problem.n_outputs
     # Second moments about a pilot mean, so that large offsets do not cancel digits.
@@ -130,11 +130,29 @@ class Objective:
         return loss, out
 
 
+def lbfgs(problem: Problem, flat: Array, max_iter: int, tol: float, threads: int | None) -> Fit:
+    """Limited-memory BFGS on the exact objective (no L1), to ``descend``'s stopping rule."""
+    objective = Objective(problem, threads)
+    scale = float(np.abs(objective(np.zeros(len(flat)))[1]).max())
+    tol = max(tol, 16 * float(np.finfo(flat.dtype).eps))
+    result = minimise(
+        objective,
+        flat.astype(np.float64),
+        optimizer="lbfgs",
+        max_iter=max_iter,
+        tol=max(tol * scale, 1e-300),
+    )
+    curve = [float(value) for value in result.history]
+    # A line search that finds nothing better has reached the arithmetic's floor.
+    done = bool(result.converged) or result.n_iter < max_iter
+    return Fit(result.x.astype(flat.dtype), int(result.n_iter), curve, done)
+
+
 def prox_gradient(flat: Array, grad: Array, problem: Problem) -> Array:
     """The least element of the subgradient of f + l1 |W|_1; the plain gradient without L1."""
     if problem.l1 == 0:
         return grad
-    out = grad.copy()
+    out: Array = grad.copy()
     m = problem.n_outputs * problem.pad
     w, g = flat[:m], grad[:m]
     out[:m] = np.where(

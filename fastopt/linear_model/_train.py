@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
 from fastopt import _threads
 from fastopt._arrays import Array, check_finite
-from fastopt._kernels import linear  # type: ignore[attr-defined]
-from fastopt.errors import DivergedError
+from fastopt._kernels import linear
+from fastopt.errors import DivergedError, DTypeError
 from fastopt.linear_model._data import CSR
 
 __all__ = ["LOSSES", "Problem", "Stochastic", "loss_gradient", "step_size"]
@@ -40,7 +39,7 @@ SYNC_WORK = 1 << 17  # elements of X between two averagings of the local workers
 
 @dataclass
 class Problem:
-    """Rows, targets and loss: f(W, b) = mean_i s_i loss(y_i, W x_i + b) + l2/2 |W|^2 + l1 |W|_1."""
+    """Rows, targets and loss: mean_i s_i loss(y_i, W x_i + b) + l2/2 |W|^2 + l1 |W|_1."""
 
     x: Array | CSR
     y: Array
@@ -88,6 +87,13 @@ class Problem:
         coef = flat[: k * pad].reshape(k, pad)[:, : self.d].copy()
         return coef, flat[k * pad : k * pad + k].copy()
 
+    @property
+    def dense(self) -> Array:
+        """X where a kernel takes dense rows alone."""
+        if isinstance(self.x, CSR):
+            raise DTypeError("X: sparse rows are not taken by this solver; pass X.toarray()")
+        return self.x
+
     def refuse_bad_margins(self, what: str) -> None:
         """A margin was not finite: either the data are to blame, or the step size."""
         check_finite(self.x.data if isinstance(self.x, CSR) else self.x, "X")
@@ -105,7 +111,7 @@ def loss_gradient(problem: Problem, flat: Array, threads: int) -> tuple[float, A
         grad,
         scratch,
         flat,
-        problem.x,
+        problem.dense,
         problem.y,
         problem.weights,
         problem.n_outputs,
@@ -151,9 +157,8 @@ def step_size(problem: Problem, batch_rows: float, kind: str) -> float:
         if problem.weights is not None:
             sample = sample * np.sqrt(problem.weights[rows].astype(np.float64))[:, None]
         if problem.intercept:
-            ones = (
-                np.ones(len(rows)) if problem.weights is None else np.sqrt(problem.weights[rows])
-            )
+            w = problem.weights
+            ones = np.ones(len(rows)) if w is None else np.sqrt(w[rows].astype(np.float64))
             sample = np.column_stack([sample, ones])
         mean = float(np.einsum("ij,ij->", sample, sample)) / len(rows)
         v = np.ones(sample.shape[1])
@@ -256,7 +261,7 @@ class Stochastic:
         loss, weight, bad = linear.sgd_epoch(
             self.slab,
             self.steps,
-            p.x,
+            p.dense,
             p.y,
             p.weights,
             order,

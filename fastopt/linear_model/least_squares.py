@@ -15,12 +15,12 @@ from fastopt.linear_model._estimator import (
     r2_score,
     warn_not_converged,
 )
-from fastopt.linear_model._solve import Fit, descend, solve_gram, stochastic
+from fastopt.linear_model._solve import Fit, descend, lbfgs, solve_gram, stochastic
 from fastopt.linear_model._train import Problem, Stochastic
 
 __all__ = ["LinearRegression", "Ridge"]
 
-SOLVERS = ("gram", "gd", "sgd", "momentum", "nesterov", "adam")
+SOLVERS = ("gram", "lbfgs", "gd", "sgd", "momentum", "nesterov", "adam")
 
 Self = TypeVar("Self", bound="LeastSquares")
 
@@ -72,6 +72,8 @@ class LeastSquares(LinearEstimator):
             flat = self._start(problem, targets.ndim)
             if solver == "gram":
                 fit = solve_gram(problem)
+            elif solver == "lbfgs":
+                fit = lbfgs(problem, flat, max_iter, tol, self.threads)
             elif solver == "gd":
                 fit = descend(problem, flat, max_iter, tol, lr, self.threads)
             else:
@@ -90,7 +92,7 @@ class LeastSquares(LinearEstimator):
     def _start(self, problem: Problem, ndim: int) -> Array:
         """Zeros, or with warm_start the coefficients of the last fit where they have its shape."""
         k, d = problem.n_outputs, problem.d
-        if self.warm_start and np.shape(getattr(self, "coef_", None)) == (
+        if self.warm_start and np.shape(getattr(self, "coef_", ())) == (
             (d,) if ndim == 1 else (k, d)
         ):
             return problem.pack(np.reshape(self.coef_, (k, d)), np.reshape(self.intercept_, -1))
@@ -134,8 +136,9 @@ class LinearRegression(LeastSquares):
 
     Parameters
     ----------
-    solver : {"gram", "gd", "sgd", "momentum", "nesterov", "adam"}
-        "gram": the normal equations, one pass over X, exact. "gd": full-batch gradient descent.
+    solver : {"gram", "lbfgs", "gd", "sgd", "momentum", "nesterov", "adam"}
+        "gram": the normal equations, one pass over X, exact. "lbfgs":
+        limited-memory BFGS. "gd": full-batch gradient descent.
         "sgd", "momentum", "nesterov", "adam": shuffled mini-batches with that update.
     fit_intercept : bool
         Fit b as well; its gradient is mean(X w + b - y).
@@ -227,7 +230,8 @@ class Ridge(LeastSquares):
     alpha : float
         Strength of the penalty, in scikit-learn's scale (a sum over the rows, not a mean). The
         intercept is not penalised.
-    solver, fit_intercept, max_iter, tol, lr, batch_size, momentum, warm_start, random_state, threads
+    solver, fit_intercept, max_iter, tol, lr, batch_size, momentum, warm_start, random_state, \
+threads
         As for LinearRegression.
 
     Examples
