@@ -7,15 +7,18 @@ self; the percentile cuts a fixed share.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from fastopt import _threads
-from fastopt._arrays import Array
+from fastopt._arrays import Array, as_array, check_finite
 from fastopt._kernels import clip
-from fastopt.errors import OptionError
+from fastopt.calibration.gram import Gram
+from fastopt.errors import ArrayError, OptionError
 from fastopt.quantization.formats import Format, format_of
 
-__all__ = ["entropy_range", "mse_range", "percentile_range"]
+__all__ = ["entropy_range", "mse_range", "percentile_range", "second_moment"]
 
 # Shrink ratios tried, largest first so that ties keep the wider range. Weights have their optimum
 # in the first 32 (steps of 2 %); the geometric tail is for data whose largest value is an outlier.
@@ -200,6 +203,20 @@ def _entropy_end(counts: Array, levels: int) -> int:
 def _xlogx(x: Array) -> Array:
     result: Array = x * np.log(np.maximum(x, 1.0))
     return result
+
+
+def second_moment(gram: Any, n: int) -> Array:
+    """X^T X / rows of a Gram, or the matrix X^T X that was given, checked; float64."""
+    if isinstance(gram, Gram):
+        if gram.n != n:
+            raise ArrayError(f"gram: expected {n} features, got {gram.n}")
+        if gram.count == 0:
+            raise ArrayError("gram: holds no data; call update first")
+        result: Array = gram.second / gram.count
+        return result
+    matrix = as_array(gram, "gram", cast="float64", shape=(n, n)).astype(np.float64)
+    check_finite(matrix, "gram")
+    return matrix
 
 
 def _integer(dtype: str | Format) -> Format:

@@ -10,10 +10,9 @@ from fastopt import _threads
 from fastopt._arrays import Array, as_array, check_finite
 from fastopt._kernels import gptq as kernel
 from fastopt._options import choice, integer, number
-from fastopt.calibration import Gram
 from fastopt.errors import ArrayError
 from fastopt.quantization.array import QuantizedArray
-from fastopt.quantization.clipping import mse_range
+from fastopt.quantization.clipping import mse_range, second_moment
 from fastopt.quantization.formats import Format, format_of
 from fastopt.quantization.functions import code_limits
 from fastopt.quantization.qparams import qparams_from_range
@@ -202,20 +201,6 @@ def output_error(w: Any, q: Any, gram: Any) -> float:
     if whole == 0.0:
         return 0.0 if lost == 0.0 else float("inf")
     return float(np.sqrt(lost / whole))
-
-
-def second_moment(gram: Any, n: int) -> Array:
-    """X^T X / rows of a Gram, or the matrix X^T X that was given, checked; float64."""
-    if isinstance(gram, Gram):
-        if gram.n != n:
-            raise ArrayError(f"gram: expected {n} features, got {gram.n}")
-        if gram.count == 0:
-            raise ArrayError("gram: holds no data; call update first")
-        result: Array = gram.second / gram.count
-        return result
-    matrix = as_array(gram, "gram", cast="float64", shape=(n, n)).astype(np.float64)
-    check_finite(matrix, "gram")
-    return matrix
 
 
 def _factor(second: Array, damp: float) -> Array:
