@@ -36,6 +36,12 @@ typedef __m512i fo_vec;
 #define fo_dot8(c, a, b) _mm512_dpbusd_epi32(c, a, b)
 #define fo_even16(x) _mm512_srai_epi16(_mm512_slli_epi16(x, 8), 8)
 #define fo_odd16(x) _mm512_srai_epi16(x, 8)
+typedef __m512 fo_fvec;
+#define fo_float(x) _mm512_cvtepi32_ps(x)
+#define fo_fload(p) _mm512_loadu_ps(p)
+#define fo_fstore(p, v) _mm512_storeu_ps(p, v)
+#define fo_fmul(a, b) _mm512_mul_ps(a, b)
+#define fo_fadd(a, b) _mm512_add_ps(a, b)
 #define fo_low4(x) _mm512_sub_epi8(_mm512_and_si512(x, _mm512_set1_epi8(15)), _mm512_set1_epi8(8))
 #define fo_high4(x) fo_low4(_mm512_srli_epi16(x, 4))
 #elif defined(__AVX2__)
@@ -53,6 +59,12 @@ typedef __m256i fo_vec;
     _mm256_add_epi32(c, _mm256_madd_epi16(_mm256_maddubs_epi16(a, b), _mm256_set1_epi16(1)))
 #define fo_even16(x) _mm256_srai_epi16(_mm256_slli_epi16(x, 8), 8)
 #define fo_odd16(x) _mm256_srai_epi16(x, 8)
+typedef __m256 fo_fvec;
+#define fo_float(x) _mm256_cvtepi32_ps(x)
+#define fo_fload(p) _mm256_loadu_ps(p)
+#define fo_fstore(p, v) _mm256_storeu_ps(p, v)
+#define fo_fmul(a, b) _mm256_mul_ps(a, b)
+#define fo_fadd(a, b) _mm256_add_ps(a, b)
 #define fo_low4(x) _mm256_sub_epi8(_mm256_and_si256(x, _mm256_set1_epi8(15)), _mm256_set1_epi8(8))
 #define fo_high4(x) fo_low4(_mm256_srli_epi16(x, 4))
 #elif defined(__SSE4_1__)
@@ -70,6 +82,12 @@ typedef __m128i fo_vec;
     _mm_add_epi32(c, _mm_madd_epi16(_mm_maddubs_epi16(a, b), _mm_set1_epi16(1)))
 #define fo_even16(x) _mm_srai_epi16(_mm_slli_epi16(x, 8), 8)
 #define fo_odd16(x) _mm_srai_epi16(x, 8)
+typedef __m128 fo_fvec;
+#define fo_float(x) _mm_cvtepi32_ps(x)
+#define fo_fload(p) _mm_loadu_ps(p)
+#define fo_fstore(p, v) _mm_storeu_ps(p, v)
+#define fo_fmul(a, b) _mm_mul_ps(a, b)
+#define fo_fadd(a, b) _mm_add_ps(a, b)
 #define fo_low4(x) _mm_sub_epi8(_mm_and_si128(x, _mm_set1_epi8(15)), _mm_set1_epi8(8))
 #define fo_high4(x) fo_low4(_mm_srli_epi16(x, 4))
 #else /* the plain machine: the same operations on four lanes, which is also the oracle */

@@ -5,6 +5,7 @@
 #include <stdint.h>
 #include <stddef.h>
 #include <math.h>
+#include "dot_int8.h"
 
 /* sum (a - za)(b - zb) = c - za * colsum - zb * (rowsum - k * za); ra = rowsum - k * za.
  * Modulo 2^32, so exact wherever the result fits. */
@@ -31,16 +32,28 @@ static inline void fo_finish_q8(ptrdiff_t cols, const int32_t *__restrict c, int
     }
 }
 
-/* The end of a group of k: acc (+)= (float)(exact sum of the group) * its scale. */
+/* The end of a group of k: acc (+)= (float)(exact sum of the group) * its scale. Where za, ra, every
+ * column sum and zero point fit in int16 (pairs[at + n] = colsum[n], zb[n]; else it is NULL), both corrections
+ * are one two-term dot product. */
 static inline void fo_group(ptrdiff_t cols, const int32_t *__restrict c, int32_t za, int32_t ra,
                             const int32_t *__restrict colsum, const int32_t *__restrict zb,
+                            const int32_t *__restrict pairs, ptrdiff_t at,
                             const float *__restrict scale, int first, float *__restrict acc) {
-    if (first)
-        for (ptrdiff_t n = 0; n < cols; n++)
-            acc[n] = (float)fo_corrected(c[n], za, ra, colsum[n], zb[n]) * scale[n];
-    else
-        for (ptrdiff_t n = 0; n < cols; n++)
-            acc[n] += (float)fo_corrected(c[n], za, ra, colsum[n], zb[n]) * scale[n];
+    ptrdiff_t n = 0;
+#ifdef fo_float
+    if (pairs != NULL && ra > -32768 && ra < 32768) {
+        const fo_vec x = fo_set32((int32_t)((uint32_t)(-za & 0xffff) | (uint32_t)-ra << 16));
+        for (; n + FO_LANES <= cols; n += FO_LANES) {
+            const fo_vec sum = fo_dot16(fo_load(c + n), x, fo_load(pairs + at + n));
+            const fo_fvec y = fo_fmul(fo_float(sum), fo_fload(scale + n));
+            fo_fstore(acc + n, first ? y : fo_fadd(fo_fload(acc + n), y));
+        }
+    }
+#endif
+    for (; n < cols; n++) {
+        const float y = (float)fo_corrected(c[n], za, ra, colsum[n], zb[n]) * scale[n];
+        acc[n] = first ? y : acc[n] + y;
+    }
 }
 
 /* erf(t) as a ratio of two polynomials in t^2 (own minimax fit on |t| <= 3.925, beyond which it is

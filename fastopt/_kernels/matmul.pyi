@@ -22,12 +22,14 @@ def pack(
     threads: int,
 ) -> None: ...
 def unpack(out: npt.NDArray[np.int8], packed: _U8, n: int, k: int, bits: int) -> None: ...
+def micro_kernel(repeat: int) -> int: ...
 def linear(
     out: _F32,
     x: _F32,
     packed: _U8,
     colsum: _I32,
     zb: _I32,
+    pairs: _I32 | None,
     scale: _F32,
     bias: _F32,
     activation: int,

@@ -16,7 +16,7 @@ every level and thread.
 from cpython.exc cimport PyErr_CheckSignals
 from cython.parallel cimport prange
 from libc.stdint cimport int16_t, int32_t, uint8_t, uintptr_t
-from libc.stdlib cimport free, malloc
+from libc.stdlib cimport calloc, free, malloc
 
 cimport numpy as cnp
 from fastopt._kernels._args cimport data_of
@@ -59,7 +59,8 @@ cdef extern from "epilogue_int8.h" nogil:
                       const int32_t* colsum, const int32_t* zb, const double* scale, double zy,
                       double low, double high, uint8_t* out)
     void fo_group(Py_ssize_t cols, const int32_t* c, int32_t za, int32_t ra, const int32_t* colsum,
-                  const int32_t* zb, const float* scale, int first, float* acc)
+                  const int32_t* zb, const int32_t* pairs, Py_ssize_t at, const float* scale,
+                  int first, float* acc)
     void fo_finish_f32(Py_ssize_t cols, const float* acc, float scale, const float* bias,
                        int activation, float* out)
 
@@ -100,6 +101,7 @@ ctypedef struct Job:
     float* sa  # (m,) scale of a row
     const int32_t* zb  # (groups, n)
     const int32_t* colsum  # (groups, n)
+    const int32_t* pairs  # (groups, n): colsum and zb as int16, or NULL
     int mode
     int32_t* out32
     uint8_t* out8
@@ -230,8 +232,9 @@ cdef void run_task(const Job* j, Py_ssize_t task, int thread) noexcept nogil:
                         for r in range(mr):
                             fo_group(cols, c + at + r * FO_NR, j.za[row0 + r],
                                      j.ra[(row0 + r) * j.groups + g], j.colsum + g * j.n + n0,
-                                     j.zb + g * j.n + n0, j.sb + g * j.n + n0, g == 0,
-                                     acc + at + r * FO_NR)
+                                     j.zb + g * j.n + n0,
+                                     j.pairs, g * j.n + n0,
+                                     j.sb + g * j.n + n0, g == 0, acc + at + r * FO_NR)
                     t = t1
                     if t >= s1:
                         break
@@ -439,6 +442,25 @@ cdef int operands(Job* j, cnp.ndarray a, cnp.ndarray b, int layout, cnp.ndarray 
     return 0
 
 
+def micro_kernel(Py_ssize_t repeat):
+    """Multiply-adds of ``repeat`` runs of the bare inner loop on operands that stay in the L1 cache:
+    the ceiling of an 8-bit product at this level, for benchmarks."""
+    cdef Py_ssize_t i, quads = FO_KC // 4
+    cdef uint8_t* memory = <uint8_t*> calloc(1, 64 + FO_KC * (2 * FO_MR + 2 * FO_NR)
+                                             + FO_MR * FO_NR * 4)
+    if memory == NULL:
+        raise MemoryError("matmul: no memory for the inner loop's operands")
+    cdef uint8_t* b = <uint8_t*> ((<uintptr_t> memory + 63) // 64 * 64)
+    cdef uint8_t* a = b + 2 * FO_KC * FO_NR
+    cdef int32_t* c = <int32_t*> (a + 2 * FO_KC * FO_MR)
+    cdef Tile tile = fo_s16 if FO_WIDE_A8 else fo_u8s8
+    with nogil:
+        for i in range(repeat):
+            tile(FO_MR, FO_NR // FO_LANES, quads, a, b, c, 0)
+    free(memory)
+    return repeat * FO_MR * FO_NR * FO_KC
+
+
 def multiply_i32(cnp.ndarray out not None, cnp.ndarray a not None, cnp.ndarray b not None,
                  int layout, cnp.ndarray colsum, cnp.ndarray za not None,
                  cnp.ndarray zb not None, Py_ssize_t m, Py_ssize_t n, Py_ssize_t k, int threads):
@@ -480,14 +502,15 @@ def multiply_q8(cnp.ndarray out not None, cnp.ndarray a not None, cnp.ndarray b 
 
 
 def linear(cnp.ndarray out not None, cnp.ndarray x not None, cnp.ndarray packed not None,
-           cnp.ndarray colsum not None, cnp.ndarray zb not None, cnp.ndarray scale not None,
-           cnp.ndarray bias not None, int activation, Py_ssize_t m, Py_ssize_t n, Py_ssize_t k,
+           cnp.ndarray colsum not None, cnp.ndarray zb not None, cnp.ndarray pairs,
+           cnp.ndarray scale not None, cnp.ndarray bias not None, int activation, Py_ssize_t m, Py_ssize_t n, Py_ssize_t k,
            Py_ssize_t group, int bits, int bits_a, int threads):
     """out = act(sa[m] * sum_g (float) (exact sum of group g of (codes - za)(b - zb)) * scale[g, n]
     + bias[n]); False, with nothing written, if x holds NaN or infinity.
 
     out : (m, n) float32; x : (m, k) float32, quantised row by row to ``bits_a`` = 8 or 16 bits
     (activations_int8.h); packed, colsum : by ``pack`` with the same ``group`` and ``bits``;
+    pairs : colsum + 65536 zb, (groups, n) int32, where all of them fit in int16, else None;
     zb, scale : (groups, n) int32 and float32; bias : (n,) float32; activation : 0 none, 1 ReLU,
     2 GELU. Group sums must fit in int32.
     """
@@ -505,6 +528,9 @@ def linear(cnp.ndarray out not None, cnp.ndarray x not None, cnp.ndarray packed 
     j.b = <const uint8_t*> data_of(packed, cnp.NPY_UINT8, packed_size(n, k, bits), False, "packed")
     j.colsum = <const int32_t*> data_of(colsum, cnp.NPY_INT32, j.groups * n, False, "colsum")
     j.zb = <const int32_t*> data_of(zb, cnp.NPY_INT32, j.groups * n, False, "zb")
+    j.pairs = NULL
+    if pairs is not None:
+        j.pairs = <const int32_t*> data_of(pairs, cnp.NPY_INT32, j.groups * n, False, "pairs")
     j.sb = <const float*> data_of(scale, cnp.NPY_FLOAT32, j.groups * n, False, "scale")
     j.bias = <const float*> data_of(bias, cnp.NPY_FLOAT32, n, False, "bias")
     if m and n:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from fastopt import _threads
-from fastopt._arrays import Array, as_array, check_disjoint, check_finite, out_for
+from fastopt._arrays import Array, as_array, as_target, check_finite
 from fastopt._kernels import matmul as _kernel
 from fastopt._options import choice, integer
 from fastopt.errors import ArrayError, DTypeError, OptionError
@@ -150,18 +150,23 @@ class QuantizedLinear:
         ArrayError
             x holds NaN or infinity, or a shape does not fit; nothing has been written.
         """
-        a = as_array(x, "x", dtypes=("float32",), cast="float32")
+        plain = type(x) is np.ndarray and x.dtype == np.float32 and x.flags.carray
+        a = x if plain else as_array(x, "x", dtypes=("float32",), cast="float32")
         n, k = self.out_features, self.in_features
         if a.ndim == 0 or a.shape[-1] != k:
             raise ArrayError(f"x: expected a last axis of {k} (in_features), got shape {a.shape}")
         shape = (*a.shape[:-1], n)
-        result = out_for(out, "out", shape, "float32")
-        if out is not None:
-            check_disjoint([("out", result)], [("x", a)])
+        if out is None:
+            result = np.empty(shape, np.float32)
+        else:
+            result = as_target(out, "out", dtypes=("float32",), shape=shape)
+            if np.may_share_memory(result, a):
+                raise ArrayError("out: shares memory with x; pass separate arrays")
         m = math.prod(shape[:-1])
         bits, bits_a = SCHEMES[self.scheme]
         finite = _kernel.linear(
-            result, a, self._panels, self._colsum, self._zero, self._scale, self.bias,
+            result, a, self._panels, self._colsum, self._zero, self._pairs, self._scale,
+            self.bias,
             ACTIVATIONS[self.activation], m, n, k, self._group, bits, bits_a,
             _threads.resolve(threads, m * n * k, SERIAL_BELOW),
         )  # fmt: skip
@@ -208,6 +213,12 @@ class QuantizedLinear:
             self._panels, self._colsum, codes, n, k, self._group, bits, True,
             _threads.resolve(threads, n * k),
         )  # fmt: skip
+
+        # The kernel corrects for both zero points in one step where 16 bits hold them.
+        small = self._colsum.size == 0 or np.abs(self._colsum).max() < 2**15
+        self._pairs = (
+            (self._colsum & 0xFFFF) | (self._zero << 16) if small and groups > 1 else None
+        )
 
     def __getstate__(self) -> dict[str, Any]:
         return {
