@@ -166,6 +166,22 @@ def lamb(p, g, m, v, t, lr, b1, b2, eps, decoupled=0.0, scale=1):
     p[...] = p - dt(lr * (1.0 if 0 in norms else norms[0] / norms[1])) * u
 
 
+# --- eliminate
+
+
+def eliminate(h, w):
+    """Optimal Brain Surgeon on one row: (indices in the order they leave, their costs)."""
+    h, w, left, order, loss = h.copy(), w.copy(), list(range(len(w))), [], []
+    while left:
+        i = min(left, key=lambda j: w[j] ** 2 / h[j, j])
+        order.append(i)
+        loss.append(w[i] ** 2 / h[i, i])
+        w = w - h[:, i] * (w[i] / h[i, i])
+        h = h - np.outer(h[:, i], h[i]) / h[i, i]
+        left.remove(i)
+    return order, loss
+
+
 # --- prune
 
 
@@ -188,6 +204,14 @@ def histogram_of_bits(x, shift, width, prefix):
 def zero_below(x, limit, split, limit_after):
     keep = magnitude_bits(x) >= np.where(np.arange(x.size) < split, limit, limit_after)
     return np.where(keep.reshape(x.shape), x, x.dtype.type(0)), keep.reshape(x.shape)
+
+
+def keep_n_of_m(x, inner, n, m):
+    """Groups of m along the middle axis; of equal magnitudes the later ones stay."""
+    bits = magnitude_bits(x).reshape(-1, m, inner)[:, ::-1]
+    rank = np.argsort(np.argsort(bits.max(initial=0) - bits, axis=1, kind="stable"), axis=1)
+    keep = (rank[:, ::-1] < n).reshape(x.shape)
+    return np.where(keep, x, x.dtype.type(0)), keep
 
 
 def prune_smallest(arrays, k):
@@ -490,3 +514,11 @@ def noise(key, n):
         m0, m1 = (k0 + np.uint64(r * 0x9E3779B9)) & low, (k1 + np.uint64(r * 0xBB67AE85)) & low
         c = [(b >> 32) ^ c[1] ^ m0, b & low, (a >> 32) ^ c[3] ^ m1, a & low]
     return np.choose((i % 64 // 16).astype("i8"), c).astype("i8")
+
+
+# --- pack
+def pack_nibbles(codes, gguf):
+    """Bytes; gguf pairs j with j + 16 in blocks of 32, onnx pairs neighbours."""
+    c = codes.astype("u1") & 15
+    c = c.reshape(-1, 2, 16) if gguf else np.append(c, np.zeros(c.size % 2, "u1")).reshape(-1, 2, 1)
+    return (c[:, 0] | c[:, 1] << 4).ravel()

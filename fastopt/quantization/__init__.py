@@ -18,6 +18,7 @@ from fastopt.quantization.onnx_ops import (
     dynamic_quantize_linear,
     quantize_linear,
 )
+from fastopt.quantization.packing import pack_int4, unpack_int4
 from fastopt.quantization.qparams import QParams, choose_qparams, qparams_from_range
 
 __all__ = [
@@ -37,8 +38,10 @@ __all__ = [
     "gptq",
     "matmul_integer",
     "output_error",
+    "pack_int4",
     "qlinear_matmul",
     "qparams_from_range",
     "quantize",
     "quantize_linear",
+    "unpack_int4",
 ]

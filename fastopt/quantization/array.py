@@ -13,6 +13,7 @@ from fastopt.errors import ArrayError
 from fastopt.quantization.convert import decode
 from fastopt.quantization.formats import Format, format_of
 from fastopt.quantization.layout import layout_of
+from fastopt.quantization.packing import unpack_int4
 
 __all__ = ["QuantizedArray"]
 
@@ -29,7 +30,8 @@ class QuantizedArray:
     Attributes
     ----------
     codes : integer array
-        The codes, in the shape of the array.
+        The codes in the shape of the array; 4-bit codes may be packed, a 1-D uint8 array with
+        two codes a byte in ONNX's order (as ``quantize`` makes them): see ``unpacked``.
     scale : float32 or float64 array
         Step of each part: shape () per tensor, (C,) per axis, one per group otherwise.
     zero_point : integer array, shape of ``scale``
@@ -83,13 +85,23 @@ class QuantizedArray:
 
     @property
     def nbytes(self) -> int:
-        """Bytes to keep: codes, scales (not for fixed point) and, if affine, zero points."""
-        total = self.codes.nbytes
+        """Bytes to keep: codes, scales (not for fixed point) and, if affine, zero points.
+
+        4-bit codes count half a byte each, packed in memory or not.
+        """
+        total = (self.size + 1) // 2 if self.format.packed else self.codes.nbytes
         if self.format.kind != "fixed":
             total += self.scale.nbytes
         if not self.symmetric:
             total += self.zero_point.nbytes
         return int(total)
+
+    def unpacked(self) -> Array:
+        """The codes, one an element, in the shape of the array (int8 or uint8 for 4 bits)."""
+        fmt = self.format
+        if not fmt.packed or (self.codes.shape == self.shape and self.codes.dtype == fmt.storage):
+            return self.codes
+        return unpack_int4(self.codes, self.shape, signed=fmt.qmin < 0)
 
     def dequantize(self, out: Any = None, *, threads: int | None = None) -> Array:
         """The values, (codes - zero_point) * scale.
@@ -112,7 +124,7 @@ class QuantizedArray:
         """
         result = out_for(out, "out", self.shape, self.scale.dtype.name)
         layout = layout_of(self.shape, self.axis, self.group_size)
-        decode(result, self.codes, self.scale, self.zero_point, layout, threads)
+        decode(result, self.unpacked(), self.scale, self.zero_point, layout, threads)
         return result
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
@@ -199,9 +211,10 @@ class QuantizedArray:
 
     def _block_rows(self) -> int:
         """Rows of a block: whole groups, about _BLOCK elements."""
-        rows = max(1, _BLOCK // max(1, self.shape[1]))
+        rows = max(2, _BLOCK // max(1, self.shape[1]) // 2 * 2)  # even: packed rows start a byte
         if self.group_size is not None and self.axis == 0:
-            rows = max(1, rows // self.group_size) * self.group_size
+            whole = self.group_size * (1 + self.group_size % 2)
+            rows = max(1, rows // whole) * whole
         return rows
 
     def _rows(self, start: int, stop: int, threads: int | None) -> Array:
@@ -214,5 +227,13 @@ class QuantizedArray:
             scale, zero = scale[start:stop], zero[start:stop]
         out = np.empty((stop - start, self.shape[1]), scale.dtype)
         layout = layout_of(out.shape, self.axis, self.group_size)
-        decode(out, self.codes[start:stop], scale, zero, layout, threads)
+        decode(out, self._row_codes(start, stop), scale, zero, layout, threads)
         return out
+
+    def _row_codes(self, start: int, stop: int) -> Array:
+        """Codes of the rows [start, stop), unpacked; start * columns is even where packed."""
+        if self.codes.shape == self.shape:
+            return self.codes[start:stop]
+        width = self.shape[1]
+        part = self.codes[start * width // 2 : (stop * width + 1) // 2]
+        return unpack_int4(part, (stop - start, width), signed=self.format.qmin < 0)

@@ -144,7 +144,8 @@ def dtype_of(name: str) -> np.dtype[Any]:
         import ml_dtypes
     except ImportError:
         return np.dtype(f"uint{FLOAT_SPECS[name].bits}")
-    return np.dtype(getattr(ml_dtypes, name))
+    kind: np.dtype[Any] = np.dtype(getattr(ml_dtypes, name))
+    return kind
 
 
 def _target(out: Any, shape: tuple[int, ...], name: str) -> Array:

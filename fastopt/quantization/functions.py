@@ -13,6 +13,7 @@ from fastopt.quantization.array import QuantizedArray
 from fastopt.quantization.convert import decode, encode
 from fastopt.quantization.formats import Format, format_of
 from fastopt.quantization.layout import layout_of, normal_axis
+from fastopt.quantization.packing import pack_int4
 from fastopt.quantization.qparams import choose_qparams
 
 __all__ = ["dequantize", "fake_quantize", "quantize"]
@@ -38,8 +39,8 @@ def quantize(
     x : array-like, float32 or float64 (other real dtypes become float32)
         The values; finite (fixed point also takes infinities, which saturate).
     dtype : str
-        "int8", "uint8", "int16", "uint16" or a fixed-point name: "q3.12" has a sign, 3 integer
-        and 12 fraction bits; "uq4.12" has no sign.
+        "int8", "uint8", "int16", "uint16", "int4", "uint4" (packed two to a byte) or a fixed-point
+        name: "q3.12" has a sign, 3 integer and 12 fraction bits; "uq4.12" has no sign.
     axis : int, optional
         One scale per index of this axis; default one scale for all.
     group_size : int, optional
@@ -96,6 +97,8 @@ def quantize(
     codes = np.empty(a.shape, fmt.storage)
     low, high = code_limits(fmt, symmetric)
     encode(codes, a, scale, zero, layout_of(a.shape, axis, group_size), low, high, threads)
+    if fmt.packed:
+        codes = pack_int4(codes, threads=threads)
     keeps_zero = symmetric or fmt.kind == "fixed"
     return QuantizedArray(codes, scale, zero, fmt.name, a.shape, axis, group_size, keeps_zero)
 
@@ -184,5 +187,5 @@ def fake_quantize(
         threads=threads,
     )
     layout = layout_of(q.shape, q.axis, q.group_size)
-    decode(result, q.codes, q.scale, q.zero_point, layout, threads)
+    decode(result, q.unpacked(), q.scale, q.zero_point, layout, threads)
     return result

@@ -1,0 +1,6 @@
+from typing import Any
+
+from numpy.typing import NDArray
+
+def pack_nibbles(out: NDArray[Any], codes: NDArray[Any], gguf: bool, threads: int) -> None: ...
+def unpack_nibbles(out: NDArray[Any], packed: NDArray[Any], gguf: bool, threads: int) -> None: ...

@@ -1,0 +1,111 @@
+"""4-bit codes: packing, QuantizedArray of int4 and uint4, ggml's blocks byte for byte."""
+
+from __future__ import annotations
+
+import pickle
+
+import numpy as np
+import pytest
+
+import fastopt
+from fastopt import quantization as Q
+from fastopt.errors import ArrayError, DTypeError, OptionError
+from tests import reference
+from tests.conftest import SIZES, Guarded, kernel
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("signed", [True, False])
+@pytest.mark.parametrize("gguf", [True, False])
+def test_every_size(level, gguf, signed, threads, rng):
+    k = kernel("pack", level)
+    for n in [*SIZES, 32 * 7, 300_000]:
+        if gguf and n % 32:
+            continue
+        low = -8 if signed else 0
+        codes = rng.integers(low, low + 16, n).astype("i1" if signed else "u1")
+        out = Guarded(np.zeros((n + 1) // 2, "u1"))
+        back = Guarded(np.zeros(n, codes.dtype))
+        k.pack_nibbles(out.array, codes, gguf, threads)
+        np.testing.assert_array_equal(out.array, reference.pack_nibbles(codes, gguf))
+        k.unpack_nibbles(back.array, out.array, gguf, threads)
+        np.testing.assert_array_equal(back.array, codes)
+        out.check(), back.check()
+
+
+@pytest.mark.parametrize("name", ["int4", "uint4"])
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize(
+    "layout", [{}, {"axis": 0}, {"axis": 1}, {"group_size": 16}, {"axis": 0, "group_size": 5}]
+)
+def test_four_bit_arrays(layout, symmetric, name, rng, monkeypatch):
+    monkeypatch.setattr("fastopt.quantization.array._BLOCK", 700)  # several blocks
+    w = rng.standard_normal((41, 33)).astype("f4")
+    q = fastopt.quantize(w, name, symmetric=symmetric, **layout)
+    assert q.codes.shape == ((w.size + 1) // 2,)
+    codes = q.unpacked()
+    s, z = (reference.spread(a, w.shape, q.axis, q.group_size) for a in (q.scale, q.zero_point))
+    low, high = Q.format_of(name).qmin, Q.format_of(name).qmax
+    if symmetric:
+        low += 1
+    np.testing.assert_array_equal(codes, reference.encode_affine(w, s, z, low, high))
+    np.testing.assert_array_equal(q.dequantize(), reference.decode_affine(codes, s, z))
+    np.testing.assert_allclose(q @ w.T, q.dequantize() @ w.T, rtol=2e-5, atol=2e-5)
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(q)).codes, q.codes)
+    assert q.nbytes == q.codes.nbytes + q.scale.nbytes + (0 if symmetric else q.zero_point.nbytes)
+    np.testing.assert_array_equal(
+        fastopt.fake_quantize(w, name, symmetric=symmetric, **layout), q.dequantize()
+    )
+
+
+def test_onnx_reads_our_bytes(rng):
+    onnx = pytest.importorskip("onnx")
+    codes = rng.integers(-8, 8, (5, 7)).astype("i1")
+    tensor = onnx.helper.make_tensor(
+        "t", onnx.TensorProto.INT4, codes.shape, Q.pack_int4(codes).tobytes(), raw=True
+    )
+    np.testing.assert_array_equal(onnx.numpy_helper.to_array(tensor).astype("i1"), codes)
+
+
+def test_ggml_blocks_byte_for_byte(rng):
+    """Q8_0 and Q4_0 made with our functions equal gguf-py's."""
+    gguf = pytest.importorskip("gguf")
+    w = rng.standard_normal((8, 128)).astype("f4")
+    blocks = w.reshape(-1, 32)
+    peak = np.take_along_axis(blocks, np.abs(blocks).argmax(1)[:, None], 1)
+    kinds = gguf.GGMLQuantizationType
+
+    def both(scale, codes):
+        return np.hstack([scale.astype("f2").view("u1").reshape(len(blocks), 2), codes.view("u1")])
+
+    scale = np.abs(peak) / np.float32(127)
+    codes = Q.quantize_linear(blocks, scale, np.zeros(scale.shape, "i1"), block_size=32)
+    theirs = gguf.quants.quantize(w, kinds.Q8_0).reshape(len(blocks), -1)
+    close = both(scale, codes) == theirs  # ggml multiplies by 1 / scale and rounds ties away
+    assert close.mean() > 0.999
+    scale = peak / np.float32(-8)
+    shifted = np.trunc(blocks * (np.float32(1) / scale) + np.float32(8.5)).clip(0, 15).astype("u1")
+    packed = Q.pack_int4(shifted, order="gguf").reshape(len(blocks), 16)
+    np.testing.assert_array_equal(
+        both(scale, packed), gguf.quants.quantize(w, kinds.Q4_0).reshape(len(blocks), -1)
+    )
+    values = gguf.quants.dequantize(both(scale, packed).reshape(8, -1), kinds.Q4_0)
+    half = scale.astype("f2").astype("f4")
+    codes = Q.unpack_int4(packed.ravel(), blocks.shape, signed=False, order="gguf")
+    ours = Q.dequantize_linear(codes, half, np.full(half.shape, 8, "u1"), block_size=32)
+    np.testing.assert_array_equal(ours.reshape(w.shape), values)
+
+
+def test_wrong_input_is_refused():
+    codes = np.zeros(33, "i1")
+    for call, error, text in [
+        (lambda: Q.pack_int4(codes, order="gguf"), ArrayError, "codes"),
+        (lambda: Q.pack_int4(codes, order="awq"), OptionError, "order"),
+        (lambda: Q.pack_int4(codes.astype("i4")), DTypeError, "codes"),
+        (lambda: Q.pack_int4(codes, out=np.zeros(16, "u1")), ArrayError, "out"),
+        (lambda: Q.unpack_int4(np.zeros(16, "u1"), 33), ArrayError, "packed"),
+        (lambda: Q.unpack_int4(np.zeros(17, "u1"), 33, order="gguf"), ArrayError, "packed"),
+        (lambda: Q.unpack_int4(np.zeros(17, "i1"), 33), DTypeError, "packed"),
+    ]:
+        with pytest.raises(error, match=text):
+            call()
