@@ -171,4 +171,141 @@ FO_FIND(fo_find64, uint64_t, FO_ABS64)
 FO_HIST(fo_hist32, uint32_t, FO_ABS32)
 FO_HIST(fo_hist64, uint64_t, FO_ABS64)
 
+/* N of M: in each group of m along an axis the n largest magnitudes stay. i beats j when |i| > |j|, or
+   when they are equal and i comes later; no sort, the rank of an element is the count of those that
+   beat it. outer x (groups * m) x inner elements; returns how many NaN had to go. */
+#define FO_NM4(NAME, U, S, ABS, INF)                                                              \
+    static inline int64_t NAME(U *out, uint8_t *__restrict keep, const U *x, ptrdiff_t groups,    \
+                               int n) {                                                           \
+        int64_t lost = 0;                                                                         \
+        for (ptrdiff_t start = 0; start < groups; start += 512) {                                 \
+            ptrdiff_t stop = groups < start + 512 ? groups : start + 512;                         \
+            U gone = 0;                                                                           \
+            _Pragma("GCC ivdep") for (ptrdiff_t g = start; g < stop; g++) {                       \
+                U v0 = x[4 * g], v1 = x[4 * g + 1], v2 = x[4 * g + 2], v3 = x[4 * g + 3];         \
+                S b0 = (S)(v0 & ABS), b1 = (S)(v1 & ABS), b2 = (S)(v2 & ABS), b3 = (S)(v3 & ABS); \
+                S c01 = b1 >= b0, c02 = b2 >= b0, c03 = b3 >= b0;                                 \
+                S c12 = b2 >= b1, c13 = b3 >= b1, c23 = b3 >= b2;                                 \
+                S k0 = c01 + c02 + c03 < (S)n, k1 = 1 - c01 + c12 + c13 < (S)n;                   \
+                S k2 = 2 - c02 - c12 + c23 < (S)n, k3 = 3 - c03 - c13 - c23 < (S)n;               \
+                gone += (U)((!k0 & (b0 > (S)INF)) + (!k1 & (b1 > (S)INF)) +                       \
+                            (!k2 & (b2 > (S)INF)) + (!k3 & (b3 > (S)INF)));                       \
+                out[4 * g] = k0 ? v0 : 0;                                                         \
+                out[4 * g + 1] = k1 ? v1 : 0;                                                     \
+                out[4 * g + 2] = k2 ? v2 : 0;                                                     \
+                out[4 * g + 3] = k3 ? v3 : 0;                                                     \
+                if (keep) {                                                                       \
+                    keep[4 * g] = (uint8_t)k0;                                                    \
+                    keep[4 * g + 1] = (uint8_t)k1;                                                \
+                    keep[4 * g + 2] = (uint8_t)k2;                                                \
+                    keep[4 * g + 3] = (uint8_t)k3;                                                \
+                }                                                                                 \
+            }                                                                                     \
+            lost += (int64_t)gone;                                                                \
+        }                                                                                         \
+        return lost;                                                                              \
+    }
+FO_NM4(fo_nm4_32_plain, uint32_t, int32_t, FO_ABS32, 0x7f800000)
+FO_NM4(fo_nm4_64, uint64_t, int64_t, FO_ABS64, 0x7ff0000000000000)
+
+/* The same with the three rivals of each lane brought to it by in-lane rotations. */
+static inline __attribute__((always_inline)) int64_t fo_nm4_32_of(uint32_t *out,
+                                                                  uint8_t *__restrict keep,
+                                                                  const uint32_t *x,
+                                                                  ptrdiff_t groups, const int n) {
+    ptrdiff_t i = 0;
+    int64_t lost = 0;
+#if defined(__AVX512BW__) && defined(__AVX512VL__)
+    const __m512i a = _mm512_set1_epi32(FO_ABS32), inf = _mm512_set1_epi32(0x7f800000);
+    const __m512i t1 = _mm512_set4_epi32(0, 1, 1, 1), t2 = _mm512_set4_epi32(0, 0, 1, 1),
+                  t3 = _mm512_set4_epi32(0, 0, 0, 1);
+    for (; i + 16 <= 4 * groups; i += 16) {
+        const __m512i v = _mm512_loadu_si512(x + i), b = _mm512_and_si512(v, a);
+        const __mmask16 m1 = _mm512_cmpgt_epu32_mask(
+            _mm512_add_epi32(_mm512_shuffle_epi32(b, (_MM_PERM_ENUM)0x39), t1), b);
+        const __mmask16 m2 = _mm512_cmpgt_epu32_mask(
+            _mm512_add_epi32(_mm512_shuffle_epi32(b, (_MM_PERM_ENUM)0x4E), t2), b);
+        const __mmask16 m3 = _mm512_cmpgt_epu32_mask(
+            _mm512_add_epi32(_mm512_shuffle_epi32(b, (_MM_PERM_ENUM)0x93), t3), b);
+        __mmask16 gone = n == 1   ? m1 | m2 | m3
+                         : n == 2 ? (m1 & (m2 | m3)) | (m2 & m3)
+                         : n == 3 ? m1 & m2 & m3
+                                  : (__mmask16)(n == 0 ? -1 : 0);
+        lost += __builtin_popcount(gone & _mm512_cmpgt_epu32_mask(b, inf));
+        _mm512_storeu_si512(out + i, _mm512_maskz_mov_epi32((__mmask16)~gone, v));
+        if (keep)
+            _mm_storeu_si128((__m128i *)(keep + i), _mm_maskz_set1_epi8((__mmask16)~gone, 1));
+    }
+#elif defined(__AVX2__)
+    const __m256i a = _mm256_set1_epi32(FO_ABS32), inf = _mm256_set1_epi32(0x7f800000);
+    const __m256i t1 = _mm256_setr_epi32(1, 1, 1, 0, 1, 1, 1, 0),
+                  t2 = _mm256_setr_epi32(1, 1, 0, 0, 1, 1, 0, 0),
+                  t3 = _mm256_setr_epi32(1, 0, 0, 0, 1, 0, 0, 0), limit = _mm256_set1_epi32(-n);
+    for (; i + 8 <= 4 * groups; i += 8) {
+        const __m256i v = _mm256_loadu_si256((const __m256i *)(x + i)), b = _mm256_and_si256(v, a);
+        const __m256i m1 =
+            _mm256_cmpgt_epi32(_mm256_shuffle_epi32(b, 0x39), _mm256_sub_epi32(b, t1));
+        const __m256i m2 =
+            _mm256_cmpgt_epi32(_mm256_shuffle_epi32(b, 0x4E), _mm256_sub_epi32(b, t2));
+        const __m256i m3 =
+            _mm256_cmpgt_epi32(_mm256_shuffle_epi32(b, 0x93), _mm256_sub_epi32(b, t3));
+        const __m256i stay =
+            _mm256_cmpgt_epi32(_mm256_add_epi32(_mm256_add_epi32(m1, m2), m3), limit);
+        const int nan = _mm256_movemask_ps(_mm256_castsi256_ps(_mm256_cmpgt_epi32(b, inf)));
+        const int bits = _mm256_movemask_ps(_mm256_castsi256_ps(stay));
+        lost += __builtin_popcount((unsigned)(nan & ~bits));
+        _mm256_storeu_si256((__m256i *)(out + i), _mm256_and_si256(v, stay));
+        if (keep) {
+            const uint64_t bytes = _pdep_u64((uint64_t)bits, 0x0101010101010101ull);
+            memcpy(keep + i, &bytes, 8);
+        }
+    }
+#endif
+    return lost + fo_nm4_32_plain(out + i, keep ? keep + i : keep, x + i, groups - i / 4, n);
+}
+
+static inline int64_t fo_nm4_32(uint32_t *out, uint8_t *keep, const uint32_t *x, ptrdiff_t groups,
+                                int n) {
+    switch (n) {
+    case 0: return fo_nm4_32_of(out, keep, x, groups, 0);
+    case 1: return fo_nm4_32_of(out, keep, x, groups, 1);
+    case 2: return fo_nm4_32_of(out, keep, x, groups, 2);
+    case 3: return fo_nm4_32_of(out, keep, x, groups, 3);
+    default: return fo_nm4_32_of(out, keep, x, groups, 4);
+    }
+}
+
+/* Any m, and any stride: element i of lane l is x[i * step + l * apart]. The lanes are independent,
+   so the compiler ranks them side by side. */
+#define FO_NM(NAME, U, S, ABS, INF)                                                               \
+    static inline int64_t NAME(U *out, uint8_t *__restrict keep, const U *x, ptrdiff_t lanes,     \
+                               ptrdiff_t step, ptrdiff_t apart, int m, int n) {                   \
+        int64_t lost = 0;                                                                         \
+        U v[32][64];                                                                              \
+        for (ptrdiff_t l = 0; l < lanes; l += 64) {                                               \
+            const ptrdiff_t w = lanes - l < 64 ? lanes - l : 64;                                  \
+            for (int i = 0; i < m; i++)                                                           \
+                for (ptrdiff_t c = 0; c < w; c++) v[i][c] = x[i * step + (l + c) * apart];        \
+            for (int i = 0; i < m; i++) {                                                         \
+                U rank[64] = {0}, gone = 0;                                                       \
+                for (int j = 0; j < m; j++) {                                                     \
+                    const U tie = j > i; /* b >= a is b > a - 1, and a - 1 cannot wrap as S */    \
+                    for (ptrdiff_t c = 0; c < w; c++)                                             \
+                        rank[c] += (S)(v[j][c] & ABS) > (S)((v[i][c] & ABS) - tie);               \
+                }                                                                                 \
+                for (ptrdiff_t c = 0; c < w; c++) {                                               \
+                    const ptrdiff_t at = i * step + (l + c) * apart;                              \
+                    const U stay = (S)rank[c] < (S)n;                                             \
+                    gone += !stay & ((S)(v[i][c] & ABS) > (S)INF);                                \
+                    out[at] = stay ? v[i][c] : 0;                                                 \
+                    if (keep) keep[at] = (uint8_t)stay;                                           \
+                }                                                                                 \
+                lost += (int64_t)gone;                                                            \
+            }                                                                                     \
+        }                                                                                         \
+        return lost;                                                                              \
+    }
+FO_NM(fo_nm_32, uint32_t, int32_t, FO_ABS32, 0x7f800000)
+FO_NM(fo_nm_64, uint64_t, int64_t, FO_ABS64, 0x7ff0000000000000)
+
 #endif

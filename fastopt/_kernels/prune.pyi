@@ -11,3 +11,6 @@ def histogram(counts: _A, x: _A, shift: int, width: int, prefix: int) -> None: .
 def zero_below(
     out: _A, keep: _A | None, x: _A, limit: int, split: int, limit_after: int, threads: int
 ) -> None: ...
+def keep_n_of_m(
+    out: _A, keep: _A | None, x: _A, inner: int, n: int, m: int, threads: int
+) -> int: ...

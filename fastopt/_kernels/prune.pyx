@@ -1,4 +1,4 @@
-"""Magnitude pruning: exact k-th magnitude, and zeroing what lies below it.
+"""Magnitude pruning: exact k-th magnitude, zeroing what lies below it, and N of M.
 
 All ranking is done on the bits of |x| (``prune.h``): unsigned integers in the order of the
 magnitudes, NaN above infinity. ``limit`` arguments are such bits. The selection is bracket and
@@ -36,6 +36,14 @@ cdef extern from "prune.h" nogil:
     int64_t fo_above64(const uint64_t*, Py_ssize_t, uint64_t) noexcept
     Py_ssize_t fo_find32(const uint32_t*, Py_ssize_t, uint32_t, int64_t*) noexcept
     Py_ssize_t fo_find64(const uint64_t*, Py_ssize_t, uint64_t, int64_t*) noexcept
+    int64_t fo_nm4_32(uint32_t*, uint8_t*, const uint32_t*, Py_ssize_t, int) noexcept
+    int64_t fo_nm4_64(uint64_t*, uint8_t*, const uint64_t*, Py_ssize_t, int) noexcept
+    int64_t fo_nm_32(
+        uint32_t*, uint8_t*, const uint32_t*, Py_ssize_t, Py_ssize_t, Py_ssize_t, int, int
+    ) noexcept
+    int64_t fo_nm_64(
+        uint64_t*, uint8_t*, const uint64_t*, Py_ssize_t, Py_ssize_t, Py_ssize_t, int, int
+    ) noexcept
     void fo_hist32(int64_t*, const uint32_t*, Py_ssize_t, int, int, uint32_t) noexcept
     void fo_hist64(int64_t*, const uint64_t*, Py_ssize_t, int, int, uint64_t) noexcept
 
@@ -240,3 +248,90 @@ def zero_below(
             _zero_block(
                 <uint64_t*> po, pk, <const uint64_t*> px, n, limit, split, limit_after, threads
             )
+
+
+# ------------------------------------------------------------------------------- N of M
+cdef int64_t _nm_lanes(
+    bits_t* out, uint8_t* keep, const bits_t* x, Py_ssize_t lanes, Py_ssize_t step,
+    Py_ssize_t apart, int m, int n,
+) noexcept nogil:
+    if bits_t is uint32_t:
+        return fo_nm_32(out, keep, x, lanes, step, apart, m, n)
+    else:
+        return fo_nm_64(out, keep, x, lanes, step, apart, m, n)
+
+
+cdef int64_t _nm_chunk(
+    bits_t* out, uint8_t* keep, const bits_t* x, Py_ssize_t a, Py_ssize_t b, Py_ssize_t inner,
+    int m, int n,
+) noexcept nogil:
+    cdef Py_ssize_t g, at = a * m * inner
+    cdef int64_t lost = 0
+    if inner == 1 and m == 4:
+        if bits_t is uint32_t:
+            return fo_nm4_32(out + at, keep + at if keep else NULL, x + at, b - a, n)
+        else:
+            return fo_nm4_64(out + at, keep + at if keep else NULL, x + at, b - a, n)
+    if inner == 1:
+        return _nm_lanes(out + at, keep + at if keep else NULL, x + at, b - a, 1, m, m, n)
+    for g in range(a, b):
+        at = g * m * inner
+        lost += _nm_lanes(out + at, keep + at if keep else NULL, x + at, inner, inner, 1, m, n)
+    return lost
+
+
+cdef int64_t _nm_block(
+    bits_t* out, uint8_t* keep, const bits_t* x, Py_ssize_t groups, Py_ssize_t inner, int m,
+    int n, int threads,
+) noexcept nogil:
+    cdef Py_ssize_t c, step
+    cdef int64_t lost = 0
+    if inner == 1 and m == 4:
+        step = CHUNK // 4
+    else:
+        step = max(1, CHUNK // (m * inner))
+    cdef Py_ssize_t chunks = (groups + step - 1) // step
+    if threads == 1:
+        for c in range(chunks):
+            lost += _nm_chunk(out, keep, x, c * step, min(c * step + step, groups), inner, m, n)
+    else:
+        for c in prange(chunks, num_threads=threads, schedule="static"):
+            lost += _nm_chunk(out, keep, x, c * step, min(c * step + step, groups), inner, m, n)
+    return lost
+
+
+def keep_n_of_m(
+    cnp.ndarray out not None, cnp.ndarray keep, cnp.ndarray x not None, Py_ssize_t inner, int n,
+    int m, int threads,
+):
+    """out = x with only the n largest |x| of each group of m; returns how many NaN had to go.
+
+    Element i of lane l of group g is x[(g * m + i) * inner + l]. ``out`` may be ``x``; ``keep``
+    is None or bool. Of equal magnitudes the later ones stay. m is 1..32.
+    """
+    cdef Py_ssize_t size = cnp.PyArray_SIZE(x), groups
+    cdef uint8_t* pk = NULL
+    cdef void* px
+    cdef void* po
+    cdef int64_t lost = 0
+    if m < 1 or m > 32 or inner < 1 or size % (m * inner):
+        from fastopt.errors import ArrayError
+        raise ArrayError(f"x: expected groups of {m} (1..32) x {inner} elements, got {size}")
+    groups = size // (m * inner)
+    if keep is not None:
+        pk = <uint8_t*> data_of(keep, cnp.NPY_BOOL, size, True, "keep")
+    if cnp.PyArray_TYPE(x) == cnp.NPY_FLOAT32:
+        px = data_of(x, cnp.NPY_FLOAT32, size, False, "x")
+        po = data_of(out, cnp.NPY_FLOAT32, size, True, "out")
+        with nogil:
+            lost = _nm_block(
+                <uint32_t*> po, pk, <const uint32_t*> px, groups, inner, m, n, threads
+            )
+    else:
+        px = data_of(x, cnp.NPY_FLOAT64, size, False, "x")
+        po = data_of(out, cnp.NPY_FLOAT64, size, True, "out")
+        with nogil:
+            lost = _nm_block(
+                <uint64_t*> po, pk, <const uint64_t*> px, groups, inner, m, n, threads
+            )
+    return lost

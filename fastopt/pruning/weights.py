@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 
 from fastopt import _threads
-from fastopt._arrays import Array, as_array, as_target, check_disjoint
-from fastopt._options import choice, number
-from fastopt.errors import DTypeError
-from fastopt.pruning import magnitude
+from fastopt._arrays import Array, as_array, as_target, check_disjoint, check_finite
+from fastopt._options import choice, integer, number
+from fastopt.calibration import Gram
+from fastopt.errors import ArrayError, DTypeError
+from fastopt.pruning import magnitude, obs
+from fastopt.pruning.patterns import Blocks, NofM, block_masks, pattern_of
 
 __all__ = ["Pruned", "prune"]
 
@@ -29,7 +31,8 @@ class Pruned:
         True where a weight stays: bool of the weight's shape, or packed bits (``masks="packed"``:
         uint8, element i in bit i % 8 of byte i // 8 of the flattened array).
     threshold : float, list or dict
-        The largest magnitude removed (0 where nothing was): one number under ``scope="global"``
+        The largest magnitude removed (for blocks: the largest root mean square; 0 where nothing
+        was): one number under ``scope="global"``
         and for a single array, else structured as the input was.
     sparsity : float
         Fraction of all elements that were removed.
@@ -47,6 +50,9 @@ def prune(
     *,
     pattern: str = "unstructured",
     scope: str = "global",
+    gram: Any = None,
+    axis: int = -1,
+    damp: float = 1e-3,
     masks: str = "bool",
     out: Any = None,
     threads: int | None = None,
@@ -58,11 +64,22 @@ def prune(
     w : array, list, tuple or dict of arrays
         Weights, float32 or float64, any shape. Not changed unless passed as ``out``.
     sparsity : float
-        Fraction of the elements that become zero, 0..1.
-    pattern : "unstructured"
-        Any element may go.
+        Fraction of the elements (or blocks) that become zero, 0..1. A pattern "N:M" fixes it at
+        1 - N / M and this argument is not used; the result's ``.sparsity`` tells what was reached.
+    pattern : "unstructured", "N:M" or "RxC"
+        Any element may go; or the N largest of each M (such as "2:4", M <= 32) along ``axis``
+        stay; or blocks of R rows x C columns (such as "4x1") of a 2-D array stay or go whole,
+        by the root mean square of their elements.
     scope : "global" or "local"
         One threshold for all arrays together, or the same fraction of each array.
+    gram : Gram, or list, tuple or dict of them, optional
+        Of the input of each weight, which is then (n_in, n_out): the weights that the output
+        misses least go (Optimal Brain Surgeon), and those that stay are refitted by least
+        squares. Far better than magnitudes at high sparsity.
+    axis : int
+        The axis of an "N:M" pattern.
+    damp : float
+        Ridge on the Gram, a fraction of its mean diagonal.
     masks : "bool", "packed" or "none"
         Form of the masks that come back: a byte or a bit per element, or nothing.
     out : array, list, tuple or dict, optional
@@ -97,54 +114,178 @@ def prune(
     ([3.0, 0.0, 0.0, 2.0], [True, False, False, True], 0.5)
     """
     fraction = number(sparsity, "sparsity", low=0.0, high=1.0)
-    choice(pattern, "pattern", ("unstructured",))
+    rule = pattern_of(pattern, integer(axis, "axis"))
+    ridge = number(damp, "damp", low=0.0)
     choice(scope, "scope", ("global", "local"))
     choice(masks, "masks", ("bool", "packed", "none"))
     names, given = _flatten(w, "w")
     arrays = [as_array(a, name) for name, a in zip(names, given, strict=True)]
-    if scope == "global" and len({a.dtype for a in arrays}) > 1:
+    if gram is None and rule is None and scope == "global" and len({a.dtype for a in arrays}) > 1:
         raise DTypeError(
             "w: float32 and float64 arrays cannot share one threshold; "
             'use scope="local" or one dtype'
         )
     targets = _targets(out, w, names, arrays)
     used = _threads.resolve(threads, sum(a.size for a in arrays))
-    if scope == "global":
-        groups = [list(range(len(arrays)))] if arrays else []
+    every = list(range(len(arrays)))
+    groups = ([every] if every else []) if scope == "global" else [[i] for i in every]
+    if gram is not None:
+        grams = _grams(gram, names, arrays)
+        found, keeps, tops = _with_data(arrays, names, grams, fraction, rule, groups, ridge, used)
+    elif rule is None:
+        found, keeps, tops = _smallest(arrays, fraction, groups, masks != "none", targets, used)
     else:
-        groups = [[i] for i in range(len(arrays))]
-    counts = [round(fraction * sum(arrays[i].size for i in group)) for group in groups]
-    cuts = [
-        magnitude.cut_at([arrays[i] for i in group], k, used)
-        for group, k in zip(groups, counts, strict=True)
-    ]
-    # every check is done: from here on only writes
+        found, keeps, tops = _patterned(arrays, names, fraction, rule, groups, used)
+    if targets is not None and found is not targets:  # every check is done
+        for target, a in zip(targets, found, strict=True):
+            target[...] = a
+        found = targets
+    total = sum(a.size for a in arrays)
+    if rule is None and gram is None:
+        gone = sum(round(fraction * sum(arrays[i].size for i in group)) for group in groups)
+    else:
+        gone = total - sum(int(k.sum()) for k in keeps)
+    if masks == "packed":
+        keeps = [np.packbits(k, bitorder="little") for k in keeps]
+    one = scope == "global" or not isinstance(w, (list, tuple, Mapping))
+    return Pruned(
+        arrays=_rebuild(w, found),
+        masks=None if masks == "none" else _rebuild(w, keeps),
+        threshold=(tops[0] if tops else 0.0) if one else _rebuild(w, tops),
+        sparsity=gone / total if total else 0.0,
+    )
+
+
+def _smallest(
+    arrays: list[Array],
+    fraction: float,
+    groups: list[list[int]],
+    with_masks: bool,
+    targets: list[Array] | None,
+    threads: int,
+) -> tuple[list[Array], list[Any], list[float]]:
+    """Unstructured magnitudes: nothing is written before every group's cut is known."""
+    cuts = []
+    for group in groups:
+        members = [arrays[i] for i in group]
+        k = round(fraction * sum(a.size for a in members))
+        cuts.append(magnitude.cut_at(members, k, threads))
     outs = targets if targets is not None else [np.empty(a.shape, a.dtype) for a in arrays]
-    keeps: list[Array | None] = []
-    for a in arrays:
-        keeps.append(np.empty(a.shape, np.bool_) if masks != "none" else None)
+    keeps = [np.empty(a.shape, np.bool_) if with_masks else None for a in arrays]
     for group, cut in zip(groups, cuts, strict=True):
         magnitude.zero_below(
             [outs[i] for i in group],
             [keeps[i] for i in group],
             [arrays[i] for i in group],
             cut,
-            used,
+            threads,
         )
-    if masks == "packed":
-        keeps = [None if k is None else np.packbits(k, bitorder="little") for k in keeps]
-    thresholds = [
+    tops = [
         magnitude.threshold_of(cut, arrays[group[0]].dtype)
         for group, cut in zip(groups, cuts, strict=True)
     ]
-    one = scope == "global" or not isinstance(w, (list, tuple, Mapping))
-    total = sum(a.size for a in arrays)
-    return Pruned(
-        arrays=_rebuild(w, outs),
-        masks=None if masks == "none" else _rebuild(w, keeps),
-        threshold=(thresholds[0] if thresholds else 0.0) if one else _rebuild(w, thresholds),
-        sparsity=sum(counts) / total if total else 0.0,
-    )
+    return outs, keeps, tops
+
+
+def _patterned(
+    arrays: list[Array],
+    names: list[str],
+    fraction: float,
+    rule: NofM | Blocks,
+    groups: list[list[int]],
+    threads: int,
+) -> tuple[list[Array], list[Any], list[float]]:
+    """N of M, or blocks, by magnitude."""
+    if isinstance(rule, Blocks):
+        keeps: list[Array] = [np.empty(0, np.bool_)] * len(arrays)
+        tops = []
+        for group in groups:
+            members, called = [arrays[i] for i in group], [names[i] for i in group]
+            masks, top = block_masks(rule, members, called, fraction, threads)
+            tops.append(top)
+            for i, mask in zip(group, masks, strict=True):
+                keeps[i] = mask
+        found = [np.where(k, a, a.dtype.type(0)) for a, k in zip(arrays, keeps, strict=True)]
+        return found, keeps, tops
+    for a, name in zip(arrays, names, strict=True):
+        rule.check(a, name)
+    found, keeps = [np.empty(a.shape, a.dtype) for a in arrays], []
+    for a, name, out in zip(arrays, names, found, strict=True):
+        keeps.append(np.empty(a.shape, np.bool_))
+        if rule.apply(out, keeps[-1], a, threads):
+            raise ArrayError(f"{name}: a group holds too many NaN; NaN is never pruned")
+    tops = [_largest_removed(arrays, keeps, group) for group in groups]
+    return found, keeps, tops
+
+
+def _with_data(
+    arrays: list[Array],
+    names: list[str],
+    grams: list[Gram],
+    fraction: float,
+    rule: NofM | Blocks | None,
+    groups: list[list[int]],
+    damp: float,
+    threads: int,
+) -> tuple[list[Array], list[Any], list[float]]:
+    """Optimal Brain Surgeon where it is affordable, alternating directions elsewhere."""
+    for a, name in zip(arrays, names, strict=True):
+        check_finite(a, name)
+        if isinstance(rule, NofM):
+            rule.check(a, name)
+    wide = [a.astype(np.float64) for a in arrays]
+    moments = [obs.moment(g, damp) for g in grams]
+    keeps: list[Array] = [np.ones(a.shape, np.bool_) for a in arrays]
+    for group in groups:
+        exact = [i for i in group if rule is None and arrays[i].shape[0] <= obs.EXACT]
+        ranked = [obs.exact_losses(moments[i], wide[i], threads) for i in exact]
+        if ranked:
+            losses = prune([loss for _, loss in ranked], fraction, threads=threads)
+            for i, (order, _), stay in zip(exact, ranked, losses.masks, strict=True):
+                rows = np.empty(order.shape, np.bool_)
+                np.put_along_axis(rows, order, stay, axis=1)
+                keeps[i] = np.ascontiguousarray(rows.T)
+        for i in group:
+            if i in exact or not arrays[i].size:
+                continue
+
+            def project(x: Array, name: str = names[i]) -> Array:
+                if isinstance(rule, Blocks):
+                    return block_masks(rule, [x], [name], fraction, threads)[0][0]
+                if rule is None:
+                    mask: Array = prune(x, fraction, threads=threads).masks
+                    return mask
+                mask = np.empty(x.shape, np.bool_)
+                rule.apply(np.empty_like(x), mask, np.ascontiguousarray(x), threads)
+                return mask
+
+            keeps[i] = obs.alternate(moments[i], wide[i], project)
+    found = [
+        obs.fit(s, a, k).astype(given.dtype)
+        for s, a, k, given in zip(moments, wide, keeps, arrays, strict=True)
+    ]
+    return found, keeps, [_largest_removed(arrays, keeps, group) for group in groups]
+
+
+def _largest_removed(arrays: list[Array], keeps: list[Array], group: list[int]) -> float:
+    return max((float(np.abs(arrays[i][~keeps[i]]).max(initial=0)) for i in group), default=0.0)
+
+
+def _grams(gram: Any, names: list[str], arrays: list[Array]) -> list[Gram]:
+    given = [gram] if isinstance(gram, Gram) else _flatten(gram, "gram")[1]
+    if len(given) != len(arrays):
+        raise DTypeError(f"gram: expected one Gram for each of {len(arrays)} arrays")
+    for g, a, name in zip(given, arrays, names, strict=True):
+        if not isinstance(g, Gram):
+            raise DTypeError(f"gram: expected a fastopt.calibration.Gram, got {type(g).__name__}")
+        if a.ndim != 2 or a.shape[0] != g.n:
+            raise ArrayError(
+                f"{name}: expected shape ({g.n}, n_out), one row an input of the Gram, "
+                f"got {a.shape}"
+            )
+        if g.count == 0:
+            raise ArrayError("gram: holds no rows; call gram.update(x) first")
+    return list(given)
 
 
 def _flatten(w: Any, name: str) -> tuple[list[str], list[Any]]:

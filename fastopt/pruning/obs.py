@@ -1,0 +1,89 @@
+"""Pruning with data: which weights the output misses least, the others refitted to make up.
+
+Up to EXACT inputs, unstructured: Optimal Brain Surgeon weight by weight (kernel `eliminate`), the
+losses of all outputs compared. Above, and for patterns: alternating directions on
+min ||x (w - d)||^2 over the pattern, then an exact least-squares fit on the mask found (Meng et
+al., "ALPS: improved optimization for highly sparse one-shot pruning", 2024), which is matrix
+products only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from fastopt._arrays import Array
+from fastopt._kernels import eliminate as kernel
+from fastopt.calibration import Gram
+from fastopt.pruning.units import inverse, solve
+
+__all__ = ["EXACT", "alternate", "exact_losses", "fit", "moment"]
+
+EXACT = 512
+_ROWS_PER_CALL = 1 << 28  # multiply-adds between two chances for Ctrl-C, about 0.1 s
+
+
+def moment(gram: Gram, damp: float) -> Array:
+    """X^T X / count with a ridge: not centred, since the layer keeps its bias."""
+    s = gram.second / gram.count
+    level = float(s.diagonal().mean())
+    s[np.diag_indices(gram.n)] += damp * (level if level > 0 else 1.0)
+    return s
+
+
+def exact_losses(s: Array, w: Array, threads: int) -> tuple[Array, Array]:
+    """(order, loss), both (n_out, n_in): step by step which input leaves, and its loss.
+
+    The loss is made non-decreasing along a row, so that a threshold cuts each order once, and is
+    a share of the output's power, so that layers compare.
+    """
+    n_in, n_out = w.shape
+    h, rows = inverse(s), np.ascontiguousarray(w.T)
+    order, loss = np.empty((n_out, n_in), np.int64), np.empty((n_out, n_in))
+    step = max(threads, _ROWS_PER_CALL // max(1, n_in**3 // 6))
+    for r in range(0, n_out, step):
+        part = slice(r, r + step)
+        kernel.eliminate(order[part], loss[part], h, rows[part], threads)
+    np.maximum.accumulate(loss, axis=1, out=loss)
+    power = float(np.einsum("ij,ij->", w, s @ w))
+    return order, loss / power if power > 0 else loss
+
+
+def alternate(s: Array, w: Array, project: Callable[[Array], Array]) -> Array:
+    """The mask that ``project`` (an array to the mask of its best elements) settles on."""
+    scale = np.sqrt(s.diagonal())
+    unit = s / np.multiply.outer(scale, scale)
+    target = w * scale[:, None]
+    values, vectors = np.linalg.eigh(unit)
+    values = np.maximum(values, 0)
+    goal = vectors.T @ (unit @ target)
+    rho, d, dual = 0.1, target, np.zeros_like(target)
+    before: Array | None = None
+    mask = project(target)
+    for step in range(300):
+        free = vectors @ ((goal + vectors.T @ (rho * d - dual)) / (values + rho)[:, None])
+        shifted = free + dual / rho
+        mask = project(shifted)
+        d = np.where(mask, shifted, 0.0)
+        dual += rho * (free - d)
+        if step % 3 == 2:
+            if before is not None:
+                moved = int((mask != before).sum())
+                if moved == 0:
+                    break
+                kept = max(1, int(mask.sum()))
+                rho *= 1.3 if moved >= 0.1 * kept else 1.2 if moved >= 0.005 * kept else 1.1
+            before = mask
+    return mask
+
+
+def fit(s: Array, w: Array, mask: Array) -> Array:
+    """Each output's least-squares weights on its own mask."""
+    result = np.zeros_like(w)
+    goal = s @ w
+    for c in range(w.shape[1]):
+        kept = np.flatnonzero(mask[:, c])
+        if len(kept):
+            result[kept, c] = solve(s[np.ix_(kept, kept)], goal[kept, c])
+    return result
