@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import pickle
 
 import numpy as np
@@ -233,21 +234,21 @@ def test_narrow_state_from_and_to_full(state_dtype):
 
 
 def test_narrow_state_trains_a_network():
-    """scikit-learn's digits: the final loss within 1 % of what float32 state reaches."""
+    """scikit-learn's digits: the loss (mean of 4 seeds) within 1 % of float32 state's."""
     digits = pytest.importorskip("sklearn.datasets").load_digits()
     x, y = (digits.data / 16).astype("f4"), digits.target
-    losses = {}
-    for kind in ("float32", "bfloat16", "int8"):
-        rng = np.random.default_rng(0)
+    losses = dict.fromkeys(("float32", "bfloat16", "int8"), 0.0)
+    for seed, kind in itertools.product(range(4), losses):
+        rng = np.random.default_rng(seed)
         w = {
-            "w1": rng.standard_normal((64, 32)).astype("f4") * 0.1, "b1": np.zeros(32, "f4"),
-            "w2": rng.standard_normal((32, 10)).astype("f4") * 0.1, "b2": np.zeros(10, "f4"),
+            "w1": rng.standard_normal((64, 64)).astype("f4") * 0.1, "b1": np.zeros(64, "f4"),
+            "w2": rng.standard_normal((64, 10)).astype("f4") * 0.1, "b2": np.zeros(10, "f4"),
         }  # fmt: skip
         opt = optim.AdamW(w, lr=3e-3, weight_decay=0.5, state_dtype=kind)
         for _ in range(400):
             batch = rng.integers(0, len(x), 64)
             loss_of(w, x[batch], y[batch], opt)
-        losses[kind] = loss_of(w, x, y, None)
+        losses[kind] += loss_of(w, x, y, None) / 4
     assert losses["float32"] < 0.2
     assert losses["bfloat16"] < 1.01 * losses["float32"]
     assert losses["int8"] < 1.01 * losses["float32"]

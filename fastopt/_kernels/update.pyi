@@ -6,6 +6,9 @@ _Array = np.ndarray[Any, np.dtype[Any]]
 
 RULES: dict[str, tuple[int, tuple[bool, ...], int]]
 
+class Address:
+    def __init__(self, value: int) -> None: ...
+
 class Plan:
     size: int
     counts: list[tuple[int, float]]
@@ -28,7 +31,7 @@ class Plan:
     ) -> None: ...
     def step(
         self,
-        grads: tuple[_Array | None, ...],
+        grads: tuple[_Array | Address | None, ...],
         scale: float,
         max_norm: float,
         guard: bool,

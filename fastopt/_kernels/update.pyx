@@ -124,6 +124,17 @@ cdef inline bint same_shape(cnp.ndarray a, cnp.ndarray b) noexcept:
 
 
 @cython.final
+cdef class Address:
+    """Where a gradient lies that the caller has checked (dtype, shape, layout) and keeps alive;
+    for tensors, whose way through an ndarray takes several times as long as a step on them."""
+
+    cdef size_t value
+
+    def __cinit__(self, size_t value):
+        self.value = value
+
+
+@cython.final
 cdef class Plan:
     """Parameters and state of one optimiser, each group bound to one of ``RULES``.
 
@@ -267,27 +278,30 @@ cdef class Plan:
             if item is None:
                 r.g = NULL
                 continue
-            if not isinstance(item, cnp.ndarray):
-                return refuse_type(i, item)
-            g = <cnp.ndarray> item
             a = <cnp.ndarray> PyTuple_GET_ITEM(self.params, i)
-            if not same_shape(a, g):
-                return refuse_shape(i, a, g)
             if <char*> cnp.PyArray_DATA(a) != r.p or not cnp.PyArray_ISWRITEABLE(a):
                 return refuse_change(i)
-            typenum = cnp.PyArray_TYPE(a)
             r.grad_kind = SAME
-            if cnp.PyArray_TYPE(g) != typenum and r.wide == 4:
-                r.grad_kind = narrow_kind(g)
-                if r.grad_kind != SAME:
-                    typenum = cnp.PyArray_TYPE(g)
-            if not usable(g, typenum, writes):
-                data_of(g, typenum, r.n, writes, f"grads[{i}]")  # raises
-            r.g = <char*> cnp.PyArray_DATA(g)
+            if isinstance(item, cnp.ndarray):
+                g = <cnp.ndarray> item
+                if not same_shape(a, g):
+                    return refuse_shape(i, a, g)
+                typenum = cnp.PyArray_TYPE(a)
+                if cnp.PyArray_TYPE(g) != typenum and r.wide == 4:
+                    r.grad_kind = narrow_kind(g)
+                    if r.grad_kind != SAME:
+                        typenum = cnp.PyArray_TYPE(g)
+                if not usable(g, typenum, writes):
+                    data_of(g, typenum, r.n, writes, f"grads[{i}]")  # raises
+                r.g = <char*> cnp.PyArray_DATA(g)
+            elif type(item) is Address:
+                r.g = <char*> (<Address> item).value
+            else:
+                return refuse_type(i, item)
             if r.n == 0:
                 continue
             self.grad_spans[m].lo = r.g
-            self.grad_spans[m].hi = r.g + r.n * cnp.PyArray_ITEMSIZE(g)
+            self.grad_spans[m].hi = r.g + r.n * (2 if r.grad_kind != SAME else r.wide)
             if overlaps(self.spans, n, self.grad_spans[m]):
                 return refuse_overlap(i, "a parameter")
             m += 1

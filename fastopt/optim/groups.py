@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from fastopt._arrays import Array, as_array, as_target
+from fastopt._kernels import update
 from fastopt._options import number
 from fastopt.errors import ArrayError, DTypeError, OptionError
 
@@ -175,7 +176,7 @@ def flatten(grads: Any, names: Sequence[str | None], single: bool) -> tuple[Any,
 
 def as_arrays(flat: tuple[Any, ...]) -> tuple[Any, ...] | None:
     """Tensors and other array-likes as ndarrays; None where nothing needed it."""
-    if all(g is None or isinstance(g, np.ndarray) for g in flat):
+    if all(g is None or isinstance(g, (np.ndarray, update.Address)) for g in flat):
         return None
     wanted = ("float32", "float64", "float16", "bfloat16")
     return tuple(

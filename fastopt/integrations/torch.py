@@ -1,0 +1,237 @@
+"""fastopt's optimisers as torch.optim.Optimizer subclasses on CPU tensors, without a copy.
+
+``from fastopt.integrations.torch import AdamW`` in place of ``from torch.optim import AdamW``;
+torch's learning-rate schedulers, closures, hooks and state dicts work on them. Besides torch's own
+options they take those of :class:`fastopt.optim.Optimizer` (``state_dtype="int8"``,
+``max_grad_norm=``, ...).
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+try:
+    import torch
+except ImportError:
+    raise ImportError(
+        "fastopt.integrations.torch needs torch: pip install fastopt[torch]"
+    ) from None
+
+from fastopt import optim
+from fastopt._kernels import update
+from fastopt.errors import DTypeError, OptionError, UnsupportedError
+
+__all__ = [
+    "LAMB",
+    "SGD",
+    "Adadelta",
+    "Adagrad",
+    "Adam",
+    "AdamW",
+    "Adamax",
+    "Lion",
+    "NAdam",
+    "RAdam",
+    "RMSprop",
+]
+
+# How torch runs a step, not what it computes; taken so that a call need not change.
+_IGNORED = ("foreach", "fused")
+_REFUSED = ("capturable", "differentiable")
+
+
+class _OnTensors(torch.optim.Optimizer):  # type: ignore[misc]
+    """A torch optimizer whose step is one call of a fastopt optimizer over the same memory."""
+
+    _family: type[optim.Optimizer]
+
+    def __init__(self, params: Any, *args: Any, **options: Any) -> None:
+        for name in _REFUSED:
+            if options.pop(name, False):
+                raise UnsupportedError(f"{name}: not available here; use torch's own optimizer")
+        for name in _IGNORED:
+            options.pop(name, None)
+        try:
+            bound = inspect.signature(self._family.__init__).bind(None, params, *args, **options)
+        except TypeError as error:
+            raise OptionError(f"{self._family.__name__}: {error}") from None
+        bound.apply_defaults()
+        given = {k: v for k, v in bound.arguments.items() if k not in ("self", "params", "shared")}
+        self._shared = bound.arguments.get("shared", {})
+        self._fast: optim.Optimizer | None = None
+        # The family says which options a group has (AdamW's is Adam with decoupled decay).
+        defaults = self._family(np.zeros(1), **given, **self._shared).param_groups[0]
+        super().__init__(params, {k: v for k, v in defaults.items() if k != "params"})
+        self._start()
+
+    def _start(self) -> None:
+        """A fastopt optimizer over the memory of the tensors as they are grouped now."""
+        self._tensors = [p for group in self.param_groups for p in group["params"]]
+        groups = [self._as_group(group) for group in self.param_groups]
+        self._fast = self._family(groups, **self._shared)
+        self._seen = [dict.copy(group) for group in self._fast.param_groups]
+
+    def _as_group(self, group: Mapping[str, Any]) -> dict[str, Any]:
+        options = {k: v for k, v in group.items() if k in self._family._options}
+        if self._family is optim.AdamW:
+            options["decoupled_weight_decay"] = True
+        return {"params": [_memory(p) for p in group["params"]], **options}
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add tensors with their own options, as torch.optim."""
+        super().add_param_group(param_group)
+        if self._fast is not None:
+            try:
+                self._fast.add_param_group(self._as_group(self.param_groups[-1]))
+            except Exception:
+                self.param_groups.pop()
+                raise
+            self._tensors = [p for group in self.param_groups for p in group["params"]]
+            self._seen = [dict.copy(group) for group in self._fast.param_groups]
+
+    @torch.no_grad()  # type: ignore[untyped-decorator]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """In place: one step of every tensor that has a gradient; ``closure`` as in torch."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        fast = self._fast
+        assert fast is not None
+        self._sync(fast)
+        grads: list[update.Address | None] = []
+        changed = []
+        for p in self._tensors:
+            g = p.grad
+            if g is None:
+                grads.append(None)
+                continue
+            if g.dtype is not p.dtype or g.layout is not torch.strided:
+                raise DTypeError(
+                    f"grad: expected a dense {p.dtype} tensor, got {g.dtype}, {g.layout}"
+                )
+            if not g.is_contiguous():
+                g = p.grad = g.contiguous()
+            grads.append(update.Address(g.data_ptr()))
+            changed.append(p)
+        fast.step(tuple(grads))
+        if changed and not fast.skipped:
+            torch.autograd.graph.increment_version(changed)
+        if len(self.state) < len(changed):
+            self._show_state(fast)
+        return loss
+
+    def _sync(self, fast: optim.Optimizer) -> None:
+        """Options that were changed in torch's groups, by a scheduler say, since the last step."""
+        for theirs, ours, seen in zip(
+            self.param_groups, fast.param_groups, self._seen, strict=True
+        ):
+            for key in self._family._options:
+                if key in theirs and theirs[key] != seen[key]:
+                    ours[key] = theirs[key]
+                    seen[key] = theirs[key]
+
+    def _show_state(self, fast: optim.Optimizer) -> None:
+        """torch's ``state``: tensors over the memory of ours, in torch's layout."""
+        counts = fast._plan.counts
+        self.state.clear()
+        for p, arrays, (t, product) in zip(self._tensors, fast._state, counts, strict=True):
+            if t == 0:
+                continue
+            entry = {name: torch.from_numpy(a) for name, a in arrays.items()}
+            if fast._counts_steps():
+                entry = {"step": torch.tensor(float(t)), **entry}
+            if isinstance(fast, optim.NAdam):
+                entry["mu_product"] = torch.tensor(product)
+            self.state[p] = entry
+
+    def state_dict(self) -> dict[str, Any]:
+        """State and options in torch.optim's layout; continues in torch's own class and back."""
+        assert self._fast is not None
+        self._show_state(self._fast)
+        result: dict[str, Any] = super().state_dict()
+        return result
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """In place: take over the state and options of ``state_dict`` (ours or torch's own)."""
+        assert self._fast is not None
+        plain = {
+            "state": {
+                i: {k: _plain(v) for k, v in e.items()} for i, e in state_dict["state"].items()
+            },
+            "param_groups": [
+                {k: v for k, v in group.items() if k in (*self._family._options, "params")}
+                for group in state_dict["param_groups"]
+            ],
+        }
+        self._fast.load_state_dict(plain)
+        super().load_state_dict({**state_dict, "state": {}})
+        self._seen = [dict.copy(group) for group in self._fast.param_groups]
+        self._show_state(self._fast)
+
+    def __getstate__(self) -> dict[str, Any]:
+        assert self._fast is not None
+        kept: dict[str, Any] = super().__getstate__()
+        extra = {"shared": self._shared, "state_dict": self._fast.state_dict()}
+        return {**kept, "state": {}, "fastopt": extra}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        state = dict(state)
+        extra = state.pop("fastopt", None)
+        super().__setstate__(state)
+        if extra is not None:  # from a pickle, not from load_state_dict
+            self.state: Any = defaultdict(dict)
+            self._shared = extra["shared"]
+            self._fast = None
+            self._start()
+            assert self._fast is not None
+            self._fast.load_state_dict(extra["state_dict"])
+            self._show_state(self._fast)
+
+
+def _memory(p: torch.Tensor) -> Any:
+    """The tensor's memory as an ndarray."""
+    if p.device.type != "cpu" or p.layout is not torch.strided:
+        raise DTypeError(f"params: expected dense CPU tensors, got {p.device}, {p.layout}")
+    if p.dtype not in (torch.float32, torch.float64):
+        raise DTypeError(f"params: expected float32 or float64 tensors, got {p.dtype}")
+    return p.detach().numpy()
+
+
+def _plain(value: Any) -> Any:
+    return value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else value
+
+
+def _named(family: type[optim.Optimizer]) -> type[_OnTensors]:
+    name = family.__name__
+    doc = f"""In place: :class:`fastopt.optim.{name}` on CPU tensors, a torch.optim.Optimizer.
+
+    Parameters
+    ----------
+    params : iterable of tensors or of groups
+        Contiguous float32 or float64 CPU tensors.
+    *args, **options
+        Those of :class:`fastopt.optim.{name}`, which are torch's where torch has the optimizer.
+    """
+    made: type[_OnTensors] = type(name, (_OnTensors,), {
+        "_family": family, "__doc__": doc, "__module__": __name__,
+    })  # fmt: skip
+    return made
+
+
+SGD = _named(optim.SGD)
+Adam = _named(optim.Adam)
+AdamW = _named(optim.AdamW)
+NAdam = _named(optim.NAdam)
+RAdam = _named(optim.RAdam)
+Adamax = _named(optim.Adamax)
+RMSprop = _named(optim.RMSprop)
+Adagrad = _named(optim.Adagrad)
+Adadelta = _named(optim.Adadelta)
+Lion = _named(optim.Lion)
+LAMB = _named(optim.LAMB)

@@ -1,0 +1,180 @@
+"""The torch optimizers: torch's numbers, schedulers, state, autograd's bookkeeping."""
+
+from __future__ import annotations
+
+import copy
+import io
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from fastopt.errors import DTypeError, OptionError, UnsupportedError  # noqa: E402
+from fastopt.integrations import torch as fast  # noqa: E402
+from tests.test_optim import CASES, ids  # noqa: E402
+
+
+def tensors(dtype=torch.float64):
+    g = torch.Generator().manual_seed(0)
+    return [torch.randn(s, generator=g, dtype=dtype).requires_grad_() for s in [(8, 5), (33,), ()]]
+
+
+def steps(opt, params, n, seed=0, schedule=None):
+    g = torch.Generator().manual_seed(seed)
+    for _ in range(n):
+        for p in params:
+            p.grad = torch.randn(p.shape, generator=g, dtype=p.dtype) + 0.1 * p.detach()
+        opt.step()
+        if schedule is not None:
+            schedule.step()
+
+
+@pytest.fixture(autouse=True)
+def float64_default():
+    torch.set_default_dtype(torch.float64)  # torch keeps NAdam's product in the default dtype
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+def close(a, b):
+    for x, y in zip(a, b):
+        np.testing.assert_allclose(x.detach().numpy(), y.detach().numpy(), rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize(("name", "options"), CASES, ids=ids[: len(CASES)])
+def test_step_for_step_and_state_both_ways(name, options):
+    """50 steps with a scheduler in torch = 20 here, 10 in torch, 20 here."""
+    make = torch.optim.lr_scheduler.ExponentialLR
+    whole = tensors()
+    opt = getattr(torch.optim, name)(whole, foreach=False, **options)
+    steps(opt, whole, 20, 1, make(opt, 0.95))
+    steps(opt, whole, 10, 2)
+    steps(opt, whole, 20, 3)
+
+    mine = tensors()
+    ours = getattr(fast, name)(mine, foreach=False, **options)
+    assert isinstance(ours, torch.optim.Optimizer)
+    steps(ours, mine, 20, 1, make(ours, 0.95))
+    theirs = getattr(torch.optim, name)(mine, lr=9.0, foreach=False)
+    theirs.load_state_dict(ours.state_dict())
+    steps(theirs, mine, 10, 2)
+    again = getattr(fast, name)(mine, lr=9.0)
+    again.load_state_dict(theirs.state_dict())
+    steps(again, mine, 20, 3)
+    close(mine, whole)
+
+
+@pytest.mark.parametrize("name", ["SGD", "AdamW", "Lion", "LAMB", "NAdam"])
+@pytest.mark.parametrize("way", ["pickle", "deepcopy"])
+def test_copies_go_on_bit_for_bit(name, way):
+    params = tensors(torch.float32)
+    opt = getattr(fast, name)(params, **({"lr": 0.1, "momentum": 0.9} if name == "SGD" else {}))
+    steps(opt, params, 3)
+    if way == "pickle":
+        buffer = io.BytesIO()
+        torch.save((params, opt), buffer)
+        buffer.seek(0)
+        others, other = torch.load(buffer, weights_only=False)
+    else:
+        others, other = copy.deepcopy((params, opt))
+    steps(opt, params, 3, 1)
+    steps(other, others, 3, 1)
+    for a, b in zip(params, others):
+        assert torch.equal(a, b)
+        assert a.data_ptr() != b.data_ptr()
+
+
+def test_autograd_sees_the_write():
+    """A graph that saved a weight refuses to run backward after a step."""
+    w = torch.ones(3, requires_grad=True)
+    opt = fast.SGD([w], lr=0.1)
+    loss = (w * w).sum()
+    w.grad = torch.ones(3)
+    version = w._version
+    opt.step()
+    assert w._version > version
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+def test_closure_groups_none_and_strided_gradients():
+    a, b = torch.zeros(2, 3, requires_grad=True), torch.zeros(4, requires_grad=True)
+    opt = fast.SGD([{"params": [a]}, {"params": [b], "lr": 2.0}], lr=1.0)
+    a.grad = torch.ones(3, 2).T
+    opt.step()
+    assert (a == -1).all()
+    assert (b == 0).all()
+    opt.param_groups[1]["lr"] = 3.0
+
+    def closure():
+        opt.zero_grad()
+        loss = b.sum()
+        loss.backward()
+        return loss
+
+    assert opt.step(closure) == 0
+    assert (b == -3).all()
+    assert (a == -1).all()
+    c = torch.zeros(1, requires_grad=True)
+    opt.add_param_group({"params": [c], "lr": 5.0})
+    c.grad = torch.ones(1)
+    opt.step()
+    assert c == -5
+
+
+def test_int8_state_round_trip():
+    params = [torch.randn(1000, dtype=torch.float32).requires_grad_()]
+    opt = fast.AdamW(params, state_dtype="int8")
+    steps(opt, params, 2)
+    others = [p.detach().clone().requires_grad_() for p in params]
+    other = fast.AdamW(others, state_dtype="int8")
+    other.load_state_dict(copy.deepcopy(opt.state_dict()))
+    steps(opt, params, 2, 5)
+    steps(other, others, 2, 5)
+    assert torch.equal(params[0], others[0])
+
+
+def test_refusals():
+    w = torch.zeros(3, requires_grad=True)
+    for bad, error in (
+        ([torch.zeros(3, dtype=torch.bfloat16, requires_grad=True)], DTypeError),
+        ([torch.zeros(3, requires_grad=True, device="meta")], DTypeError),
+    ):
+        with pytest.raises(error, match="params"):
+            fast.Adam(bad)
+    with pytest.raises(UnsupportedError, match="capturable"):
+        fast.Adam([w], capturable=True)
+    with pytest.raises(OptionError, match="lr"):
+        fast.Adam([w], lr=-1)
+    with pytest.raises(OptionError, match="AdamW"):
+        fast.AdamW([w], 1e-3, (0.9, 0.99), 1e-8, 0.1, False, 7, 8)
+    opt = fast.Adam([w])
+    w.grad = torch.ones(3).to_sparse()
+    with pytest.raises(DTypeError, match="grad"):
+        opt.step()
+    assert (w == 0).all()
+
+
+def test_small_transformer_trains_to_the_same_loss():
+    torch.set_default_dtype(torch.float32)
+    ends = []
+    for factory in (torch.optim.AdamW, fast.AdamW):
+        torch.manual_seed(0)
+        layer = torch.nn.TransformerEncoderLayer(16, 2, 32, dropout=0.0, batch_first=True)
+        model = torch.nn.Sequential(torch.nn.Embedding(11, 16), layer, torch.nn.Linear(16, 11))
+        opt = factory(model.parameters(), lr=1e-2)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(opt, 40)
+        tokens = torch.randint(0, 11, (16, 12))
+        for _ in range(40):
+            opt.zero_grad()
+            out = model(tokens)
+            loss = torch.nn.functional.cross_entropy(
+                out.flatten(0, 1), (tokens.flatten() * 3) % 11
+            )
+            loss.backward()
+            opt.step()
+            schedule.step()
+        ends.append(loss.item())
+    assert ends[0] < 0.5
+    assert abs(ends[1] - ends[0]) < 1e-3 * ends[0]
