@@ -8,12 +8,14 @@ import numpy as np
 
 from fastopt import _threads
 from fastopt._arrays import Array, check_finite
+from fastopt._kernels import linear_gram
 from fastopt.linear_model._data import CSR
 from fastopt.linear_model._train import Problem, Stochastic, loss_gradient, step_size
 from fastopt.optim import descend as minimise
 
 __all__ = ["Fit", "Quadratic", "descend", "first_rate", "lbfgs", "solve_gram", "stochastic"]
 
+FUSED_UP_TO = 256  # columns and outputs up to which the fused kernel beats blocks of BLAS
 GRAM_UP_TO = 64  # columns up to which a Gram matrix pays for exact gradients of squared loss
 
 
@@ -49,27 +51,23 @@ class Quadratic:
         return loss, grad, error if self.intercept else np.zeros_like(error)
 
 
-def moments(problem: Problem) -> Quadratic:
-    """Means and centred second moments of (X, y), in float64, one pass."""
+def moments(problem: Problem, threads: int | None) -> Quadratic:
+    """Means and centred second moments of (X, y) in one pass: fused up to 256 columns, by blocks
+    through BLAS beyond."""
     x, n, d = problem.dense, problem.n, problem.d
     y = problem.y.reshape(n, problem.n_outputs)
-    both = d + problem.n_outputs
     # Second moments about a pilot mean, so that large offsets do not cancel digits.
-    pilot = np.concatenate([x[:256].mean(axis=0, dtype=np.float64), y[:256].mean(axis=0)])
+    with np.errstate(invalid="ignore", over="ignore"):
+        pilot = np.concatenate([x[:256].mean(axis=0), y[:256].mean(axis=0)])
     if not problem.intercept:
         pilot[:] = 0
-    gram, total = np.zeros((both, both)), np.zeros(both)
-    rows = max(256, (1 << 20) // both)
+    summed = _fused if len(pilot) <= FUSED_UP_TO else _blocked
     with np.errstate(invalid="ignore", over="ignore"):
-        for i in range(0, n, rows):
-            z = np.column_stack([x[i : i + rows], y[i : i + rows]]).astype(np.float64) - pilot
-            s = z if problem.weights is None else z * problem.weights[i : i + rows, None]
-            gram += s.T @ z
-            total += s.sum(axis=0)
+        gram, total = summed(x, y, problem.weights, pilot, threads)
     if not np.isfinite(gram).all():
         check_finite(x, "X")
     mean = total / n
-    gram /= n
+    gram = gram / n
     if problem.intercept:
         gram -= np.outer(mean, mean)
         mean += pilot
@@ -80,12 +78,44 @@ def moments(problem: Problem) -> Quadratic:
     )
 
 
-def solve_gram(problem: Problem) -> Fit:
+def _fused(
+    x: Array, y: Array, weights: Array | None, pilot: Array, threads: int | None
+) -> tuple[Array, Array]:
+    """sum s z z' and sum s z of z = (x, y) - pilot, by the kernel."""
+    n, both = len(x), len(pilot)
+    lanes = 64 // x.dtype.itemsize
+    pad = -(-(both + 1) // lanes) * lanes
+    n_runs = min(16, -(-n // 1024))  # by the size alone: threads must not change the bits
+    out = np.empty((n_runs, pad, pad))
+    block = np.empty((n_runs, 2, 64, pad), x.dtype)
+    count = _threads.resolve(threads, n * both)
+    linear_gram.gram(out, block, x, np.ascontiguousarray(y), weights, pilot, count)
+    upper = np.triu(out.sum(axis=0))[: both + 1, : both + 1]
+    full = upper + np.triu(upper, 1).T
+    return full[:both, :both], full[:both, both].copy()
+
+
+def _blocked(
+    x: Array, y: Array, weights: Array | None, pilot: Array, threads: int | None
+) -> tuple[Array, Array]:
+    """The same in float64 by BLAS, a block of rows at a time."""
+    n, both = len(x), len(pilot)
+    gram, total = np.zeros((both, both)), np.zeros(both)
+    rows = max(256, (1 << 20) // both)
+    for i in range(0, n, rows):
+        z = np.column_stack([x[i : i + rows], y[i : i + rows]]).astype(np.float64) - pilot
+        s = z if weights is None else z * weights[i : i + rows, None]
+        gram += s.T @ z
+        total += s.sum(axis=0)
+    return gram, total
+
+
+def solve_gram(problem: Problem, threads: int | None) -> Fit:
     """The minimum of squared loss + l2/2 |W|^2 from the normal equations (one pass over X).
 
     Cholesky where the matrix allows it, else the minimum-norm solution by its eigenvectors.
     """
-    q = moments(problem)
+    q = moments(problem, threads)
     a = q.xx + problem.l2 * np.eye(problem.d)
     scale = np.sqrt(np.maximum(np.diag(a), 1e-300))
     try:
@@ -113,7 +143,7 @@ class Objective:
         self.problem = problem
         self.threads = _threads.resolve(threads, problem.n * problem.d)
         quadratic = problem.loss == "squared_error" and problem.d <= GRAM_UP_TO
-        self.moments = moments(problem) if quadratic and not isinstance(problem.x, CSR) else None
+        self.moments = moments(problem, threads) if quadratic and not isinstance(problem.x, CSR) else None
 
     def __call__(self, flat: Array) -> tuple[float, Array]:
         p = self.problem

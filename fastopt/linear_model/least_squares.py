@@ -71,7 +71,7 @@ class LeastSquares(LinearEstimator):
         try:
             flat = self._start(problem, targets.ndim)
             if solver == "gram":
-                fit = solve_gram(problem)
+                fit = solve_gram(problem, self.threads)
             elif solver == "lbfgs":
                 fit = lbfgs(problem, flat, max_iter, tol, self.threads)
             elif solver == "gd":
