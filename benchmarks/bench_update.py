@@ -119,6 +119,80 @@ def adamw_1(threads: int) -> dict[str, Contender | None]:
     }
 
 
+def lion_10m(threads: int) -> dict[str, Contender | None]:
+    return {
+        "fastopt": ours("Lion", [BIG], threads),
+        "optax": optax_step("lion", [BIG], learning_rate=1e-4),
+        "limit": limit("update2", *arrays([BIG] * 3, 2), threads=threads),
+    }
+
+
+def rmsprop_10m(threads: int) -> dict[str, Contender | None]:
+    return {
+        "fastopt": ours("RMSprop", [BIG], threads),
+        "torch default": torch_step("RMSprop", [BIG], threads, {}),
+        "limit": limit("update2", *arrays([BIG] * 3, 2), threads=threads),
+    }
+
+
+def narrow_10m(threads: int) -> dict[str, Contender | None]:
+    """int8 state: "float32 state" and "bfloat16 state" are our own steps."""
+    return {
+        "fastopt": ours("AdamW", [BIG], threads, state_dtype="int8"),
+        "float32 state": ours("AdamW", [BIG], threads),
+        "bfloat16 state": ours("AdamW", [BIG], threads, state_dtype="bfloat16"),
+        "torch fused": torch_step("AdamW", [BIG], threads, {}, fused=True),
+        "bitsandbytes": bitsandbytes_step([BIG], threads),
+        "limit": limit("update1", *arrays([BIG] * 2, 2), threads=threads),
+    }
+
+
+def bitsandbytes_step(shapes: list[int], threads: int) -> Contender | None:
+    torch, bnb = peer("torch"), peer("bitsandbytes")
+    if torch is None or bnb is None:
+        return None
+    torch.set_num_threads(threads)
+    params = [torch.nn.Parameter(torch.from_numpy(a)) for a in arrays(shapes, 0)]
+    for p, g in zip(params, arrays(shapes, 1)):
+        p.grad = torch.from_numpy(g)
+    return bnb.optim.AdamW8bit(params).step
+
+
+def adapter_200(threads: int) -> dict[str, Contender | None]:
+    torch = peer("torch")
+    if torch is None:
+        return {"fastopt": lambda: None}
+    from fastopt.integrations.torch import AdamW
+
+    torch.set_num_threads(threads)
+    shapes = [1000] * 200
+    params = [torch.from_numpy(a).requires_grad_() for a in arrays(shapes, 0)]
+    for p, g in zip(params, arrays(shapes, 1)):
+        p.grad = torch.from_numpy(g)
+    return {
+        "fastopt": AdamW(params, threads=threads).step,
+        "torch fused": torch_step("AdamW", shapes, threads, {}, fused=True),
+        "torch default": torch_step("AdamW", shapes, threads, {}),
+    }
+
+
+def fused_10m(threads: int) -> dict[str, Contender | None]:
+    """Clip by norm, step, zero the gradients, average: in one step, and one after the other."""
+    options = {"max_grad_norm": 1e9, "zero_grads": True, "ema_decay": 0.999}
+    separate = optim.AdamW(arrays([BIG], 0), threads=threads)
+    (g,), (ema,) = arrays([BIG], 1), arrays([BIG], 0)
+    (p,) = separate.param_groups[0]["params"]
+
+    def apart() -> None:
+        norm = float(np.sqrt(np.dot(g, g)))
+        np.multiply(g, np.float32(min(1.0, 1e9 / (norm + 1e-6))), out=g)
+        separate.step([g])
+        g.fill(0)
+        np.add(ema, np.float32(0.001) * (p - ema), out=ema)
+
+    return {"fastopt": ours("AdamW", [BIG], threads, **options), "numpy": apart}
+
+
 CASES = [
     Case(
         "AdamW, one 10M float32 array",
@@ -130,6 +204,27 @@ CASES = [
     Case("SGD with momentum, one 10M float32 array", sgd_10m, threads=2, targets={"limit": 0.95}),
     Case("AdamW, 200 arrays of 1,000", adamw_200, threads=2, targets={"torch fused": 25}),
     Case("AdamW, 200 arrays of 1,000", adamw_200, threads=1, targets={"torch fused": 15}),
+    Case("Lion, one 10M float32 array", lion_10m, threads=2, targets={"limit": 0.95}),
+    Case(
+        "RMSprop, one 10M float32 array",
+        rmsprop_10m,
+        threads=2,
+        targets={"limit": 0.95, "torch default": 5},
+    ),
+    Case(
+        "AdamW with int8 state, one 10M float32 array",
+        narrow_10m,
+        threads=2,
+        targets={"float32 state": 1.25, "bitsandbytes": 40},
+        rounds=5,
+    ),
+    Case(
+        "AdamW in torch, 200 tensors of 1,000",
+        adapter_200,
+        threads=2,
+        targets={"torch fused": 10},
+    ),
+    Case("AdamW with clipping, zeroing, average, 10M", fused_10m, threads=2),
     Case("AdamW, one array of 1,000", adamw_1, threads=1, targets={"torch fused": 60}),
 ]
 
