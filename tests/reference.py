@@ -522,3 +522,24 @@ def pack_nibbles(codes, gguf):
     c = codes.astype("u1") & 15
     c = c.reshape(-1, 2, 16) if gguf else np.append(c, np.zeros(c.size % 2, "u1")).reshape(-1, 2, 1)
     return (c[:, 0] | c[:, 1] << 4).ravel()
+
+
+# --- quantize_round
+def encode_rounded(x, scale, zero_point, low, high, mode, wrap, words):
+    """Codes as float64; scale and zero point broadcast, words are the elements' random words."""
+    with np.errstate(all="ignore"):
+        v = x.astype("f8") / scale.astype("f8")
+        t, f = np.trunc(v), np.floor(v)
+        away = t + np.where(np.abs(v - t) >= 0.5, np.sign(v), 0)
+        up = f + (words.reshape(v.shape) / 2.0**32 < v - f)
+        v = (np.rint(v), away, f, t, up)[mode] + zero_point
+        if wrap:
+            return np.where(np.isfinite(v), (v - low) % (high - low + 1) + low, 0.0)
+    return np.where(v > low, np.minimum(v, high), low)
+
+
+# --- topk
+def top_k(scores, k):
+    """(score, row) of the k largest of each row of scores; of equals the lower row."""
+    rows = np.argsort(-scores.astype("i8"), axis=1, kind="stable")[:, :k]
+    return np.take_along_axis(scores, rows, axis=1), rows

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from fastopt.quantization.array import QuantizedArray
 from fastopt.quantization.casting import cast
+from fastopt.quantization.embedding import EmbeddingQuantizer, TopK
 from fastopt.quantization.feedback import gptq, output_error
+from fastopt.quantization.fixed_point import FixedPoint
 from fastopt.quantization.formats import Format, format_of
 from fastopt.quantization.functions import dequantize, fake_quantize, quantize
 from fastopt.quantization.linear import QuantizedLinear
@@ -20,13 +22,20 @@ from fastopt.quantization.onnx_ops import (
 )
 from fastopt.quantization.packing import pack_int4, unpack_int4
 from fastopt.quantization.qparams import QParams, choose_qparams, qparams_from_range
+from fastopt.quantization.scaling import AWQ, Smoothed, awq, hqq, smoothquant
 
 __all__ = [
+    "AWQ",
+    "EmbeddingQuantizer",
+    "FixedPoint",
     "Format",
     "PackedMatrix",
     "QParams",
     "QuantizedArray",
     "QuantizedLinear",
+    "Smoothed",
+    "TopK",
+    "awq",
     "cast",
     "choose_qparams",
     "dequantize",
@@ -36,6 +45,7 @@ __all__ = [
     "fake_quantize",
     "format_of",
     "gptq",
+    "hqq",
     "matmul_integer",
     "output_error",
     "pack_int4",
@@ -43,5 +53,6 @@ __all__ = [
     "qparams_from_range",
     "quantize",
     "quantize_linear",
+    "smoothquant",
     "unpack_int4",
 ]

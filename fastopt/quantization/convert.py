@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from fastopt import _threads
 from fastopt._arrays import Array, check_disjoint
 from fastopt._kernels import quantize as kernel
+from fastopt._kernels import quantize_round as round_kernel
+from fastopt._random import Seed, key_of
 from fastopt.quantization.layout import Layout
 
-__all__ = ["STREAM_FROM", "decode", "encode"]
+__all__ = ["OVERFLOWS", "ROUNDINGS", "STREAM_FROM", "decode", "encode", "encode_rounded"]
 
 # Bytes read and written from which the kernels write past the caches: a result of such a pass has
 # left them before anybody reads it, and fetching its lines first wastes bandwidth.
 STREAM_FROM = 32 << 20
+
+ROUNDINGS = ("nearest", "nearest_away", "floor", "trunc", "stochastic")  # in the kernel's order
+OVERFLOWS = ("saturate", "wrap")
 
 
 def encode(
@@ -38,6 +45,42 @@ def encode(
         low,
         high,
         x.nbytes + out.nbytes >= STREAM_FROM,
+        _threads.resolve(threads, x.size),
+    )
+
+
+def encode_rounded(
+    out: Array,
+    x: Array,
+    scale: Array,
+    zero_point: Array,
+    layout: Layout,
+    low: float,
+    high: float,
+    rounding: str,
+    overflow: str,
+    seed: Seed,
+    threads: int | None,
+) -> None:
+    """As :func:`encode` with any rounding and overflow rule; computes in float64."""
+    if rounding == "nearest" and overflow == "saturate":
+        encode(out, x, scale, zero_point, layout, low, high, threads)
+        return
+    check_disjoint([("out", out)], [("x", x), ("scale", scale), ("zero_point", zero_point)])
+    round_kernel.encode_rounded(
+        out,
+        x,
+        scale,
+        np.asarray(zero_point, np.int64),
+        layout.rows,
+        layout.depth,
+        layout.width,
+        layout.group,
+        low,
+        high,
+        ROUNDINGS.index(rounding),
+        overflow == "wrap",
+        key_of(seed) if rounding == "stochastic" else 0,
         _threads.resolve(threads, x.size),
     )
 

@@ -8,17 +8,16 @@ import numpy as np
 
 from fastopt._arrays import Array, as_array, out_for
 from fastopt._options import choice
+from fastopt._random import Seed
 from fastopt.errors import ArrayError, DTypeError
 from fastopt.quantization.array import QuantizedArray
-from fastopt.quantization.convert import decode, encode
+from fastopt.quantization.convert import ROUNDINGS, decode, encode_rounded
 from fastopt.quantization.formats import Format, format_of
 from fastopt.quantization.layout import layout_of, normal_axis
 from fastopt.quantization.packing import pack_int4
 from fastopt.quantization.qparams import choose_qparams
 
 __all__ = ["dequantize", "fake_quantize", "quantize"]
-
-ROUNDINGS = ("nearest",)
 
 
 def quantize(
@@ -30,6 +29,7 @@ def quantize(
     symmetric: bool = True,
     method: str = "minmax",
     rounding: str = "nearest",
+    seed: Seed = None,
     threads: int | None = None,
 ) -> QuantizedArray:
     """Quantise: code = clip(round(x / scale) + zero_point, qmin, qmax), scale chosen from x.
@@ -50,7 +50,10 @@ def quantize(
     method : str
         How the range is chosen; see :func:`fastopt.quantization.choose_qparams`.
     rounding : str
-        "nearest": ties to even.
+        "nearest" (ties to even), "nearest_away" (ties away from zero), "floor", "trunc" (toward
+        zero) or "stochastic" (up with the probability of the fraction: the mean is exact).
+    seed : int, SeedSequence or Generator, optional
+        Of stochastic rounding; the codes depend on it and not on the thread count.
     threads : int, optional
         Thread count; the codes do not depend on it.
 
@@ -96,7 +99,8 @@ def quantize(
         axis = normal_axis(axis, a.ndim)
     codes = np.empty(a.shape, fmt.storage)
     low, high = code_limits(fmt, symmetric)
-    encode(codes, a, scale, zero, layout_of(a.shape, axis, group_size), low, high, threads)
+    layout = layout_of(a.shape, axis, group_size)
+    encode_rounded(codes, a, scale, zero, layout, low, high, rounding, "saturate", seed, threads)
     if fmt.packed:
         codes = pack_int4(codes, threads=threads)
     keeps_zero = symmetric or fmt.kind == "fixed"
@@ -150,6 +154,7 @@ def fake_quantize(
     symmetric: bool = True,
     method: str = "minmax",
     rounding: str = "nearest",
+    seed: Seed = None,
     out: Any = None,
     threads: int | None = None,
 ) -> Array:
@@ -159,7 +164,7 @@ def fake_quantize(
     ----------
     x : array-like, float32 or float64
         The values; finite.
-    dtype, axis, group_size, symmetric, method, rounding, threads
+    dtype, axis, group_size, symmetric, method, rounding, seed, threads
         As in :func:`fastopt.quantize`.
     out : array of x's dtype and shape, optional
         Overwritten with the result and returned; may be x itself.
@@ -184,6 +189,7 @@ def fake_quantize(
         symmetric=symmetric,
         method=method,
         rounding=rounding,
+        seed=seed,
         threads=threads,
     )
     layout = layout_of(q.shape, q.axis, q.group_size)
