@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fastopt.layering.cascade import Cascade
 from fastopt.layering.low_rank import split_low_rank
 
-__all__ = ["split_low_rank"]
+__all__ = ["Cascade", "split_low_rank"]
