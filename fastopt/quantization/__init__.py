@@ -23,6 +23,7 @@ from fastopt.quantization.onnx_ops import (
 from fastopt.quantization.packing import pack_int4, unpack_int4
 from fastopt.quantization.qparams import QParams, choose_qparams, qparams_from_range
 from fastopt.quantization.scaling import AWQ, Smoothed, awq, hqq, smoothquant
+from fastopt.quantization.storage import from_safetensors, to_onnx, to_safetensors
 
 __all__ = [
     "AWQ",
@@ -44,6 +45,7 @@ __all__ = [
     "dynamic_quantize_linear",
     "fake_quantize",
     "format_of",
+    "from_safetensors",
     "gptq",
     "hqq",
     "matmul_integer",
@@ -54,5 +56,7 @@ __all__ = [
     "quantize",
     "quantize_linear",
     "smoothquant",
+    "to_onnx",
+    "to_safetensors",
     "unpack_int4",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -194,6 +195,36 @@ class QuantizedArray:
         if norm == 0.0:
             return 0.0 if distance == 0.0 else math.inf
         return distance / norm
+
+    def config(self) -> dict[str, Any]:
+        """All but the arrays, as plain data that JSON takes."""
+        return {
+            "dtype": self.dtype,
+            "shape": list(self.shape),
+            "axis": self.axis,
+            "group_size": self.group_size,
+            "symmetric": self.symmetric,
+        }
+
+    def to_safetensors(self, path: str | os.PathLike[str]) -> None:
+        """Write a file with a checksum; see :func:`fastopt.quantization.to_safetensors`."""
+        from fastopt.quantization.storage import to_safetensors
+
+        to_safetensors(self, path)
+
+    @staticmethod
+    def from_safetensors(path: str | os.PathLike[str]) -> QuantizedArray:
+        """Read such a file; see :func:`fastopt.quantization.from_safetensors`."""
+        from fastopt.quantization.storage import from_safetensors
+
+        return from_safetensors(path)
+
+    def to_onnx(self, name: str) -> tuple[Any, list[Any]]:
+        """A DequantizeLinear node and its initialisers; see
+        :func:`fastopt.quantization.to_onnx`."""
+        from fastopt.quantization.storage import to_onnx
+
+        return to_onnx(self, name)
 
     def __repr__(self) -> str:
         parts = "".join(

@@ -1,0 +1,82 @@
+"""QuantizedArray in safetensors files and ONNX graphs."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+import fastopt
+from fastopt.errors import FormatError, UnsupportedError
+
+LAYOUTS = [
+    ("int8", {}),
+    ("int8", {"axis": 1}),
+    ("uint8", {"axis": 0, "symmetric": False}),
+    ("int4", {"axis": 0}),
+    ("uint4", {"group_size": 8, "symmetric": False}),
+    ("int16", {"group_size": 4, "axis": 0}),
+    ("q3.12", {}),
+]
+
+
+def made(name, options, rng):
+    return fastopt.quantize(rng.standard_normal((9, 16)).astype("f4"), name, **options)
+
+
+@pytest.mark.parametrize(("name", "options"), LAYOUTS)
+def test_file_round_trip(name, options, rng, tmp_path):
+    pytest.importorskip("safetensors")
+    q = made(name, options, rng)
+    assert json.loads(json.dumps(q.config())) == q.config()
+    q.to_safetensors(tmp_path / "q.safetensors")
+    again = fastopt.QuantizedArray.from_safetensors(tmp_path / "q.safetensors")
+    for part in ("codes", "scale", "zero_point"):
+        np.testing.assert_array_equal(getattr(again, part), getattr(q, part))
+        assert getattr(again, part).dtype == getattr(q, part).dtype
+    assert again.config() == q.config()
+    np.testing.assert_array_equal(again.dequantize(), q.dequantize())
+    assert [p.name for p in tmp_path.iterdir()] == ["q.safetensors"]
+
+
+def test_damage_is_seen(rng, tmp_path):
+    safetensors = pytest.importorskip("safetensors.numpy")
+    path = tmp_path / "q.safetensors"
+    made("int8", {"axis": 0}, rng).to_safetensors(path)
+    good = path.read_bytes()
+    for place in (len(good) - 1, len(good) - 50):
+        bad = bytearray(good)
+        bad[place] ^= 1
+        path.write_bytes(bad)
+        with pytest.raises(FormatError, match="checksum"):
+            fastopt.QuantizedArray.from_safetensors(path)
+    for content in (b"", b"nonsense", good[:-3], good[: len(good) // 2]):
+        path.write_bytes(content)
+        with pytest.raises(FormatError):
+            fastopt.QuantizedArray.from_safetensors(path)
+    safetensors.save_file({"codes": np.zeros(3)}, path)
+    with pytest.raises(FormatError):
+        fastopt.QuantizedArray.from_safetensors(path)
+    with pytest.raises(FileNotFoundError):
+        fastopt.QuantizedArray.from_safetensors(tmp_path / "none")
+
+
+@pytest.mark.parametrize(("name", "options"), LAYOUTS)
+def test_onnxruntime_dequantises_to_the_same_values(name, options, rng):
+    ort, onnx = pytest.importorskip("onnxruntime"), pytest.importorskip("onnx")
+    q, h = made(name, options, rng), onnx.helper
+    node, tensors = q.to_onnx("w")
+    graph = h.make_graph(
+        [node], "g", [], [h.make_tensor_value_info("w", onnx.TensorProto.FLOAT, q.shape)], tensors
+    )
+    model = h.make_model(graph, opset_imports=[h.make_opsetid("", 21)], ir_version=10)
+    onnx.checker.check_model(model)
+    got = ort.InferenceSession(model.SerializeToString()).run(None, {})[0]
+    np.testing.assert_array_equal(got, q.dequantize())
+
+
+def test_onnx_has_no_32_bit_codes(rng):
+    pytest.importorskip("onnx")
+    with pytest.raises(UnsupportedError):
+        made("q10.20", {}, rng).to_onnx("w")
