@@ -27,6 +27,7 @@ cdef enum:
     TILE = 64           # genes for which one pass holds its words
     GROUP = 16          # pairs, slots or rows whose own words come from one tile
     EARLY = 2           # mutations of a row whose words are drawn for 16 rows at once
+    SITES = 64          # mutations computed together
     POLL = 1 << 23      # genes between two looks at Ctrl-C, about 30 ms
     S_SELECT = 1
     S_PAIR = 2

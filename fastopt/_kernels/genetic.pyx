@@ -24,7 +24,7 @@ from libc.stdint cimport int32_t, uint32_t, uint64_t
 
 from fastopt._kernels._args cimport data_of
 from fastopt._kernels._genetic cimport (
-    COPY, EARLY, GROUP, POLL, POLYNOMIAL, S_CROSS, S_DENSE, S_FLIP, S_MASK, S_PAIR, S_SKIP, SBX, TILE,
+    COPY, EARLY, GROUP, POLL, POLYNOMIAL, S_CROSS, S_DENSE, S_FLIP, S_MASK, S_PAIR, S_SKIP, SBX, SITES, TILE,
     UNIFORM, Plan, cuts, exchange_segment, exchange_uniform, fo_cos, fo_exp2, fo_exp2f, fo_log2,
     fo_log2f, fo_tile, plan_of, unit_32,
 )
@@ -163,48 +163,98 @@ cdef void mutate_dense(
                 x[i + j] = within(fresh[j], x[i + j], low[i + j], high[i + j])
 
 
-cdef inline void first_draws(
-    uint32_t* draws, Py_ssize_t row, Py_ssize_t lanes, const Plan* plan
-) noexcept nogil:
-    """The blocks of the first EARLY mutations of ``lanes`` rows; lane l's word w of mutation c is
-    draws[(c * 4 + w) * 16 + l % 16], rows from 16 on in a second part."""
-    cdef Py_ssize_t part, c
-    if 0 < plan.mutation_rate <= DENSE_FROM:
-        for part in range((lanes + 15) // 16):
-            for c in range(EARLY):
-                fo_tile(draws + (part * EARLY + c) * TILE, plan.key,
-                        <uint32_t> (row + 16 * part), <uint32_t> c, S_SKIP, plan.step)
+cdef struct Sites:      # mutations that wait to be computed together, in whole vectors
+    Py_ssize_t count
+    Py_ssize_t at[SITES]
+    Py_ssize_t column[SITES]
+    uint32_t word[SITES]
+    uint32_t turn[SITES]
 
 
-cdef void mutate_row(
-    real* x, const real* low, const real* high, Py_ssize_t d, Py_ssize_t row,
-    const uint32_t* draws, const Plan* plan,
+cdef void mutate_sites(
+    real* x, const real* low, const real* high, Sites* sites, const Plan* plan
 ) noexcept nogil:
-    """``draws`` + 16 w: word w of this row's first mutation, + 64 of the next (first_draws)."""
-    cdef u32x4 draw
-    cdef Py_ssize_t w
-    cdef Py_ssize_t j = -1
-    cdef double gap, scale = plan.mutation_scale
-    cdef uint64_t count = 0
-    if plan.mutation_rate > DENSE_FROM:
-        mutate_dense(x, low, high, d, row, plan)
-        return
-    while True:  # gaps between mutated genes are geometric
-        if count < EARLY:
-            for w in range(3):
-                draw.w[w] = draws[<Py_ssize_t> count * TILE + 16 * w]
-        else:
-            draw = philox(plan.key, <uint64_t> row | count << 32, S_SKIP, plan.step)
-        gap = fo_log2(unit_32(draw.w[0])) * plan.skip
-        if not gap < <double> (d - j - 1):
-            return
-        j += 1 + <Py_ssize_t> gap
+    cdef double old[SITES]
+    cdef double lo[SITES]
+    cdef double hi[SITES]
+    cdef double scale = plan.mutation_scale
+    cdef Py_ssize_t k, block, lane, n = sites.count
+    for k in range(n):
+        old[k] = x[sites.at[k]]
+        lo[k] = low[sites.column[k]]
+        hi[k] = high[sites.column[k]]
+    for k in range(n, (n + 7) // 8 * 8):
+        old[k] = lo[k] = 0
+        hi[k] = 1
+        sites.word[k] = sites.turn[k] = 0
+    for block in range((n + 7) // 8):
         if plan.mutation == POLYNOMIAL:
-            gap = polynomial(x[j], low[j], high[j], scale, draw.w[1])
+            for lane in range(8):
+                k = block * 8 + lane
+                old[k] = polynomial(old[k], lo[k], hi[k], scale, sites.word[k])
         else:
-            gap = gaussian(x[j], low[j], high[j], scale, draw.w[1], draw.w[2])
-        x[j] = within(gap, x[j], low[j], high[j])
-        count += 1
+            for lane in range(8):
+                k = block * 8 + lane
+                old[k] = gaussian(old[k], lo[k], hi[k], scale, sites.word[k], sites.turn[k])
+    for k in range(n):
+        x[sites.at[k]] = within(
+            old[k], x[sites.at[k]], low[sites.column[k]], high[sites.column[k]]
+        )
+    sites.count = 0
+
+
+cdef void mutate_rows(
+    real* x, const real* low, const real* high, Py_ssize_t first, Py_ssize_t rows, Py_ssize_t d,
+    const Plan* plan,
+) noexcept nogil:
+    """Rows first..first + rows - 1 of x, at most 32. The words of each row's first EARLY
+    mutations come from tiles over 16 rows, later ones from single blocks: the same words."""
+    cdef uint32_t draws[2 * EARLY * TILE]
+    cdef double gaps[2 * EARLY * 16]
+    cdef Sites sites
+    cdef u32x4 draw
+    cdef Py_ssize_t row, lane, part, c, i, j, n
+    cdef double gap
+    if not plan.mutation_rate > 0:
+        return
+    if plan.mutation_rate > DENSE_FROM:
+        for row in range(first, first + rows):
+            mutate_dense(x + row * d, low, high, d, row, plan)
+        return
+    for part in range((rows + 15) // 16):
+        for c in range(EARLY):
+            i = part * EARLY + c
+            fo_tile(draws + i * TILE, plan.key, <uint32_t> (first + 16 * part), <uint32_t> c,
+                    S_SKIP, plan.step)
+            for lane in range(16):
+                gaps[i * 16 + lane] = fo_log2(unit_32(draws[i * TILE + lane])) * plan.skip
+    sites.count = 0
+    for lane in range(rows):
+        j = -1
+        c = 0
+        while True:  # gaps between mutated genes are geometric
+            if c < EARLY:
+                i = (lane // 16) * EARLY + c
+                gap = gaps[i * 16 + lane % 16]
+                draw.w[1] = draws[i * TILE + 16 + lane % 16]
+                draw.w[2] = draws[i * TILE + 32 + lane % 16]
+            else:
+                draw = philox(plan.key, <uint64_t> (first + lane) | <uint64_t> c << 32, S_SKIP,
+                              plan.step)
+                gap = fo_log2(unit_32(draw.w[0])) * plan.skip
+            if not gap < <double> (d - j - 1):
+                break
+            j += 1 + <Py_ssize_t> gap
+            n = sites.count
+            sites.at[n] = (first + lane) * d + j
+            sites.column[n] = j
+            sites.word[n] = draw.w[1]
+            sites.turn[n] = draw.w[2]
+            sites.count = n + 1
+            if sites.count == SITES:
+                mutate_sites(x, low, high, &sites, plan)
+            c += 1
+    mutate_sites(x, low, high, &sites, plan)
 
 
 # --- blocks: 16 pairs, or 16 rows, or 16 slots
@@ -214,15 +264,12 @@ cdef void breed_group(
     Py_ssize_t pairs, Py_ssize_t d, Py_ssize_t group, const Plan* plan,
 ) noexcept nogil:
     cdef uint32_t words[TILE]
-    cdef uint32_t draws[2 * EARLY * TILE]
-    cdef uint32_t* early
     cdef Py_ssize_t pair, lane, first, last
     cdef real *ca
     cdef real *cb
     cdef const real *pa
     cdef const real *pb
     fo_tile(words, plan.key, <uint32_t> (group * GROUP), 0, S_PAIR, plan.step)
-    first_draws(draws, 2 * group * GROUP, 2 * GROUP, plan)
     for lane in range(min(GROUP, pairs - group * GROUP)):
         pair = group * GROUP + lane
         ca = child + 2 * pair * d
@@ -238,21 +285,8 @@ cdef void breed_group(
         else:
             cuts(&first, &last, words + lane, d, plan)
             exchange_segment(ca, cb, pa, pb, d, first, last)
-        if plan.mutation_rate > 0:
-            early = draws + (lane // 8) * EARLY * TILE + (2 * lane) % 16
-            mutate_row(ca, low, high, d, 2 * pair, early, plan)
-            mutate_row(cb, low, high, d, 2 * pair + 1, early + 1, plan)
-
-
-cdef void mutate_group(
-    real* x, const real* low, const real* high, Py_ssize_t n, Py_ssize_t d, Py_ssize_t group,
-    const Plan* plan,
-) noexcept nogil:
-    cdef uint32_t draws[EARLY * TILE]
-    cdef Py_ssize_t lane, row = group * GROUP
-    first_draws(draws, row, GROUP, plan)
-    for lane in range(min(GROUP, n - row)):
-        mutate_row(x + (row + lane) * d, low, high, d, row + lane, draws + lane, plan)
+    mutate_rows(child, low, high, 2 * group * GROUP, 2 * min(GROUP, pairs - group * GROUP), d,
+                plan)
 
 
 cdef inline void breed_any(
@@ -272,9 +306,11 @@ cdef inline void mutate_any(
     const Plan* plan,
 ) noexcept nogil:
     if t == cnp.NPY_FLOAT32:
-        mutate_group(<float*> x, <const float*> low, <const float*> high, n, d, i, plan)
+        mutate_rows(<float*> x, <const float*> low, <const float*> high, i * GROUP,
+                    min(GROUP, n - i * GROUP), d, plan)
     else:
-        mutate_group(<double*> x, <const double*> low, <const double*> high, n, d, i, plan)
+        mutate_rows(<double*> x, <const double*> low, <const double*> high, i * GROUP,
+                    min(GROUP, n - i * GROUP), d, plan)
 
 
 # --- doors
