@@ -405,7 +405,7 @@ def test_threads_do_not_change_bits():
 
 
 def test_doctests():
-    for name in ("adam", "adaptive", "descent", "lion", "moments", "sgd"):
+    for name in ("adam", "adaptive", "descent", "lion", "moments", "muon", "schedules", "sgd"):
         module = importlib.import_module(f"fastopt.optim.{name}")
         found = doctest.testmod(module)
         assert found.attempted

@@ -9,6 +9,7 @@ from fastopt.optim.descent import DescendResult, descend
 from fastopt.optim.files import load, save
 from fastopt.optim.lion import Lion
 from fastopt.optim.moments import LAMB, Adamax, NAdam, RAdam
+from fastopt.optim.muon import Muon
 from fastopt.optim.optimizer import Optimizer
 from fastopt.optim.sgd import SGD
 
@@ -22,6 +23,7 @@ __all__ = [
     "Adamax",
     "DescendResult",
     "Lion",
+    "Muon",
     "NAdam",
     "Optimizer",
     "RAdam",
