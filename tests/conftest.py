@@ -78,5 +78,7 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     skipped = reporter.stats.get("skipped", []) if reporter else []
     if skipped:
         for report in skipped:
-            reporter.write_line(f"skipped where nothing may be: {report.nodeid}: {report.longrepr}")
+            reporter.write_line(
+                f"skipped where nothing may be: {report.nodeid}: {report.longrepr}"
+            )
         session.exitstatus = pytest.ExitCode.TESTS_FAILED

@@ -9,8 +9,8 @@ from typing import Any
 
 from fastopt._arrays import Array
 from fastopt._options import choice
-from fastopt.calibration import Gram
 from fastopt.compression.passes import PASSES
+from fastopt.compression.passes.calibration import Calibration
 from fastopt.errors import OptionError
 from fastopt.models import Model
 from fastopt.search import Space
@@ -88,7 +88,7 @@ class Kitchen:
         self, model: Model, calibration: Array, passes: Sequence[str], remembered: int = 64
     ) -> None:
         self._model = model
-        self._calibration = calibration
+        self._calibration = Calibration(model, calibration)
         self._passes = [choice(name, "passes", PASSES) for name in passes]
         if not self._passes:
             raise OptionError(f"passes: expected some of {', '.join(PASSES)}, got none")
@@ -98,7 +98,7 @@ class Kitchen:
     def space(self) -> Space:
         """One variable for each pass and place."""
         return Space(
-            {
+            **{
                 f"{name}.{place}": variable
                 for name, module in PASSES.items()
                 if name in self._passes
@@ -109,6 +109,14 @@ class Kitchen:
     def start(self, share: float) -> dict[str, Any]:
         """A point of ``space()`` that keeps about ``share`` of every layer."""
         return {key: PASSES[key.partition(".")[0]].start(share) for key in self.space().names}
+
+    def final(self, recipe: Recipe) -> Recipe:
+        """The same recipe, each pass as thorough as it can be."""
+        found = {}
+        for key, value in recipe.choices.items():
+            thorough = getattr(PASSES[key.partition(".")[0]], "final", None)
+            found[key] = thorough(value) if thorough else value
+        return Recipe(found)
 
     def cook(self, recipe: Recipe) -> Applied:
         """The model after the recipe. Do not change it: it may be remembered."""
@@ -129,16 +137,7 @@ class Kitchen:
 
     def _step(self, state: Applied, name: str, place: str, value: Any) -> Applied:
         model = state.model.copy()
-        note = PASSES[name].apply(model, place, value, lambda tap: self._gram(model, tap))
+        note = PASSES[name].apply(model, place, value, self._calibration)
         if note is None:
             return state
         return Applied(model, (*state.notes, (name, place, note)))
-
-    def _gram(self, model: Model, tap: str) -> Gram:
-        gram: Gram | None = None
-        for _, tapped in model.run(self._calibration, taps=(tap,)):
-            gram = gram or Gram(tapped[tap].shape[-1])
-            gram.update(tapped[tap])
-        if gram is None:
-            raise OptionError("calib: expected at least one row, got none")
-        return gram

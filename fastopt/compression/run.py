@@ -25,6 +25,7 @@ from fastopt.compression.budget import (
     outputs_of,
     split,
 )
+from fastopt.compression.passes import PASSES
 from fastopt.compression.recipe import Kitchen, Recipe
 from fastopt.errors import ArrayError, OptionError
 from fastopt.models import Model
@@ -197,7 +198,7 @@ def compress(
     *,
     max_drop: float = 0.01,
     metric: str | Metric | None = None,
-    passes: Sequence[str] = ("prune", "merge", "layer", "quantize"),
+    passes: Sequence[str] = tuple(PASSES),
     target: str = "size",
     method: str = "genetic",
     max_evals: int = 200,
@@ -211,9 +212,10 @@ def compress(
 
     Searches over what each pass does at each layer: which share of a group's units is kept
     (pruned by OBS, or merged by similarity, the next layer refitted), which layers are split into
-    two thinner ones, which weights are stored as int8. The smallest recipes that keep the budget
-    on the search rows are then tried on check rows that the search never saw, smallest first;
-    the first that keeps it there too is returned. ``model`` is not changed.
+    two thinner ones, whether all weights are then fitted to the original's outputs (no labels),
+    which weights are stored as int8. The smallest recipes that keep the budget on the search rows
+    are then tried on check rows that the search never saw, smallest first; the first that keeps it
+    there too is returned. ``model`` is not changed.
 
     Parameters
     ----------
@@ -226,7 +228,7 @@ def compress(
     metric : {"accuracy", "r2"} or callable, optional
         ``metric(outputs, y) -> float``, higher is better. By default accuracy for classes, R^2
         for numbers.
-    passes : sequence of {"prune", "merge", "layer", "quantize"}
+    passes : sequence of {"prune", "merge", "layer", "refit", "quantize"}
         Which passes may act; they are applied in that order.
     target : {"size", "macs", "latency"}
         What is made small: bytes as saved, multiply-adds, or seconds measured here.
@@ -317,19 +319,24 @@ def compress(
         max_evals=budget,
         max_time=max_time,
         seed=seed,
-        x0=[kitchen.start(share) for share in START_SHARES],
+        x0=None if method == "random" else [kitchen.start(s) for s in START_SHARES],
     )
-    kept = sorted(
-        (c for c in memory.values() if c.drop <= limit and c.cost < base_cost),
+    # A near miss may be within the budget once every pass is thorough.
+    near = sorted(
+        (c for c in memory.values() if c.drop <= 2 * limit and c.cost < base_cost),
         key=lambda c: (c.cost, c.drop),
     )
     base_check = score(outputs_of(model, x_check), y_check)
     chosen, refused, drop = Candidate(Recipe(), base_cost, 0.0), 0, 0.0
-    for candidate in kept:
-        cooked = kitchen.cook(candidate.recipe).model
+    for candidate in near:
+        recipe = kitchen.final(candidate.recipe)
+        cooked = kitchen.cook(recipe).model
+        found = base - score(outputs_of(cooked, x), y)
+        if not found <= limit:  # NaN is not within a budget
+            continue
         lost = base_check - score(outputs_of(cooked, x_check), y_check)
         if lost <= limit:
-            chosen, drop = candidate, lost
+            chosen, drop = Candidate(recipe, candidate.cost, found), lost
             break
         refused += 1
     applied = kitchen.cook(chosen.recipe)

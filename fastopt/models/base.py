@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from fastopt._arrays import Array
 from fastopt.quantization import QuantizedArray
 
-__all__ = ["Group", "Layer", "Model"]
+__all__ = ["Fittable", "Group", "Layer", "Model"]
 
 
 @dataclass(frozen=True)
@@ -131,4 +131,13 @@ class Model(Protocol):
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the model to a new file."""
+        ...
+
+
+@runtime_checkable
+class Fittable(Protocol):
+    """A model whose parameters can all be fitted at once; compression works without it."""
+
+    def match(self, x: Any, outputs: Any, max_iter: int) -> tuple[float, float]:
+        """In place: bring the outputs on ``x`` close to ``outputs``; error before and after."""
         ...

@@ -19,8 +19,9 @@ from fastopt._arrays import Array, as_array
 from fastopt._files import write_whole
 from fastopt._options import choice, integer
 from fastopt._random import Seed, generator_of
-from fastopt.errors import ArrayError, FormatError, OptionError
+from fastopt.errors import ArrayError, FormatError, OptionError, UnsupportedError
 from fastopt.models.base import Group, Layer
+from fastopt.optim import descend
 from fastopt.quantization import QuantizedArray
 
 __all__ = ["Dense", "Network"]
@@ -35,7 +36,8 @@ def _relu(z: Array) -> Array:
 
 
 def _relu_slope(y: Array) -> Array:
-    return y > 0
+    slope: Array = y > 0
+    return slope
 
 
 def _tanh_slope(y: Array) -> Array:
@@ -43,11 +45,13 @@ def _tanh_slope(y: Array) -> Array:
 
 
 def _sigmoid(z: Array) -> Array:
-    return 0.5 * (np.tanh(0.5 * z) + 1)  # no overflow for any z
+    y: Array = 0.5 * (np.tanh(0.5 * z) + 1)  # no overflow for any z
+    return y
 
 
 def _sigmoid_slope(y: Array) -> Array:
-    return y * (1 - y)
+    slope: Array = y * (1 - y)
+    return slope
 
 
 def _same(z: Array) -> Array:
@@ -272,19 +276,57 @@ class Network:
                 break
         return history
 
+    def match(self, x: Any, outputs: Any, max_iter: int = 25) -> tuple[float, float]:
+        """In place: fit every parameter so that the outputs on ``x`` come close to ``outputs``.
+
+        L-BFGS on mean(sum((forward(x) - outputs)^2)) / 2; for layers not stored quantised.
+
+        Returns
+        -------
+        before, after : float
+            That loss; the parameters change only where it falls.
+        """
+        twin = Network([Dense(d.weight, d.bias, d.activation, d.name) for d in self._layers])
+        twin._loss = "squared"
+        rows = self._input(x)
+        targets = twin._labels(outputs, len(rows))
+        params = list(self.params.values())
+        if any(layer.stored is not None for layer in self._layers):
+            raise UnsupportedError("match: fit before a layer is stored quantised, not after")
+
+        def put(flat: Array) -> None:
+            start = 0
+            for p in params:
+                p[...] = flat[start : start + p.size].reshape(p.shape)
+                start += p.size
+
+        def value_and_grad(flat: Array) -> tuple[float, Array]:
+            put(flat)
+            loss, grads = twin._backward(rows, targets)
+            return loss, np.concatenate([g.ravel() for g in grads.values()], dtype=np.float64)
+
+        first = np.concatenate([p.ravel() for p in params], dtype=np.float64)
+        before = value_and_grad(first)[0]
+        found = descend(value_and_grad, first, optimizer="lbfgs", max_iter=max_iter)
+        after = float(found.fun)
+        put(found.x if after < before else first)
+        return before, min(before, after)
+
     def predict_proba(self, x: Any) -> Array:
         """Softmax of the output, (n, n_classes)."""
         z = self.forward(x)
-        p = np.exp(z - z.max(axis=1, keepdims=True))
-        return p / p.sum(axis=1, keepdims=True)
+        p: Array = np.exp(z - z.max(axis=1, keepdims=True))
+        p /= p.sum(axis=1, keepdims=True)
+        return p
 
     def predict(self, x: Any) -> Array:
         """Class labels for cross-entropy, the outputs themselves for squared loss."""
         z = self.forward(x)
         if self._loss == "squared":
             return z[:, 0] if z.shape[1] == 1 else z
-        k = z.argmax(axis=1)
-        return k if self.classes is None else self.classes[k]
+        k: Array = z.argmax(axis=1)
+        labels: Array = k if self.classes is None else self.classes[k]
+        return labels
 
     def score(self, x: Any, y: Any) -> float:
         """Accuracy for cross-entropy, R^2 for squared loss."""

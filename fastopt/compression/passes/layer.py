@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
-from fastopt.calibration import Gram
+from fastopt.compression.passes.calibration import Calibration
 from fastopt.layering import split_low_rank
 from fastopt.models import Model
 from fastopt.search import Choice
@@ -24,7 +23,7 @@ def start(share: float) -> float:
     return 1.0
 
 
-def apply(model: Model, place: str, value: Any, gram: Callable[[str], Gram]) -> str | None:
+def apply(model: Model, place: str, value: Any, calibration: Calibration) -> str | None:
     """Split the layer so that about ``value`` of its weights stay; 1 leaves it whole."""
     if value >= 1:
         return None
@@ -33,6 +32,8 @@ def apply(model: Model, place: str, value: Any, gram: Callable[[str], Gram]) -> 
     rank = max(1, int(value * n_in * n_out / (n_in + n_out)))
     if rank * (n_in + n_out) >= n_in * n_out:
         return None  # too thin already: two layers would be larger than one
-    first, second = split_low_rank(layer.weight, rank=rank, gram=gram(layer.tap))
+    first, second = split_low_rank(
+        layer.weight, rank=rank, gram=calibration.gram(model, layer.tap)
+    )
     model.split_layer(place, first, second)
     return f"{n_in} x {n_out} split at rank {rank}"

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from fastopt.calibration import Gram
+from fastopt.compression.passes.calibration import Calibration
 from fastopt.compression.passes.prune import split_consumers, units_left
 from fastopt.errors import UnsupportedError
 from fastopt.merging import merge_neurons
@@ -32,7 +31,7 @@ def start(share: float) -> float:
     return 1.0
 
 
-def apply(model: Model, place: str, value: Any, gram: Callable[[str], Gram]) -> str | None:
+def apply(model: Model, place: str, value: Any, calibration: Calibration) -> str | None:
     """Merge the group's units down to ``value`` of them."""
     group = model.groups[place]
     if len(group.producers) != 1:
@@ -44,7 +43,11 @@ def apply(model: Model, place: str, value: Any, gram: Callable[[str], Gram]) -> 
     layer = model.layers[producer]
     weights = [model.layers[name].weight for name in group.consumers]
     merged = merge_neurons(
-        layer.weight, layer.bias, np.hstack(weights), n_keep, gram=gram(group.tap)
+        layer.weight,
+        layer.bias,
+        np.hstack(weights),
+        n_keep,
+        gram=calibration.gram(model, group.tap),
     )
     model.replace_units(
         place,

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from fastopt._arrays import Array
-from fastopt.calibration import Gram
+from fastopt.compression.passes.calibration import Calibration
 from fastopt.models import Group, Model
 from fastopt.pruning import select_units
 from fastopt.search import Float
@@ -27,14 +26,14 @@ def start(share: float) -> float:
     return share
 
 
-def apply(model: Model, place: str, value: Any, gram: Callable[[str], Gram]) -> str | None:
+def apply(model: Model, place: str, value: Any, calibration: Calibration) -> str | None:
     """Keep ``value`` of the group's units."""
     group = model.groups[place]
     n_keep = units_left(group, value)
     if n_keep == group.n_units:
         return None
     weights = [model.layers[name].weight for name in group.consumers]
-    chosen = select_units(gram(group.tap), np.hstack(weights), n_keep)
+    chosen = select_units(calibration.gram(model, group.tap), np.hstack(weights), n_keep)
     model.replace_units(
         place,
         {name: keep_columns(model, name, chosen.index) for name in group.producers},

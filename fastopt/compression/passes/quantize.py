@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
-from fastopt.calibration import Gram
+from fastopt.compression.passes.calibration import Calibration
 from fastopt.models import Model
 from fastopt.quantization import quantize
 from fastopt.search import Choice
@@ -24,7 +23,7 @@ def start(share: float) -> str:
     return FORMATS[-1]
 
 
-def apply(model: Model, place: str, value: Any, gram: Callable[[str], Gram]) -> str | None:
+def apply(model: Model, place: str, value: Any, calibration: Calibration) -> str | None:
     """Store the layer (or the two it was split into) as ``value``."""
     if value == "float32":
         return None

@@ -1,0 +1,43 @@
+"""The stubs say what the compiled modules have: the same functions, the same arguments."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+from pathlib import Path
+
+import pytest
+
+import fastopt
+from fastopt import _kernels
+
+STUBS = sorted((Path(fastopt.__file__).parent / "_kernels").glob("*.pyi"))
+
+
+def arguments(node: ast.FunctionDef) -> list[str]:
+    a = node.args
+    return [x.arg for x in (*a.posonlyargs, *a.args, *a.kwonlyargs)]
+
+
+@pytest.mark.parametrize("path", STUBS, ids=lambda p: p.stem)
+def test_stub_matches_module(path: Path) -> None:
+    if path.stem == "_cpu":
+        from fastopt._kernels import _cpu as module
+    else:
+        module = getattr(_kernels, path.stem)
+    tree = ast.parse(path.read_text())
+    stubbed = {n.name: n for n in tree.body if isinstance(n, ast.FunctionDef)}
+    classes = {n.name for n in tree.body if isinstance(n, ast.ClassDef)}
+    public = {
+        name: value
+        for name, value in vars(module).items()
+        if not name.startswith("_")
+        and callable(value)
+        and not inspect.isclass(value)
+        and getattr(value, "__module__", "").startswith("fastopt")
+    }
+    assert set(public) == set(stubbed)
+    for name, value in public.items():
+        assert list(inspect.signature(value).parameters) == arguments(stubbed[name]), name
+    for name in classes:
+        assert inspect.isclass(getattr(module, name)), name
