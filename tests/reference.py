@@ -50,6 +50,19 @@ def spread(a, shape, axis, group_size):
     return np.take(a, np.arange(shape[axis]) // group_size, axis=axis)
 
 
+# --- sparse
+
+
+def sparse_product(value, index, start, x):
+    """Row groups one after the other; each entry adds its products, in order."""
+    rows = value.shape[1]
+    y = np.zeros((len(start) - 1, rows, x.shape[1]), x.dtype)
+    for g in range(len(start) - 1):
+        for p in range(start[g], start[g + 1]):
+            y[g] += value[p][:, None] * x[index[p]]
+    return y.reshape(rows * (len(start) - 1), x.shape[1])
+
+
 # --- update
 # In place, like the kernel; `dt` scalars so that float32 arrays round as the kernel does.
 

@@ -1,0 +1,99 @@
+"""Sparse times dense: kernel against its twin, then SparseLinear."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import numpy as np
+import pytest
+
+import fastopt
+from fastopt.errors import ArrayError, DTypeError, FormatError, OptionError
+from fastopt.pruning import SparseLinear
+from tests import reference as twin
+from tests.conftest import SIZES, THREADS, Guarded, kernel
+
+
+def weight(n_out: int, n_in: int, dtype: str = "float32", share: float = 0.3) -> np.ndarray:
+    rng = np.random.default_rng(n_out + n_in)
+    live = rng.random((n_out, n_in)) < share
+    return np.where(live, rng.standard_normal((n_out, n_in)), 0).astype(dtype)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("form", ["csr", "4x1"])
+def test_product_matches_its_twin(level: str, dtype: str, form: str) -> None:
+    k = kernel("sparse", level)
+    for n in SIZES:
+        for threads in THREADS if n in (3, 70) else (1,):
+            s = SparseLinear.from_dense(weight(12, 9, dtype), form)
+            x = np.random.default_rng(n).standard_normal((9, n)).astype(dtype)
+            y = Guarded(np.full((12, n), 7, dtype))
+            rows = 4 if form == "4x1" else 1
+            k.product(y.array, s._values, s._columns, s._starts, x, n, rows, threads)
+            wanted = twin.sparse_product(s._values, s._columns, s._starts, x)
+            assert y.array.tobytes() == wanted.tobytes()
+            y.check()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("form", ["auto", "csr", "4x1"])
+@pytest.mark.parametrize("shape", [(1, 1), (5, 7), (16, 16), (33, 20), (0, 3), (3, 0)])
+def test_equals_the_dense_product(dtype: str, form: str, shape: tuple[int, int]) -> None:
+    w = weight(*shape, dtype)
+    before = w.copy()
+    s = SparseLinear.from_dense(w, form)
+    assert (s.to_dense() == w).all()
+    assert s.nnz == np.count_nonzero(w)
+    rng = np.random.default_rng(0)
+    for tail in ((), (1,), (5,), (64,), (100,), (0,)):
+        x = rng.standard_normal((shape[1], *tail)).astype(dtype)
+        y = s @ x
+        assert y.dtype == dtype
+        np.testing.assert_allclose(y, w @ x, rtol=1e-4, atol=1e-5)
+        assert (s.matmul(x, threads=2) == y).all()
+        out = np.empty_like(y)
+        assert s.matmul(x, out=out) is out
+        assert (out == y).all()
+    assert (w == before).all()
+
+
+def test_auto_takes_blocks_where_they_fit() -> None:
+    w = np.random.default_rng(0).standard_normal((64, 64)).astype(np.float32)
+    blocks = fastopt.prune(w, 0.9, pattern="4x1").arrays
+    assert SparseLinear.from_dense(blocks).format == "4x1"
+    assert SparseLinear.from_dense(fastopt.prune(w, 0.95).arrays).format == "csr"
+    assert SparseLinear.from_dense(blocks).nbytes < blocks.nbytes / 5
+
+
+def test_pickle_and_copy() -> None:
+    s = SparseLinear.from_dense(weight(9, 8))
+    x = np.ones((8, 3), np.float32)
+    for other in (pickle.loads(pickle.dumps(s)), copy.deepcopy(s)):
+        assert ((other @ x) == (s @ x)).all()
+
+
+def test_refusals() -> None:
+    w = weight(8, 6)
+    s = SparseLinear.from_dense(w)
+    x = np.ones((6, 2), np.float32)
+    for bad, kind, word in (
+        (x[:5], ArrayError, "x"), (x.astype("f8"), DTypeError, "x"),
+        (np.ones((6, 2, 1), "f4"), ArrayError, "x"),
+    ):  # fmt: skip
+        with pytest.raises(kind, match=word):
+            s @ bad
+    with pytest.raises(OptionError, match="format"):
+        SparseLinear.from_dense(w, "coo")
+    with pytest.raises(ArrayError, match="w"):
+        SparseLinear.from_dense(w[0])
+    with pytest.raises(TypeError):
+        x.T @ s
+    whole = np.ones((14, 2), np.float32)
+    with pytest.raises(ArrayError, match="shares memory"):
+        s.matmul(whole[:6], out=whole[2:10])
+    with pytest.raises(FormatError):
+        SparseLinear((8, 6), s.format, s._values, s._columns + np.int32(6), s._starts)
+    with pytest.raises(FormatError):
+        SparseLinear((8, 6), s.format, s._values, s._columns, s._starts[::-1].copy())
