@@ -15,6 +15,7 @@ from fastopt.quantization.array import QuantizedArray
 from fastopt.quantization.clipping import mse_range, second_moment
 from fastopt.quantization.formats import Format, format_of
 from fastopt.quantization.functions import code_limits
+from fastopt.quantization.packing import pack_int4
 from fastopt.quantization.qparams import qparams_from_range
 
 __all__ = ["gptq", "output_error"]
@@ -167,6 +168,8 @@ def gptq(
 
     codes = np.empty((n_out, n), fmt.storage)
     codes[:, order] = _untiled(code, n_out)
+    if fmt.packed:
+        codes = pack_int4(codes, threads=threads)
     scales = _untiled(scale, n_out).astype(a.dtype)
     zeros = _untiled(zero, n_out).astype(fmt.storage)
     if group_size is None:

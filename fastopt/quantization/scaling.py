@@ -1,0 +1,301 @@
+"""Scales before and beyond rounding: SmoothQuant, AWQ and half-quadratic quantisation (HQQ)."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fastopt._arrays import Array, as_array, check_finite
+from fastopt._options import integer, number
+from fastopt.errors import ArrayError, OptionError
+from fastopt.quantization.array import QuantizedArray
+from fastopt.quantization.clipping import second_moment
+from fastopt.quantization.feedback import output_error
+from fastopt.quantization.formats import Format, format_of
+from fastopt.quantization.functions import code_limits, quantize
+from fastopt.quantization.packing import pack_int4
+from fastopt.quantization.qparams import choose_qparams
+
+__all__ = ["AWQ", "Smoothed", "awq", "hqq", "smoothquant"]
+
+
+class Smoothed(NamedTuple):
+    """A weight whose inputs are rescaled: x W^T = (x / scale) weight^T.
+
+    Attributes
+    ----------
+    weight : (n_out, n_in) array
+        W times scale.
+    scale : (n_in,) array
+        What the layer's input is divided by (fold it into the layer before).
+    """
+
+    weight: Array
+    scale: Array
+
+
+class AWQ(NamedTuple):
+    """A quantised weight whose inputs are rescaled: x W^T ~ (x / scale) weight^T.
+
+    Attributes
+    ----------
+    weight : QuantizedArray
+        Codes of W times scale.
+    scale : (n_in,) array
+        What the layer's input is divided by.
+    alpha : float
+        The exponent chosen.
+    error : float
+        Relative change of the layer's output.
+    """
+
+    weight: QuantizedArray
+    scale: Array
+    alpha: float
+    error: float
+
+
+def smoothquant(w: Any, act_absmax: Any, *, alpha: float = 0.5) -> Smoothed:
+    """Move the difficulty from activations to weights: s_j = max|x_j|^a / max_i|w_ij|^(1-a).
+
+    Parameters
+    ----------
+    w : (n_out, n_in) float32 or float64
+        Weight of y = x w^T.
+    act_absmax : (n_in,) array, or an observer with one range per input feature
+        Largest magnitude of each input.
+    alpha : float
+        In [0, 1]: 0 leaves the weights' ranges equal, 1 the activations'.
+
+    Returns
+    -------
+    Smoothed
+        (weight, scale), in w's dtype. An input that is always zero, or whose weights are, keeps
+        scale 1.
+
+    Notes
+    -----
+    Xiao et al., "SmoothQuant" (2022), equation 4. The product is unchanged up to rounding.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fastopt.quantization import smoothquant
+    >>> weight, scale = smoothquant(np.array([[1.0, 1.0]]), np.array([16.0, 1.0]))
+    >>> scale.tolist(), weight.tolist()
+    ([4.0, 1.0], [[4.0, 1.0]])
+    """
+    a = as_array(w, "w", ndim=2, cast="float32")
+    check_finite(a, "w")
+    if hasattr(act_absmax, "min_") and hasattr(act_absmax, "max_"):
+        act_absmax = np.maximum(-act_absmax.min_, act_absmax.max_)
+    top = as_array(act_absmax, "act_absmax", cast="float64", shape=(a.shape[1],))
+    check_finite(top, "act_absmax")
+    if (top < 0).any():
+        raise ArrayError("act_absmax: holds negative values; a magnitude is >= 0")
+    power = number(alpha, "alpha", low=0.0, high=1.0)
+    ours = np.abs(a).max(axis=0, initial=0.0).astype(np.float64)
+    live = (top > 0) & (ours > 0)
+    scale = np.ones(a.shape[1])
+    scale[live] = top[live] ** power / ours[live] ** (1.0 - power)
+    scale = np.clip(scale, 1e-5, 1e5).astype(a.dtype)
+    return Smoothed(a * scale, scale)
+
+
+def awq(
+    w: Any,
+    gram: Any,
+    dtype: str | Format = "int4",
+    *,
+    group_size: int | None = None,
+    symmetric: bool = True,
+    method: str = "minmax",
+    steps: int = 20,
+    threads: int | None = None,
+) -> AWQ:
+    """Scale of each input that protects the weights it meets: s_j = rms(x_j)^a, a searched.
+
+    Parameters
+    ----------
+    w : (n_out, n_in) float32 or float64
+        Weight of y = x w^T; finite.
+    gram : Gram of n_in features, or (n_in, n_in) array X^T X
+        Second moments of the layer's input.
+    dtype, group_size, symmetric, method, threads
+        As in :func:`fastopt.quantize` (one scale per row without ``group_size``).
+    steps : int
+        Exponents tried: 0, 1 / steps, ... below 1.
+
+    Returns
+    -------
+    AWQ
+        (weight, scale, alpha, error); a = 0 is plain rounding, so the error is never larger.
+
+    Notes
+    -----
+    Lin et al., "AWQ" (2023), equations 4 and 5, with two changes that the Gram allows: the root
+    mean square stands for the mean magnitude, and the loss is the layer's whole output error
+    tr((W - Q) X^T X (W - Q)^T) instead of that of a sample.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fastopt.calibration import Gram
+    >>> from fastopt.quantization import awq
+    >>> rng = np.random.default_rng(0)
+    >>> gram = Gram(8).update(rng.standard_normal((99, 8)) * [20, 1, 1, 1, 1, 1, 1, 1])
+    >>> awq(rng.standard_normal((4, 8)), gram).alpha > 0
+    True
+    """
+    a = as_array(w, "w", ndim=2, cast="float32")
+    check_finite(a, "w")
+    second = second_moment(gram, a.shape[1])
+    count = integer(steps, "steps", low=1)
+    rms = np.sqrt(second.diagonal())
+    live = rms > 0
+    best: AWQ | None = None
+    for i in range(count):
+        alpha = i / count
+        scale = np.ones(a.shape[1])
+        scale[live] = rms[live] ** alpha
+        if live.any():
+            scale[live] /= np.sqrt(scale[live].max() * scale[live].min())
+        narrow = np.clip(scale, 1e-4, 1e4).astype(a.dtype)
+        q = quantize(
+            a * narrow,
+            dtype,
+            axis=0 if group_size is None else 1,
+            group_size=group_size,
+            symmetric=symmetric,
+            method=method,
+            threads=threads,
+        )
+        error = output_error(a, q.dequantize() / narrow, second)
+        if best is None or error < best.error:
+            best = AWQ(q, narrow, alpha, error)
+    assert best is not None  # count >= 1
+    return best
+
+
+def hqq(
+    w: Any,
+    dtype: str | Format = "uint4",
+    *,
+    group_size: int | None = 64,
+    symmetric: bool = False,
+    p: float = 0.7,
+    steps: int = 20,
+    threads: int | None = None,
+) -> QuantizedArray:
+    """Codes that minimise sum |w - dequantise(q)|^p, p < 1, without any data.
+
+    Parameters
+    ----------
+    w : (n_out, n_in) float32 or float64
+        Weight; finite.
+    dtype : str
+        An integer format.
+    group_size : int, optional
+        Weights of a row that share a scale; None: a whole row.
+    symmetric : bool
+        Symmetric codes, or affine ones.
+    p : float
+        In (0, 1]: the smaller, the more the few large errors are left out of account.
+    steps : int
+        Half-quadratic steps, >= 0.
+    threads : int, optional
+        Thread count of the first range search.
+
+    Returns
+    -------
+    QuantizedArray
+
+    Notes
+    -----
+    Badri and Shaji, "Half-Quadratic Quantization" (2023): alternate the proximal step of the l_p
+    norm on the error, e = shrink(w - r), with a closed-form fit to w - e. There the fit moves a
+    real zero point; here zero points are codes, so it moves the scale (least squares in each
+    group) and the zero point is rounded. The best of all steps is kept: never worse in l_p than
+    the start, the min-max range.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fastopt.quantization import hqq
+    >>> w = np.random.default_rng(0).standard_normal((8, 64)).astype(np.float32)
+    >>> hqq(w).error(w) < 0.15
+    True
+    """
+    a = as_array(w, "w", ndim=2, cast="float32")
+    check_finite(a, "w")
+    fmt = format_of(dtype)
+    if fmt.kind != "int":
+        raise OptionError(f"dtype: HQQ needs an integer format, got {fmt.name}")
+    norm = number(p, "p", low=0.0, high=1.0, low_open=True)
+    count = integer(steps, "steps", low=0)
+    n = a.shape[1]
+    size = n if group_size is None else integer(group_size, "group_size", low=1)
+    size = max(1, min(size, max(n, 1)))
+    start = choose_qparams(
+        a, fmt, axis=1, group_size=size, symmetric=symmetric, method="minmax", threads=threads
+    )
+    low, high = code_limits(fmt, symmetric)
+    edges = np.arange(0, n, size)
+    x = a.astype(np.float64)
+
+    def spread(m: Array) -> Array:
+        wide: Array = np.repeat(m, size, axis=1)[:, :n]
+        return wide
+
+    def codes_of(scale: Array, zero: Array) -> Array:
+        codes: Array = np.clip(np.rint(x / spread(scale)) + spread(zero), low, high)
+        return codes
+
+    def lost(scale: Array, zero: Array, codes: Array) -> Array:
+        error = np.abs(x - spread(scale) * (codes - spread(zero))) ** norm
+        total: Array = np.add.reduceat(error, edges, axis=1)
+        return total
+
+    scale, zero = start.scale.astype(np.float64), start.zero_point.astype(np.float64)
+    best_scale, best_zero = scale.copy(), zero.copy()
+    if a.size:
+        codes = codes_of(scale, zero)
+        best = lost(scale, zero, codes)
+        beta = 10.0
+        for _ in range(count):
+            unit = spread(scale)
+            error = (x - unit * (codes - spread(zero))) / unit  # in steps, so beta has no unit
+            size_of = np.abs(error)
+            shrunk = np.maximum(size_of - np.maximum(size_of, 1e-12) ** (norm - 1.0) / beta, 0.0)
+            target = x - unit * np.sign(error) * shrunk
+            level = codes - spread(zero)
+            top = np.add.reduceat(level * target, edges, axis=1)
+            bottom = np.add.reduceat(level * level, edges, axis=1)
+            fits = (bottom > 0) & (top > 0)
+            scale = np.where(fits, top / np.where(fits, bottom, 1.0), scale)
+            scale = scale.astype(a.dtype).astype(np.float64)
+            scale = np.maximum(scale, float(np.finfo(a.dtype).tiny))
+            codes = codes_of(scale, zero)
+            if not symmetric:
+                middle = np.add.reduceat(codes - target / spread(scale), edges, axis=1)
+                width = np.diff(np.append(edges, n))
+                zero = np.clip(np.rint(middle / width), fmt.qmin, fmt.qmax)
+                codes = codes_of(scale, zero)
+            now = lost(scale, zero, codes)
+            better = now < best
+            best = np.where(better, now, best)
+            best_scale = np.where(better, scale, best_scale)
+            best_zero = np.where(better, zero, best_zero)
+            beta *= 1.01
+        codes = codes_of(best_scale, best_zero)
+    else:
+        codes = np.zeros(a.shape)
+    stored = codes.astype(fmt.storage)
+    if fmt.packed:
+        stored = pack_int4(stored, threads=threads)
+    final = (stored, best_scale.astype(a.dtype), best_zero.astype(fmt.storage))
+    if group_size is None:
+        rows = (final[0], final[1].reshape(-1), final[2].reshape(-1))
+        return QuantizedArray(*rows, fmt.name, a.shape, 0, None, symmetric)
+    return QuantizedArray(*final, fmt.name, a.shape, 1, size, symmetric)
