@@ -87,7 +87,8 @@ def _fused(
     pad = -(-(both + 1) // lanes) * lanes
     n_runs = min(16, -(-n // 1024))  # by the size alone: threads must not change the bits
     out = np.empty((n_runs, pad, pad))
-    block = np.empty((n_runs, 2, 64, pad), x.dtype)
+    height = 256 if pad * x.dtype.itemsize <= 192 else 64  # rows that stay in the first cache
+    block = np.empty((n_runs, 2, height, pad), x.dtype)
     count = _threads.resolve(threads, n * both)
     linear_gram.gram(out, block, x, np.ascontiguousarray(y), weights, pilot, count)
     upper = np.triu(out.sum(axis=0))[: both + 1, : both + 1]
@@ -143,7 +144,9 @@ class Objective:
         self.problem = problem
         self.threads = _threads.resolve(threads, problem.n * problem.d)
         quadratic = problem.loss == "squared_error" and problem.d <= GRAM_UP_TO
-        self.moments = moments(problem, threads) if quadratic and not isinstance(problem.x, CSR) else None
+        self.moments = (
+            moments(problem, threads) if quadratic and not isinstance(problem.x, CSR) else None
+        )
 
     def __call__(self, flat: Array) -> tuple[float, Array]:
         p = self.problem
