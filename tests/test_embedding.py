@@ -57,22 +57,11 @@ def test_extreme_products_do_not_saturate(level):
         score, row = np.zeros((1, 1), "i4"), np.zeros((1, 1), "i8")
         k.dot(score, row, np.full((1, d), a, "i1"), np.full((1, d), b, dtype), 1, 1, d, 1, 1)
         assert score[0, 0] == a * b * d
+    wide, short = np.zeros((1, d + 1), "i1"), np.zeros((1, 4), "i1")
     with pytest.raises(OverflowError):
-        k.dot(
-            score, row, np.zeros((1, d + 1), "i1"), np.zeros((1, d + 1), "i1"), 1, 1, d + 1, 1, 1
-        )
+        k.dot(score, row, wide, wide, 1, 1, d + 1, 1, 1)
     with pytest.raises(IndexError):
-        k.dot(
-            np.zeros(2, "i4"),
-            np.zeros(2, "i8"),
-            long[:, :4].copy(),
-            long[:, :4].copy(),
-            1,
-            1,
-            4,
-            2,
-            1,
-        )
+        k.dot(np.zeros(2, "i4"), np.zeros(2, "i8"), short, short, 1, 1, 4, 2, 1)
 
 
 # -------------------------------------------------------------------- codes
