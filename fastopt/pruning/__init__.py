@@ -2,8 +2,17 @@
 
 from __future__ import annotations
 
+from fastopt.pruning.schedule import cubic_sparsity
 from fastopt.pruning.sparse_linear import SparseLinear
 from fastopt.pruning.units import Selection, removal_order, select_units
 from fastopt.pruning.weights import Pruned, prune
 
-__all__ = ["Pruned", "Selection", "SparseLinear", "prune", "removal_order", "select_units"]
+__all__ = [
+    "Pruned",
+    "Selection",
+    "SparseLinear",
+    "cubic_sparsity",
+    "prune",
+    "removal_order",
+    "select_units",
+]
