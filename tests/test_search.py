@@ -532,3 +532,14 @@ def test_dtype_errors():
         Random(PLANE).tell([["a", "b"]], [1.0])
     with pytest.raises(DTypeError):
         Random(PLANE).tell([[0, 0]], ["x"])
+
+
+@pytest.mark.parametrize("objective", [lambda w, b: w * w + b, lambda w, b: math.nan])
+def test_plot_is_well_formed(objective):
+    from xml.etree import ElementTree
+
+    for n in (1, 50):
+        res = minimize(objective, PLANE, method="random", max_evals=n)
+        svg = ElementTree.fromstring(res.plot())
+        dots = svg.findall(".//{*}circle")
+        assert len(dots) == int(np.isfinite(res.history).sum())

@@ -84,3 +84,40 @@ class Result:
             raise ImportError("to_frame needs pandas: pip install pandas") from None
         columns = {k: list(v) if v.ndim > 1 else v for k, v in self.trials.items()}
         return pandas.DataFrame(columns).set_index("trial")
+
+    def plot(self, width: int = 640, height: int = 320) -> str:
+        """The search as an inline SVG: each trial a dot, the best so far a line."""
+        y, best = self.history, self.best
+        shown = np.isfinite(y)
+        if not shown.any():
+            body = ""
+            low = high = 0.0
+        else:
+            low, high = float(y[shown].min()), float(np.quantile(y[shown], 0.95))
+            span = high - low or 1.0
+            right, top = max(self.n_evals - 1, 1), height - 40
+
+            def at(i: int, value: float) -> str:
+                inside = min(max((value - low) / span, 0.0), 1.0)
+                return f"{50 + i / right * (width - 60):.1f},{20 + (1 - inside) * top:.1f}"
+
+            keep = np.flatnonzero(shown)
+            keep = keep[:: max(1, len(keep) // 2000)]
+            points = [at(int(i), float(y[i])).split(",") for i in keep]
+            dots = "".join(f'<circle cx="{a}" cy="{b}" r="1.5"/>' for a, b in points)
+            steps = np.flatnonzero(np.isfinite(best) & (best != np.append([np.nan], best[:-1])))
+            line = []
+            for n, i in enumerate(steps):
+                stop = int(steps[n + 1]) if n + 1 < len(steps) else self.n_evals - 1
+                line += [at(int(i), float(best[i])), at(stop, float(best[i]))]
+            body = (
+                f'<g fill="#9ab">{dots}</g>'
+                f'<polyline fill="none" stroke="#c33" stroke-width="2" points="{" ".join(line)}"/>'
+            )
+        return (
+            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" '
+            f'width="{width}" height="{height}" font-family="sans-serif" font-size="11">'
+            f'<text x="4" y="24">{high:.3g}</text><text x="4" y="{height - 20}">{low:.3g}</text>'
+            f'<text x="50" y="{height - 4}">{self.method}: {self.n_evals} trials</text>'
+            f"{body}</svg>"
+        )
