@@ -83,7 +83,10 @@ CASES = [
     for kind, labels in (("linear", False), ("logistic", True))
     for n, d, target in ((1_000_000, 20, (30, 60)), (200_000, 200, (12, 20)))
     for t in (1, 2)
-] + [Case("Ridge by its Gram matrix, 1M x 20", ridge, threads=2, targets={"scikit-learn": 8})]  # fmt: skip
+]  # fmt: skip
+CASES.append(
+    Case("Ridge by its Gram matrix, 1M x 20", ridge, threads=2, targets={"scikit-learn": 8})
+)
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)

@@ -19,6 +19,7 @@ from fastopt.linear_model import (
     SGDClassifier,
     SGDRegressor,
 )
+from fastopt.linear_model._classes import encode
 
 SOLVERS = ["gram", "lbfgs", "gd", "sgd", "momentum", "nesterov", "adam"]
 RULES = ["sgd", "momentum", "nesterov", "adam"]
@@ -349,3 +350,14 @@ def test_import_brings_numpy_alone():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False", "False"]
+
+
+@pytest.mark.parametrize("dtype", ["int8", "uint16", "int64"])
+def test_integer_labels_keep_their_values(dtype):
+    y = np.array([5, 100, 5, 7, 100, 7, 5], dtype)
+    labels, codes = encode(y, 7)
+    assert labels.dtype == dtype
+    assert labels.tolist() == [5, 7, 100]
+    assert (labels[codes] == y).all()
+    wide = np.array([-(2**40), 2**40, -(2**40)])
+    assert (encode(wide, 3)[0] == [-(2**40), 2**40]).all()

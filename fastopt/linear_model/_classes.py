@@ -42,7 +42,7 @@ def encode(y: Any, n: int, classes: Array | None = None) -> tuple[Array, Array]:
     """Sorted distinct labels and each row's number among them."""
     a = check_labels(y, n)
     try:
-        labels, codes = np.unique(a, return_inverse=True)
+        labels, codes = _number(a)
     except TypeError as error:
         raise DTypeError(f"y: the labels cannot be sorted: {error}") from None
     if classes is not None:
@@ -54,6 +54,20 @@ def encode(y: Any, n: int, classes: Array | None = None) -> tuple[Array, Array]:
         labels, codes = classes, where[codes]
     if len(labels) < 2:
         raise ArrayError("y: The number of classes has to be greater than one; got 1 class")
+    return labels, codes
+
+
+def _number(a: Array) -> tuple[Array, Array]:
+    """numpy.unique with its inverse; integers of a small range by counting, not sorting."""
+    if a.dtype.kind in "iu" and len(a):
+        low, high = int(a.min()), int(a.max())
+        if high - low < 1 << 16:
+            offsets = a.astype(np.int64) - low
+            present = np.flatnonzero(np.bincount(offsets))
+            number = np.zeros(high - low + 1, np.intp)
+            number[present] = np.arange(len(present))
+            return (present + low).astype(a.dtype), number[offsets]
+    labels, codes = np.unique(a, return_inverse=True)
     return labels, codes
 
 
