@@ -533,7 +533,11 @@ def noise(key, n):
 def pack_nibbles(codes, gguf):
     """Bytes; gguf pairs j with j + 16 in blocks of 32, onnx pairs neighbours."""
     c = codes.astype("u1") & 15
-    c = c.reshape(-1, 2, 16) if gguf else np.append(c, np.zeros(c.size % 2, "u1")).reshape(-1, 2, 1)
+    c = (
+        c.reshape(-1, 2, 16)
+        if gguf
+        else np.append(c, np.zeros(c.size % 2, "u1")).reshape(-1, 2, 1)
+    )
     return (c[:, 0] | c[:, 1] << 4).ravel()
 
 
