@@ -115,6 +115,46 @@ def dequantise_int8(axis: int | None, shape: int | tuple[int, ...]) -> Any:
     return setup
 
 
+def cast_to(name: str) -> Any:
+    def setup(threads: int) -> dict[str, Contender | None]:
+        x = normal(N)
+        out = Q.cast(x, name)
+        cases: dict[str, Contender | None] = {
+            "fastopt": lambda: Q.cast(x, name, out=out, threads=threads)
+        }
+        if peer("ml_dtypes"):
+            cases["ml_dtypes"] = lambda: x.astype(out.dtype)
+        if torch := peer("torch"):
+            torch.set_num_threads(threads)
+            t = torch.from_numpy(x)
+            made = t.to(getattr(torch, name))
+            cases["torch"] = lambda: made.copy_(t)
+        return cases
+
+    return setup
+
+
+def fixed(rounding: str) -> Any:
+    def setup(threads: int) -> dict[str, Contender | None]:
+        x, q312 = normal(N), Q.FixedPoint(3, 12)
+        rng = np.random.default_rng(0)
+
+        def with_numpy() -> object:
+            y = x * np.float32(4096)
+            if rounding == "stochastic":
+                y = np.floor(y + rng.random(y.size, dtype=np.float32))
+            else:
+                y = np.rint(y)
+            return np.clip(y, -32768, 32767).astype(np.int16)
+
+        return {
+            "fastopt": lambda: q312.quantize(x, rounding=rounding, seed=0, threads=threads),
+            "numpy": with_numpy,
+        }
+
+    return setup
+
+
 INT8 = {"limit": 0.9, "onnxruntime": 1.05, "numpy": 10.0}
 CASES = [
     Case(f"float32 -> int8, {label}", quantise_int8(axis, shape), threads, targets)
@@ -132,6 +172,17 @@ CASES = [
         ("4096^2, axis 0", 0, (SIDE, SIDE), {"limit": 0.9, "onnxruntime": 1.05, "torch": 15.0}),
         ("4096^2, axis 1", 1, (SIDE, SIDE), {"limit": 0.9, "onnxruntime": 10.0, "torch": 15.0}),
     )
+]
+
+CASES += [
+    Case(f"float32 -> {name}, 10M", cast_to(name), threads, {"ml_dtypes": wanted, "torch": 1.0})
+    for threads in (1, 2)
+    for name, wanted in (("bfloat16", 1.7), ("float8_e4m3fn", 24.0), ("float8_e5m2", 24.0))
+]
+CASES += [
+    Case(f"float32 -> q3.12 {rounding}, 10M", fixed(rounding), threads, {"numpy": wanted})
+    for threads in (1, 2)
+    for rounding, wanted in (("nearest", 10.0), ("stochastic", 13.0))
 ]
 
 
