@@ -12,7 +12,7 @@ from fastopt._arrays import Array
 from fastopt._kernels import prune as kernel
 from fastopt.errors import ArrayError
 
-__all__ = ["Cut", "cut_at", "threshold_of", "zero_below"]
+__all__ = ["Cut", "cut_at", "largest_change", "threshold_of", "zero_below"]
 
 # Below this many elements one partition of all magnitudes is faster than sampling a bracket.
 _PARTITION_BELOW = 1 << 16
@@ -154,6 +154,18 @@ def _highest(a: Array) -> int:
 def threshold_of(cut: Cut, dtype: np.dtype[Any]) -> float:
     """The magnitude that ``cut.bits`` stands for."""
     return float(np.array(cut.bits, f"u{dtype.itemsize}").view(dtype))
+
+
+def largest_change(a: Array, pruned: Array) -> float:
+    """Largest |a| that ``pruned`` set to zero: the bits of kept elements cancel out."""
+    unsigned = np.dtype(f"u{a.itemsize}")
+    before, after = a.reshape(-1).view(unsigned), pruned.reshape(-1).view(unsigned)
+    top = 0
+    for start in range(0, a.size, 1 << 16):  # stays in cache, needs no large temporary
+        changed = before[start : start + (1 << 16)] ^ after[start : start + (1 << 16)]
+        changed &= unsigned.type(np.iinfo(unsigned).max >> 1)
+        top = max(top, int(changed.max()))
+    return float(np.array(top, unsigned).view(a.dtype))
 
 
 def zero_below(

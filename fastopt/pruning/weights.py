@@ -214,7 +214,10 @@ def _patterned(
         keeps.append(np.empty(a.shape, np.bool_))
         if rule.apply(out, keeps[-1], a, threads):
             raise ArrayError(f"{name}: a group holds too many NaN; NaN is never pruned")
-    tops = [_largest_removed(arrays, keeps, group) for group in groups]
+    tops = [
+        max((magnitude.largest_change(arrays[i], found[i]) for i in group), default=0.0)
+        for group in groups
+    ]
     return found, keeps, tops
 
 
