@@ -205,7 +205,7 @@ def main(argv: list[str] | None = None) -> int:
     model.embed(calibration, tap=watch)
     reference = model.embed(test)
     print(
-        f"{'scheme':<42}{'bits':>6}{'relW':>8}{'relOut':>8}{'cos':>9}{'min':>8}{'pair':>8}{'s':>7}"
+        f"{'scheme':<56}{'bits':>6}{'relW':>8}{'relOut':>8}{'cos':>9}{'min':>8}{'pair':>8}{'s':>7}"
     )
     for title, scheme in SCHEMES.items():
         if only not in title:
@@ -213,23 +213,50 @@ def main(argv: list[str] | None = None) -> int:
         weights, n_bytes, count, start = {}, 0, 0, time.perf_counter()
         quantised = {n: scheme(model.w[f"{n}.weight"], grams[n]) for n in names}
         seconds = time.perf_counter() - start
-        lost, out = [], []
         for n, q in quantised.items():
-            w = model.w[f"{n}.weight"]
             weights[f"{n}.weight"] = np.asarray(q, dtype=np.float32)
-            n_bytes, count = n_bytes + bits(q) / 8, count + w.size
-            lost.append(np.linalg.norm(w - weights[f"{n}.weight"]) / np.linalg.norm(w))
-            out.append(output_error(w, weights[f"{n}.weight"], grams[n]))
+            n_bytes, count = n_bytes + bits(q) / 8, count + q.size
+        lost, out = relative(model, grams, {n: weights[f"{n}.weight"] for n in names})
         report(
             title,
             8 * n_bytes / count,
-            np.mean(lost),
-            np.mean(out),
+            lost,
+            out,
             reference,
             model.embed(test, weights),
             seconds,
         )
+    title = "W8A8: channel affine x token affine, embeddings by row"
+    if only in title:
+        start = time.perf_counter()
+        eight = {
+            n: fastopt.quantize(model.w[f"{n}.weight"], axis=0, symmetric=False) for n in names
+        }
+        weights = {f"{n}.weight": q.dequantize() for n, q in eight.items()}
+        table = "embeddings.word_embeddings.weight"
+        weights[table] = fastopt.fake_quantize(model.w[table], axis=0, symmetric=False)
+        seconds = time.perf_counter() - start
+        got = model.embed(test, weights, tap=lambda _, x: by_token(x))
+        lost, out = relative(model, grams, {n: weights[f"{n}.weight"] for n in names})
+        report(title, 8.0, lost, out, reference, got, seconds)
     return 0
+
+
+def by_token(x: np.ndarray) -> np.ndarray:
+    """Activations through uint8 with a range of their own for each token."""
+    return fastopt.fake_quantize(x, "uint8", axis=0, symmetric=False)
+
+
+def relative(
+    model: MiniLM, grams: dict[str, Gram], found: dict[str, np.ndarray]
+) -> tuple[float, float]:
+    """Mean relative error of the weights, and of the layers' outputs."""
+    lost, out = [], []
+    for n, got in found.items():
+        w = model.w[f"{n}.weight"]
+        lost.append(np.linalg.norm(w - got) / np.linalg.norm(w))
+        out.append(output_error(w, got, grams[n]))
+    return float(np.mean(lost)), float(np.mean(out))
 
 
 def bits(q: Any) -> float:
@@ -250,7 +277,7 @@ def report(
     cosine = (wanted * got).sum(1)
     pairs = np.sqrt(np.mean((wanted @ wanted.T - got @ got.T) ** 2))
     print(
-        f"{title:<42}{width:>6.2f}{lost:>8.4f}{out:>8.4f}{cosine.mean():>9.5f}{cosine.min():>8.4f}"
+        f"{title:<56}{width:>6.2f}{lost:>8.4f}{out:>8.4f}{cosine.mean():>9.5f}{cosine.min():>8.4f}"
         f"{pairs:>8.4f}{seconds:>7.2f}",
         flush=True,
     )
