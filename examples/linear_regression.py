@@ -43,9 +43,10 @@ def main() -> dict[str, tuple[float, float]]:
         line = LinearRegression(solver=solver, random_state=0).fit(X, y)
         found[solver] = (float(line.coef_[0]), float(line.intercept_))
     space = fastopt.Space(w=Float(-2, 2), b=Float(-2, 2))
-    for method in ("random", "greedy", "genetic"):
+    # One random point in about 26,000 comes within 1 % of the best; the others learn as they go.
+    for method, evals in (("random", 200_000), ("greedy", 10_000), ("genetic", 10_000)):
         result = fastopt.minimize(
-            losses, space, method=method, max_evals=20_000, vectorized=True, seed=0
+            losses, space, method=method, max_evals=evals, vectorized=True, seed=0
         )
         found[method] = (result.x["w"], result.x["b"])
     print(f"{'method':<14} {'w':>9} {'b':>9} {'loss':>12}  above the best")

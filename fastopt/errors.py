@@ -6,6 +6,8 @@ A message says which argument, what was found, what is wanted, and how to mend i
 
 from __future__ import annotations
 
+from typing import Any, NoReturn
+
 __all__ = [
     "ArrayError",
     "ConcurrentUseError",
@@ -73,3 +75,32 @@ class TrialError(FastoptError, RuntimeError):
 
 class ConcurrentUseError(FastoptError, RuntimeError):
     """Two threads used one stateful object at the same time."""
+
+
+def refuse_array(a: Any, wanted: Any, size: int, name: str) -> NoReturn:
+    """Raise what a kernel's door found wrong with the ndarray ``a``.
+
+    Parameters
+    ----------
+    a : ndarray
+        Not of the wanted dtype, byte order, size (any if negative), contiguous, aligned or, as the
+        last reason that is left, writable.
+    wanted : dtype
+    size : int
+    name : str
+        The argument.
+    """
+    if a.dtype.newbyteorder("=") != wanted:
+        raise DTypeError(f"{name}: expected dtype {wanted}, got {a.dtype}")
+    if not a.dtype.isnative:
+        raise DTypeError(
+            f"{name}: expected native byte order, got {a.dtype.str}; "
+            f"convert with .astype('{wanted.str}')"
+        )
+    if size >= 0 and a.size != size:
+        raise ArrayError(f"{name}: expected {size} elements, got {a.size}")
+    if not a.flags.c_contiguous:
+        raise ArrayError(f"{name}: expected a C-contiguous array; use numpy.ascontiguousarray")
+    if not a.flags.aligned:
+        raise ArrayError(f"{name}: expected aligned memory, got a misaligned array; copy it first")
+    raise ArrayError(f"{name}: is written in place but is read-only")

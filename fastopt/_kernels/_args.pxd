@@ -3,29 +3,6 @@
 cimport numpy as cnp
 
 
-cdef inline int refuse(
-    cnp.ndarray a, int typenum, Py_ssize_t size, bint writable, str name
-) except -1:
-    """Raise the error that says which argument, what was found and what is wanted."""
-    from fastopt.errors import ArrayError, DTypeError
-
-    wanted = cnp.PyArray_DescrFromType(typenum)
-    if cnp.PyArray_TYPE(a) != typenum:
-        raise DTypeError(f"{name}: expected dtype {wanted}, got {a.dtype}")
-    if not cnp.PyArray_ISNOTSWAPPED(a):
-        raise DTypeError(
-            f"{name}: expected native byte order, got {a.dtype.str}; "
-            f"convert with .astype('{wanted.str}')"
-        )
-    if size >= 0 and cnp.PyArray_SIZE(a) != size:
-        raise ArrayError(f"{name}: expected {size} elements, got {cnp.PyArray_SIZE(a)}")
-    if not cnp.PyArray_IS_C_CONTIGUOUS(a):
-        raise ArrayError(f"{name}: expected a C-contiguous array; use numpy.ascontiguousarray")
-    if not cnp.PyArray_CHKFLAGS(a, cnp.NPY_ARRAY_ALIGNED):
-        raise ArrayError(f"{name}: expected aligned memory, got a misaligned array; copy it first")
-    raise ArrayError(f"{name}: is written in place but is read-only")
-
-
 cdef inline void* data_of(
     cnp.ndarray a, int typenum, Py_ssize_t size, bint writable, str name
 ) except? NULL:
@@ -40,5 +17,7 @@ cdef inline void* data_of(
         or not cnp.PyArray_ISNOTSWAPPED(a)
         or (size >= 0 and cnp.PyArray_SIZE(a) != size)
     ):
-        refuse(a, typenum, size, writable, name)
+        from fastopt.errors import refuse_array  # written once, not in every kernel
+
+        refuse_array(a, cnp.PyArray_DescrFromType(typenum), size, name)
     return cnp.PyArray_DATA(a)

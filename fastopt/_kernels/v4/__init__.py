@@ -1,5 +1,4 @@
 from fastopt._kernels._cpu import require
 
-require(
-    "v4"
-)  # before any module here loads: on a lesser CPU its first instruction would be SIGILL
+# Before any module here loads: on a lesser CPU its first instruction would be SIGILL.
+require("v4")
