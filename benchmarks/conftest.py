@@ -17,10 +17,25 @@ from fastopt._kernels import isa
 
 PAGE = Path(__file__).parent.parent / "docs" / "benchmarks.md"
 HEAD = ("work", "threads", "fastopt", "against", "its time", "ratio", "by minima", "wanted")
-PEERS = (
-    "numpy torch onnxruntime scikit-learn optax jax ml_dtypes pymoo deap bitsandbytes gguf "
-    "apytypes fxpmath moocore cmaes optuna scipy"
-).split()
+PEERS = [
+    "numpy",
+    "torch",
+    "onnxruntime",
+    "scikit-learn",
+    "optax",
+    "jax",
+    "ml_dtypes",
+    "pymoo",
+    "deap",
+    "bitsandbytes",
+    "gguf",
+    "apytypes",
+    "fxpmath",
+    "moocore",
+    "cmaes",
+    "optuna",
+    "scipy",
+]
 
 
 def cpu_name() -> str:
@@ -53,8 +68,8 @@ def page(groups: dict[str, list[tuple[str, ...]]]) -> str:
         f"- {cpu_name()}, {os.cpu_count()} cores, kernels built for level {isa}, "
         f"Python {platform.python_version()}, {datetime.date.today().isoformat()}",
         f"- fastopt {fastopt.__version__}; {versions()}",
-        "- Times are median (minimum) of interleaved rounds in one process; *ratio* is the other's "
-        "time over ours, by medians and by minima: above 1 we are faster.",
+        "- Times are median (minimum) of interleaved rounds in one process; *ratio* is the other's"
+        " time over ours, by medians and by minima: above 1 we are faster.",
         "- Against *limit* the ratio is the share of the machine's own limit: a loop that only "
         "moves the same bytes, measured in the same rounds.",
         "- *wanted* is the goal the project set itself; a goal that was not reached is marked "

@@ -9,7 +9,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-import fastopt._kernels  # noqa: F401  fails here, not later, where FASTOPT_ISA asks for too much
+import fastopt._kernels
 
 if TYPE_CHECKING:
     from fastopt import (

@@ -518,7 +518,7 @@ def narrow_random(x, words, spec):
 
 
 def noise(key, n):
-    """Words of elements 0..n-1: Philox4x32-10, counter 16 (i // 64) + i % 16, word i % 64 // 16."""
+    """Words of elements 0..n-1: Philox4x32-10, counter 16 (i//64) + i % 16, word i % 64 // 16."""
     i = np.arange(n, dtype="u8")
     counter, k0, k1 = i // 64 * 16 + i % 16, np.uint64(key & 0xFFFFFFFF), np.uint64(key >> 32)
     c, low = [counter & 0xFFFFFFFF, counter >> 32, i * 0, i * 0], np.uint64(0xFFFFFFFF)

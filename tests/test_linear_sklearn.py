@@ -40,6 +40,8 @@ def expected_failures(estimator):
 @pytest.mark.filterwarnings("ignore")
 @parametrize_with_checks(ESTIMATORS, expected_failed_checks=expected_failures)
 def test_scikit_learn_checks(estimator, check):
+    if "array_api" in str(check):  # a check of array-API estimators, which skips itself for others
+        return
     check(estimator)
 
 

@@ -32,8 +32,17 @@ def cases():
         warnings.simplefilter("ignore")
         found = load_model_tests(kind="node")
     return [
-        c for c in found if c.name.startswith(KINDS) and not any(k in c.name for k in LEFT_OUT)
+        c
+        for c in found
+        if c.name.startswith(KINDS)
+        and not any(k in c.name for k in LEFT_OUT)
+        and (not c.name.startswith("test_cast_") or set(cast_types(c.name)) <= CASTS.keys())
     ]
+
+
+def cast_types(name):
+    """Source and target; casts of other types are NumPy's own astype and not ours."""
+    return name.removeprefix("test_cast_").removeprefix("no_saturate_").split("_to_")
 
 
 def array(value):
@@ -57,11 +66,7 @@ def test_node(case):
     (node,) = case.model.graph.node
     options = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
     if node.op_type == "Cast":
-        source, target = (
-            case.name.removeprefix("test_cast_").removeprefix("no_saturate_").split("_to_")
-        )
-        if not {source, target} <= CASTS.keys():
-            pytest.skip(f"{source} to {target} is NumPy's own astype")
+        target = cast_types(case.name)[1]
         got = Q.cast(inputs[0], CASTS[target], saturate=bool(options.get("saturate", 1)))
         same(got, outputs[0])
         return
