@@ -119,9 +119,11 @@ class _Axis:
     def ticks(self) -> list[float]:
         span = self._high - self._low
         if self._log and span > 1:
-            step = max(1, round(span / 6))
-            first = math.ceil(self._low)
-            return [10.0**k for k in range(first, math.floor(self._high) + 1, step)]
+            first, last = math.floor(self._low), math.floor(self._high)
+            if span > 2.5:
+                return [10.0**k for k in range(first + 1, last + 1, max(1, round(span / 6)))]
+            finer = [m * 10.0**k for k in range(first, last + 1) for m in (1, 2, 5)]
+            return [t for t in finer if self._low <= math.log10(t) <= self._high]
         low, high = (10**self._low, 10**self._high) if self._log else (self._low, self._high)
         raw = (high - low) / 5
         unit = 10 ** math.floor(math.log10(raw))
@@ -135,7 +137,7 @@ def _label(value: float) -> str:
         return "0"
     if abs(value) >= 1e6 or abs(value) < 1e-3:
         return f"{value:.0e}".replace("e-0", "e-").replace("e+0", "e")
-    return f"{value:,.4g}"
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
 def _frame(x: _Axis, y: _Axis, x_name: str, y_name: str, names: Sequence[str], marks: str) -> str:
