@@ -71,7 +71,7 @@ def cast(
 
     Examples
     --------
-    >>> import numpy as np
+    >>> import ml_dtypes, numpy as np  # without ml_dtypes the result is the codes as uint8
     >>> from fastopt.quantization import cast
     >>> cast(np.array([1.0, 1 / 3, 1e9], np.float32), "float8_e4m3fn").astype(float).tolist()
     [1.0, 0.34375, 448.0]
