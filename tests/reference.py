@@ -5,6 +5,9 @@ One section a kernel file, in the order of the names of those files.
 
 from __future__ import annotations
 
+from functools import reduce
+from operator import add
+
 import numpy as np
 
 
@@ -161,13 +164,18 @@ def lion(p, g, m, lr, b1, b2, decoupled=0.0, scale=1):
     )
 
 
+def in_order(values):
+    """Plain left-to-right sum: Python 3.12's own ``sum`` of floats compensates."""
+    return reduce(add, values, 0.0)
+
+
 def unit_sums(x):
     """Sum of squares in double: units of 256, sixteen lanes each, added in order."""
     x = np.concatenate([x.ravel().astype("f8"), np.zeros(-x.size % 256)]).reshape(-1, 16, 16)
     lanes = np.zeros((len(x), 16))
     for k in range(16):
         lanes = lanes + x[:, k] * x[:, k]
-    return [sum(row.tolist(), 0.0) for row in lanes]
+    return [in_order(row.tolist()) for row in lanes]
 
 
 def lamb(p, g, m, v, t, lr, b1, b2, eps, decoupled=0.0, scale=1):
@@ -175,7 +183,7 @@ def lamb(p, g, m, v, t, lr, b1, b2, eps, decoupled=0.0, scale=1):
     moments(p, g, m, v, b1, b2, 0.0, scale)
     root = np.sqrt(v) * dt(1 / (1 - b2**t) ** 0.5) + dt(eps)
     u = m * dt(1 / (1 - b1**t)) / root + dt(decoupled) * p
-    norms = [sum(unit_sums(x), 0.0) ** 0.5 for x in (p, u)]
+    norms = [in_order(unit_sums(x)) ** 0.5 for x in (p, u)]
     p[...] = p - dt(lr * (1.0 if 0 in norms else norms[0] / norms[1])) * u
 
 
