@@ -223,27 +223,8 @@ def points(
 
 def add_result(page: Page, result: Compressed) -> Page:
     """The sections of one compression: before/after, decisions, every recipe tried."""
-    b, a = result.before, result.after
-    page.heading("Before and after").table(
-        ("", "before", "after", "ratio"),
-        (
-            (result.metric, f"{b.metric:.4f}", f"{a.metric:.4f}", f"{a.metric - b.metric:+.4f}"),
-            (
-                "parameters",
-                f"{b.n_params:,}",
-                f"{a.n_params:,}",
-                f"{b.n_params / a.n_params:.1f}x",
-            ),
-            ("bytes", f"{b.nbytes:,}", f"{a.nbytes:,}", f"{b.nbytes / a.nbytes:.1f}x"),
-            ("multiply-adds", f"{b.macs:,}", f"{a.macs:,}", f"{b.macs / a.macs:.1f}x"),
-            (
-                "latency, 64 rows",
-                f"{b.latency_s * 1e6:.0f} us",
-                f"{a.latency_s * 1e6:.0f} us",
-                f"{b.latency_s / a.latency_s:.1f}x",
-            ),
-        ),
-    ).text(result.verdict() + ".")
+    head, *rows = result.rows()
+    page.heading("Before and after").table(head, rows).text(result.verdict() + ".")
     if result.decisions:
         page.heading("What was done, and what undoing it would cost").table(
             ("step", "where", "what", result.target, result.metric),

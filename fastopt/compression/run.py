@@ -122,10 +122,10 @@ class Compressed:
         """Write the compressed model."""
         self.model.save(path)
 
-    def table(self) -> str:
-        """Before and after, asked and reached, and the reason for each step, as text."""
+    def rows(self) -> list[tuple[str, str, str, str]]:
+        """The before/after table, its head first, each cell as text."""
         b, a = self.before, self.after
-        rows = [
+        return [
             ("", "before", "after", "ratio"),
             (self.metric, f"{b.metric:.4f}", f"{a.metric:.4f}", f"{a.metric - b.metric:+.4f}"),
             ("parameters", f"{b.n_params:,}", f"{a.n_params:,}", _times(b.n_params, a.n_params)),
@@ -138,6 +138,10 @@ class Compressed:
                 _times(b.latency_s, a.latency_s),
             ),
         ]
+
+    def table(self) -> str:
+        """Before and after, asked and reached, and the reason for each step, as text."""
+        rows = self.rows()
         widths = [max(len(row[k]) for row in rows) for k in range(4)]
         lines = [
             "  ".join(
