@@ -9,9 +9,9 @@
  *      which costs three shifts and needs no shuffle.
  *
  * u8 path: AVX-512 VNNI vpdpbusd (64 products an instruction). s16 path: vpmaddwd, or vpdpwssd:
- * sums of two products of 16-bit numbers fit in 32 bits always. On AVX2 the u8 path is vpmaddubsw,
- * which saturates at +-32767; it may be used only where pair_safe (pack_int8.h) says that it
- * cannot: 255 * (positive part of a pair) <= 32767 and likewise for the negative part.
+ * sums of two products of 16-bit numbers fit in 32 bits always. On AVX2 the u8 path would be
+ * vpmaddubsw, which saturates at +-32767: exact only where 255 * (positive part of a pair) <= 32767
+ * and likewise for the negative part.
  */
 #ifndef FO_DOT_INT8
 #define FO_DOT_INT8
