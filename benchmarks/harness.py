@@ -26,10 +26,11 @@ every other key is a peer. The ratio printed is peer's time / our time, for the 
 (so 0.90 = 90 % of what the memory system allows).
 
 Rules of measurement: all contenders in one process, interleaved round-robin, several rounds,
-median and minimum. Calls shorter than 1 ms are repeated inside a round. Short rounds run with all
-threads of the process in SCHED_RR where that is permitted, since on a shared machine a second
-thread otherwise waits whole scheduler ticks; the class is put back after each. A contender that
-takes longer than a second runs at most three times.
+median and minimum. Calls shorter than 2 ms are repeated inside a round. Short rounds run with the
+threads that work for the contender in SCHED_RR where that is permitted, since on a shared machine
+a second thread otherwise waits whole scheduler ticks; the class is put back after each. Threads of
+the other contenders are left alone: a pool that still spins must not starve the one that works. A
+contender that takes longer than a second runs at most three times.
 
 ``python -m benchmarks [pytest arguments]`` runs everything, prints the table of ratios and, when
 every file was run, rewrites docs/benchmarks.md.
@@ -42,9 +43,11 @@ import gc
 import importlib
 import os
 import statistics
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -55,6 +58,8 @@ Contender = Callable[[], object]
 ROUNDS = 9
 SHORTEST_ROUND_S = 2e-3  # a call shorter than this is repeated
 BURST_S = 0.05  # a round longer than this is not worth stalling the machine for
+PROBE_S = 0.012  # three scheduler ticks: a thread that works is seen to work
+SPIN_S = 0.15  # after this the pools of the other contenders sleep
 PAUSE_S = 2e-3  # between bursts: the scheduler's real-time throttle never bites
 
 
@@ -71,13 +76,43 @@ def limit(name: str, *arrays: Any, threads: int) -> Contender | None:
     return (lambda: stream(name, *arrays, threads=threads)) if library() else None
 
 
+def runtimes() -> dict[int, int]:
+    """Nanoseconds of CPU each thread of this process has had; empty where Linux does not tell."""
+    used = {}
+    for task in os.listdir("/proc/self/task") if os.path.isdir("/proc/self/task") else []:
+        with contextlib.suppress(OSError, ValueError, IndexError):
+            text = Path(f"/proc/self/task/{task}/schedstat").read_text()
+            used[int(task)] = int(text.split()[0])
+    return used
+
+
+def workers(call: Contender) -> list[int]:
+    """The threads that work for this contender: those that got CPU time while it ran.
+
+    The pools of the others have stopped spinning by then, so they are not among them.
+    """
+    time.sleep(SPIN_S)
+    before = runtimes()
+    start = time.perf_counter()
+    while time.perf_counter() - start < PROBE_S:
+        call()
+    after = runtimes()
+    return [t for t in after if after[t] > before.get(t, 0)]
+
+
 @contextlib.contextmanager
-def burst() -> Iterator[None]:
-    """All threads of this process in SCHED_RR for a few milliseconds, where permitted."""
-    tasks = [int(t) for t in os.listdir("/proc/self/task")] if os.path.isdir("/proc/self") else []
+def burst(tasks: list[int]) -> Iterator[None]:
+    """The given threads in SCHED_RR for a few milliseconds, where permitted.
+
+    Each on a processor of its own when they fit: two real-time threads that wait for one another
+    on one processor would wait for the whole time slice.
+    """
+    cpus = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    places = [{cpu} for cpu in cpus] if len(tasks) <= len(cpus) else [set(cpus)] * len(tasks)
     raised = []
-    for task in tasks:
+    for task, place in zip(tasks, places, strict=False):
         with contextlib.suppress(OSError):
+            os.sched_setaffinity(task, place)
             os.sched_setscheduler(task, os.SCHED_RR, os.sched_param(1))
             raised.append(task)
     try:
@@ -86,6 +121,7 @@ def burst() -> Iterator[None]:
         for task in raised:
             with contextlib.suppress(OSError):
                 os.sched_setscheduler(task, os.SCHED_OTHER, os.sched_param(0))
+                os.sched_setaffinity(task, cpus)
 
 
 def timed(call: Contender, repeat: int) -> float:
@@ -96,14 +132,22 @@ def timed(call: Contender, repeat: int) -> float:
     return (time.perf_counter() - start) / repeat
 
 
-def measure(contenders: dict[str, Contender], rounds: int = ROUNDS) -> dict[str, list[float]]:
+def measure(
+    contenders: dict[str, Contender], threads: int = 1, rounds: int = ROUNDS
+) -> dict[str, list[float]]:
     """Seconds a call for each contender, one figure a round, interleaved."""
-    repeat, estimate = {}, {}
+    alone = [threading.get_native_id()]
+    repeat: dict[str, int] = {}
+    estimate: dict[str, float] = {}
+    tasks: dict[str, list[int]] = {}
     for name, call in contenders.items():
         first = timed(call, 1)  # warms caches, pools and compilers
-        second = first if first > 1.0 else timed(call, 1)
-        estimate[name] = second
-        repeat[name] = max(1, min(10_000, int(SHORTEST_ROUND_S / max(second, 1e-9))))
+        tasks[name] = alone if threads == 1 else workers(call) if first < 1.0 else []
+        with burst(tasks[name]):
+            estimate[name] = min(timed(call, 1) for _ in range(2)) if first < 1.0 else first
+        repeat[name] = max(1, min(10_000, int(SHORTEST_ROUND_S / max(estimate[name], 1e-9))))
+        if estimate[name] > BURST_S:
+            tasks[name] = []
     times: dict[str, list[float]] = {name: [] for name in contenders}
     gc.collect()
     gc.disable()
@@ -112,8 +156,9 @@ def measure(contenders: dict[str, Contender], rounds: int = ROUNDS) -> dict[str,
             for name, call in contenders.items():
                 if estimate[name] > 1.0 and k >= 3:
                     continue
-                short = estimate[name] * repeat[name] < BURST_S
-                with burst() if short else contextlib.nullcontext():
+                with burst(tasks[name]):
+                    if tasks[name]:
+                        call()  # the threads find their processors
                     times[name].append(timed(call, repeat[name]))
                 time.sleep(PAUSE_S)
     finally:
@@ -137,7 +182,7 @@ class Case:
     def run(self, benchmark: Any) -> None:
         """Measure every contender; give ours to pytest-benchmark and the rest to its record."""
         contenders = {k: v for k, v in self.setup(self.threads).items() if v is not None}
-        times = measure(contenders, self.rounds)
+        times = measure(contenders, self.threads, self.rounds)
         benchmark.group = str(self)
         benchmark.extra_info["case"] = self.name
         benchmark.extra_info["threads"] = self.threads
