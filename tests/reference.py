@@ -154,6 +154,18 @@ def adadelta(p, g, v, d, lr, rho, eps, coupled=0.0):
     p[...] = p + dt(-lr) * delta
 
 
+def adafactor(p, g, row, col, v, t, lr, tau, eps1, eps2, d, decoupled=0.0, scale=1):
+    g, w, mean = p.dtype.type(scale) * g, t**tau, lambda a, k: (a * a).mean(k, keepdims=True)
+    rms_p = np.sqrt(mean(p.astype("f8"), None)).item()
+    for state, now in ((row, mean(g, -1)), (col, mean(g, -2))) if v is None else ((v, g * g),):
+        state[...] = state + w * (now - state)
+    if v is None:
+        v = row * col / np.maximum(row.mean(-2, keepdims=True), eps1)
+    u = (g / np.sqrt(np.maximum(v, eps1 * eps1))).astype("f8")
+    step = max(eps2, rms_p) * min(lr, t**-0.5) / max(1.0, np.sqrt(mean(u, None)).item() / d)
+    p[...] = (1 - lr * decoupled) * p - step * u
+
+
 def lion(p, g, m, lr, b1, b2, decoupled=0.0, scale=1):
     dt = p.dtype.type
     g = dt(scale) * g
@@ -568,3 +580,19 @@ def top_k(scores, k):
     """(score, row) of the k largest of each row of scores; of equals the lower row."""
     rows = np.argsort(-scores.astype("i8"), axis=1, kind="stable")[:, :k]
     return np.take_along_axis(scores, rows, axis=1), rows
+
+
+# --- codebook
+def codebook_encode(x, scale, bound, sign):
+    """Codes, one an element; the scale has a shape that broadcasts against x (float32)."""
+    with np.errstate(all="ignore"):
+        v = x * (np.float32(1) / scale)
+    below = (np.abs(v) if sign else v)[..., None] > bound
+    return (below.sum(-1) + (8 * np.signbit(v) if sign else 0)).astype(np.uint8)
+
+
+def codebook_scale(x, peak, power):
+    """Scale of each row: max|x| or the power of two below it, over peak; 1 for zeros."""
+    top = np.abs(x).max(1)
+    base = np.ldexp(np.float32(1), np.frexp(top)[1] - 1) if power else top
+    return np.where(top == 0, 1, np.maximum(base / peak, np.finfo("f4").tiny)).astype("f4")

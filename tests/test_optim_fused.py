@@ -16,7 +16,6 @@ from tests.conftest import THREADS, kernel, sample
 
 FAMILIES = ["SGD", "Adam", "AdamW", "NAdam", "RAdam", "Adamax", "RMSprop", "Adagrad", "Adadelta",
             "Lion", "LAMB"]  # fmt: skip
-NARROW = [f for f in FAMILIES if f != "LAMB"]
 OPTIONS = {"SGD": {"lr": 0.1, "momentum": 0.9}, "Adagrad": {"lr": 0.1}}
 
 
@@ -157,7 +156,7 @@ def test_second_moment_decays_without_gradient(state_dtype):
 
 
 @pytest.mark.parametrize("state_dtype", ["bfloat16", "int8"])
-@pytest.mark.parametrize("name", NARROW)
+@pytest.mark.parametrize("name", FAMILIES)
 def test_narrow_state_follows_full_state(name, state_dtype):
     """50 steps on a noisy bowl: the weights end about where full state ends."""
     ends = {}
@@ -379,7 +378,7 @@ def test_refused_extras():
         with pytest.raises(error, match=match):
             optim.Adam(p, **options)
     with pytest.raises(OptionError, match="state_dtype"):
-        optim.LAMB(p, state_dtype="int8")
+        optim.Adafactor(p, state_dtype="int8")
     frozen = np.ones(8, "f4")
     frozen.flags.writeable = False
     with pytest.raises(ArrayError, match="read-only"):
@@ -389,6 +388,18 @@ def test_refused_extras():
         optim.Adam([p, np.zeros(8, "f4")], zero_grads=True).step([g, g])
     assert g.all()
     assert not p.any()
+    opt = optim.Adam([np.zeros(3, "f4"), p], ema_decay=0.5, copy_out=[None, half.view("f2")])
+    for bad, what in (
+        (opt.ema[1], "ema\\[1\\]"),
+        (half.view("f2"), "copy_out\\[1\\]"),
+        (p, "params\\[1\\]"),
+    ):
+        with pytest.raises(ArrayError, match=rf"grads\[1\]: shares memory with {what}"):
+            opt.step([np.ones(3, "f4"), bad])
+    with pytest.raises(ArrayError, match=r"ema\[1\]"):
+        opt.add_param_group({"params": [opt.ema[1]]})
+    assert not p.any()
+    assert not opt.param_groups[0]["params"][0].any()
 
 
 # -- schedules and files ---------------------------------------------------------------------

@@ -22,6 +22,7 @@ from libc.stdint cimport uint64_t
 from libc.stdlib cimport qsort
 
 from fastopt._kernels._args cimport data_of
+from fastopt._kernels.update_factored cimport BROAD, TALL
 from fastopt._kernels.update_refusals cimport (
     refuse_change, refuse_count, refuse_overlap, refuse_shape, refuse_type,
 )
@@ -60,11 +61,14 @@ RULES = {
     "adagrad": (ADAGRAD, (False,), 6),
     "adadelta": (ADADELTA, (False, False), 6),
     "lamb": (LAMB, (True, False), 7),
+    "adafactor": (ADAFACTOR, (False,), 8),  # two states, means over rows and columns, from 2-d on
 }
 
 cdef struct Span:
     const char* lo
     const char* hi
+    Py_ssize_t row
+    int what  # 0 parameter, 1 average, 2 narrow copy
 
 
 cdef int by_address(const void* a, const void* b) noexcept nogil:
@@ -73,8 +77,10 @@ cdef int by_address(const void* a, const void* b) noexcept nogil:
     )
 
 
-cdef inline bint overlaps(const Span* sorted_spans, Py_ssize_t n, Span s) noexcept nogil:
-    """Whether ``s`` meets one of the n spans, which are sorted and disjoint."""
+cdef inline const Span* overlapped(
+    const Span* sorted_spans, Py_ssize_t n, Span s
+) noexcept nogil:
+    """The one of the n spans, sorted and disjoint, that ``s`` meets, or NULL."""
     cdef Py_ssize_t low = 0, high = n, middle
     while low < high:  # the first one that ends after s begins
         middle = (low + high) // 2
@@ -82,7 +88,7 @@ cdef inline bint overlaps(const Span* sorted_spans, Py_ssize_t n, Span s) noexce
             low = middle + 1
         else:
             high = middle
-    return low < n and sorted_spans[low].lo < s.hi
+    return sorted_spans + low if low < n and sorted_spans[low].lo < s.hi else NULL
 
 
 cdef int bfloat_typenum = -1  # of ml_dtypes, once seen
@@ -147,11 +153,12 @@ cdef class Plan:
 
     cdef Work work
     cdef double* options
-    cdef Span* spans  # the parameters' memory, sorted
+    cdef Span* spans  # what a step writes besides state, sorted
+    cdef Py_ssize_t n_spans
     cdef Span* grad_spans  # room to sort the gradients'
     cdef readonly Py_ssize_t size
     cdef uint64_t seed
-    cdef bint busy, lamb
+    cdef bint busy, scaled  # scaled: its rules need a pass for norms
     cdef tuple rules, params, held
 
     def __cinit__(self, list rules not None, list params not None, list states not None,
@@ -164,20 +171,34 @@ cdef class Plan:
         self.work.rows = <Row*> PyMem_Calloc(n + 1, sizeof(Row))
         self.work.slots = <double*> PyMem_Calloc(n + 1, SCALARS * sizeof(double))
         self.options = <double*> PyMem_Calloc(len(rules) + 1, SCALARS * sizeof(double))
-        self.spans = <Span*> PyMem_Calloc(n + 1, sizeof(Span))
+        self.spans = <Span*> PyMem_Calloc(3 * n + 1, sizeof(Span))
         self.grad_spans = <Span*> PyMem_Calloc(n + 1, sizeof(Span))
         if not (
             self.work.rows and self.work.slots and self.options and self.spans and self.grad_spans
         ):
             raise MemoryError
+        if "adafactor" in rules:
+            self.work.factors = <Factors*> PyMem_Calloc(n + 1, sizeof(Factors))
+            if self.work.factors == NULL:
+                raise MemoryError
         self.work.n_rows = n
         for i in range(n):
             self.bind_row(i, groups[i], states[i], () if scales is None else scales[i])
-            self.spans[i].lo = self.work.rows[i].p
-            self.spans[i].hi = self.spans[i].lo + self.work.rows[i].n * self.work.rows[i].wide
-        qsort(self.spans, n, sizeof(Span), by_address)
+            if self.work.factors != NULL:
+                self.work.factors[i + 1].tile = self.work.factors[i].tile + (
+                    self.work.factors[i].matrices * self.work.factors[i].blocks
+                    * self.work.factors[i].strips
+                )
+                self.work.factors[i + 1].matrix = self.work.factors[i].matrix + (
+                    self.work.factors[i].matrices if self.work.rows[i].n else 0
+                )
+        self.set_spans()
 
     def __dealloc__(self):
+        cdef Py_ssize_t i
+        for i in range(self.work.n_rows if self.work.factors != NULL else 0):
+            PyMem_Free(self.work.factors[i].row_sums)
+        PyMem_Free(self.work.factors)
         PyMem_Free(self.work.rows)
         PyMem_Free(self.work.slots)
         PyMem_Free(self.work.sums)
@@ -189,21 +210,26 @@ cdef class Plan:
         cdef Row* r = &self.work.rows[i]
         cdef cnp.ndarray a = self.params[i]
         cdef int k, typenum = cnp.NPY_FLOAT32
+        cdef Py_ssize_t size
         if cnp.PyArray_TYPE(a) == cnp.NPY_FLOAT64:
             typenum = cnp.NPY_FLOAT64
         r.p = <char*> data_of(a, typenum, -1, True, f"params[{i}]")
         r.n = cnp.PyArray_SIZE(a)
         r.wide = 8 if typenum == cnp.NPY_FLOAT64 else 4
         r.group, r.product = group, 1.0
+        size = r.n
         r.rule, signs = RULES[self.rules[group]][:2]
+        self.scaled = self.scaled or r.rule >= LAMB
+        if r.rule == ADAFACTOR and cnp.PyArray_NDIM(a) > 1:
+            self.bind_factors(i, a)
+            signs = (False, False)
         r.n_states = len(signs)
-        self.lamb = self.lamb or r.rule == LAMB
         if len(states) != r.n_states:
             raise IndexError(f"states[{i}]: expected {r.n_states} arrays")
         for k in range(r.n_states):
             r.signs[k] = signs[k]
             s = states[k]
-            if s.dtype.itemsize != r.wide and r.wide == 4 and r.rule != LAMB:
+            if s.dtype.itemsize != r.wide and r.wide == 4:
                 typenum = cnp.NPY_UINT16
                 r.state_kind = BFLOAT
                 if s.dtype.itemsize == 1:
@@ -212,10 +238,36 @@ cdef class Plan:
                     r.scales[k] = <float*> data_of(
                         scales[k], cnp.NPY_FLOAT32, (r.n + UNIT - 1) // UNIT, True, "scales"
                     )
-            r.s[k] = <char*> data_of(s, typenum, r.n, True, f"states[{i}][{k}]")
+            if r.factors != NULL:
+                size = r.factors.matrices * (r.factors.cols if k else r.factors.rows)
+            r.s[k] = <char*> data_of(s, typenum, size, True, f"states[{i}][{k}]")
         r.unit = self.work.units
         self.work.units += (r.n + UNIT - 1) // UNIT
         self.size += r.n
+        return 0
+
+    cdef int bind_factors(self, Py_ssize_t i, cnp.ndarray a) except -1:
+        """Adafactor's view of an array: a stack of matrices, their tiles, room for their sums."""
+        cdef Factors* f = &self.work.factors[i]
+        cdef int d = cnp.PyArray_NDIM(a)
+        cdef Py_ssize_t k, rows, cols
+        f.matrices = 1
+        for k in range(d - 2):
+            f.matrices *= cnp.PyArray_DIMS(a)[k]
+        f.rows, f.cols = cnp.PyArray_DIMS(a)[d - 2], cnp.PyArray_DIMS(a)[d - 1]
+        self.work.rows[i].factors = f
+        if cnp.PyArray_SIZE(a) == 0:
+            return 0
+        f.blocks, f.strips = (f.rows + TALL - 1) // TALL, (f.cols + BROAD - 1) // BROAD
+        rows, cols = f.matrices * f.rows, f.matrices * f.cols
+        f.row_sums = <double*> PyMem_Calloc(
+            rows * (f.strips + 1) + cols * (f.blocks + 1), sizeof(double)
+        )
+        if f.row_sums == NULL:
+            raise MemoryError
+        f.col_sums = f.row_sums + rows * f.strips
+        f.left = <char*> (f.col_sums + cols * f.blocks)
+        f.right = f.left + rows * sizeof(double)
         return 0
 
     def set_options(self, Py_ssize_t group, tuple values not None):
@@ -250,6 +302,24 @@ cdef class Plan:
                 )
         self.work.ema_share, self.work.zero_grads = ema_share, zero_grads
         self.held = (*self.held[:2], emas, copies)
+        self.set_spans()
+
+    cdef void set_spans(self) noexcept:
+        """The memory that a step writes besides state, sorted; the arrays are disjoint."""
+        cdef Py_ssize_t i, k, m = 0
+        cdef Row* r
+        cdef char* lo
+        for i in range(self.work.n_rows):
+            r = &self.work.rows[i]
+            for k in range(3):
+                lo = r.p if k == 0 else r.ema if k == 1 else r.copy
+                if lo == NULL or r.n == 0:
+                    continue
+                self.spans[m].lo, self.spans[m].hi = lo, lo + r.n * (2 if k == 2 else r.wide)
+                self.spans[m].row, self.spans[m].what = i, k
+                m += 1
+        self.n_spans = m
+        qsort(self.spans, m, sizeof(Span), by_address)
 
     @property
     def counts(self):
@@ -270,6 +340,7 @@ cdef class Plan:
         cdef Row* r
         cdef int typenum
         cdef bint writes = self.work.zero_grads
+        cdef const Span* met
         if PyTuple_GET_SIZE(grads) != n:
             return refuse_count(n, len(grads))
         for i in range(n):
@@ -302,8 +373,11 @@ cdef class Plan:
                 continue
             self.grad_spans[m].lo = r.g
             self.grad_spans[m].hi = r.g + r.n * (2 if r.grad_kind != SAME else r.wide)
-            if overlaps(self.spans, n, self.grad_spans[m]):
-                return refuse_overlap(i, "a parameter")
+            met = overlapped(self.spans, self.n_spans, self.grad_spans[m])
+            if met != NULL:
+                return refuse_overlap(
+                    i, f"{('params', 'ema', 'copy_out')[met.what]}[{met.row}]"
+                )
             m += 1
         if writes:
             qsort(self.grad_spans, m, sizeof(Span), by_address)
@@ -326,7 +400,7 @@ cdef class Plan:
         self.busy = True
         try:
             self.bind(grads)
-            if max_norm > 0 or guard or self.lamb:
+            if max_norm > 0 or guard or self.scaled:
                 self.make_room()
             if max_norm > 0 or guard:
                 with nogil:
@@ -337,10 +411,10 @@ cdef class Plan:
                     scale *= min(1.0, max_norm / (norm + 1e-6)) if norm == norm else norm
             self.prepare_rows(scale)
             if self.size < HOLDS_GIL_BELOW:
-                step_all(&self.work, self.lamb, 1)
+                step_all(&self.work, self.scaled, 1)
             else:
                 with nogil:
-                    step_all(&self.work, self.lamb, threads)
+                    step_all(&self.work, self.scaled, threads)
             return norm
         finally:
             self.busy = False

@@ -1,6 +1,7 @@
 /* Bit patterns of narrow numbers, element by element; plain C that every level vectorises alike. */
 #ifndef FO_UPDATE_BITS
 #define FO_UPDATE_BITS
+#include <stddef.h>
 #include <stdint.h>
 #include <string.h>
 
@@ -16,6 +17,17 @@ static inline float fo_from_half(uint16_t h) {
     uint32_t u = fo_bits(fo_float(rest) * 0x1p112f);
     u = rest >= 0x0f800000u ? rest | 0x7f800000u : u;
     return fo_float(sign | u);
+}
+
+/* An array of float16 (or bfloat16) as floats; a call each tile, so one copy of the code will do. */
+static __attribute__((noinline)) void fo_widen(float *restrict out, const uint16_t *restrict x,
+                                               ptrdiff_t n, int half) {
+    if (half)
+        for (ptrdiff_t i = 0; i < n; i++)
+            out[i] = fo_from_half(x[i]);
+    else
+        for (ptrdiff_t i = 0; i < n; i++)
+            out[i] = fo_from_bfloat(x[i]);
 }
 
 /* Nearest even; NaN stays NaN. */

@@ -24,7 +24,7 @@ static inline float fo_block_scale(const float *restrict x, ptrdiff_t n) {
                               : (fo_float(top) < FO_LEAST_SCALE ? 0.0f : fo_float(top));
 }
 
-static inline void fo_decode_signed(float *restrict out, const int8_t *restrict codes,
+static __attribute__((noinline)) void fo_decode_signed(float *restrict out, const int8_t *restrict codes,
                                     float scale, ptrdiff_t n) {
     for (ptrdiff_t i = 0; i < n; i++) {
         float q = (float)codes[i] * (1.0f / 127.0f);
@@ -32,7 +32,7 @@ static inline void fo_decode_signed(float *restrict out, const int8_t *restrict 
     }
 }
 
-static inline void fo_decode_unsigned(float *restrict out, const uint8_t *restrict codes,
+static __attribute__((noinline)) void fo_decode_unsigned(float *restrict out, const uint8_t *restrict codes,
                                       float scale, ptrdiff_t n) {
     for (ptrdiff_t i = 0; i < n; i++) {
         float q = (float)codes[i] * (1.0f / 255.0f);

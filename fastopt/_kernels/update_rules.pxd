@@ -242,13 +242,31 @@ cdef inline void adadelta(
         p[i] = p[i] + step * di
 
 
-cdef inline void lamb_moments(
-    const real* p, const real* g, real* m, real* v, Py_ssize_t n, const double* h, double* sums
+cdef inline void lamb_norms(
+    const real* p, const real* g, const real* m, const real* v, Py_ssize_t n, const double* h,
+    double* sums,
 ) noexcept nogil:
-    """The moments of at most UNIT elements, and sum p^2 and sum u^2 of the raw update u."""
+    """Of at most UNIT elements: sum p^2 and sum u^2 of the raw update u; nothing is written."""
     cdef real scale = <real> h[0], w1 = <real> h[3], b2 = <real> h[4], w2 = <real> h[5]
     cdef real rc2 = <real> h[6], eps = <real> h[7], rc1 = <real> h[8], wd = <real> h[10]
-    cdef real gi, mi, vi, u[UNIT]
+    cdef real gi, mi, vi
+    cdef real u[UNIT]
+    cdef Py_ssize_t i
+    for i in range(n):
+        gi = scale * g[i]
+        mi = m[i] + w1 * (gi - m[i])
+        vi = b2 * v[i] + w2 * (gi * gi)
+        u[i] = (mi * rc1) / (root(vi) * rc2 + eps) + wd * p[i]
+    sums[0] = sum_of_squares(p, n)
+    sums[1] = sum_of_squares(<const real*> u, n)
+
+
+cdef inline void lamb(
+    real* p, const real* g, real* m, real* v, Py_ssize_t n, const double* h
+) noexcept nogil:
+    cdef real scale = <real> h[0], w1 = <real> h[3], b2 = <real> h[4], w2 = <real> h[5]
+    cdef real rc2 = <real> h[6], eps = <real> h[7], rc1 = <real> h[8], wd = <real> h[10]
+    cdef real step = <real> (h[9] * h[TRUST]), gi, mi, vi
     cdef Py_ssize_t i
     for i in range(n):
         gi = scale * g[i]
@@ -256,19 +274,51 @@ cdef inline void lamb_moments(
         vi = b2 * v[i] + w2 * (gi * gi)
         m[i] = mi
         v[i] = vi
-        u[i] = (mi * rc1) / (root(vi) * rc2 + eps) + wd * p[i]
+        p[i] = p[i] - step * ((mi * rc1) / (root(vi) * rc2 + eps) + wd * p[i])
+
+
+cdef inline double eps1_of(const Row* r, const double* h) noexcept nogil:
+    """Adafactor's eps1, by default the machine epsilon of the parameter."""
+    return h[4] if h[4] >= 0 else (2.0**-52 if r.wide == 8 else 2.0**-23)
+
+
+cdef inline void adafactor_norms(
+    const real* p, const real* g, const real* v, const real* inverse, Py_ssize_t n,
+    const double* h, double least, double* sums,
+) noexcept nogil:
+    """Of at most UNIT elements: sum p^2 and sum u^2 of u = g / sqrt(v); a vector's v moves first
+    (in registers), a matrix has ``inverse`` = 1 / sqrt(v)."""
+    cdef real scale = <real> h[0], w = <real> h[3], low = <real> (least * least)
+    cdef real gi, vi
+    cdef real u[UNIT]
+    cdef Py_ssize_t i
+    for i in range(n):
+        gi = scale * g[i]
+        if inverse != NULL:
+            u[i] = inverse[i] * gi
+        else:
+            vi = v[i] + w * (gi * gi - v[i])
+            u[i] = gi / root(low if vi < low else vi)
     sums[0] = sum_of_squares(p, n)
     sums[1] = sum_of_squares(<const real*> u, n)
 
 
-cdef inline void lamb_apply(
-    real* p, const real* m, const real* v, Py_ssize_t n, const double* h, double trust
+cdef inline void adafactor(
+    real* p, const real* g, real* v, const real* inverse, Py_ssize_t n, const double* h,
+    double least,
 ) noexcept nogil:
-    cdef real rc2 = <real> h[6], eps = <real> h[7], rc1 = <real> h[8], wd = <real> h[10]
-    cdef real step = <real> (h[9] * trust)
+    cdef real scale = <real> h[0], w = <real> h[3], low = <real> (least * least)
+    cdef real left = <real> h[2], step = <real> h[TRUST], gi, vi
     cdef Py_ssize_t i
     for i in range(n):
-        p[i] = p[i] - step * ((m[i] * rc1) / (root(v[i]) * rc2 + eps) + wd * p[i])
+        gi = scale * g[i]
+        if inverse != NULL:
+            gi = inverse[i] * gi
+        else:
+            vi = v[i] + w * (gi * gi - v[i])
+            v[i] = vi
+            gi = gi / root(low if vi < low else vi)
+        p[i] = left * p[i] - step * gi
 
 
 cdef inline double sum_of_squares(const real* x, Py_ssize_t n) noexcept nogil:
@@ -321,3 +371,5 @@ cdef inline void apply(
         adagrad(p, g, a, n, h)
     elif rule == ADADELTA:
         adadelta(p, g, a, b, n, h)
+    elif rule == LAMB:
+        lamb(p, g, a, b, n, h)

@@ -50,6 +50,12 @@ cdef inline void prepare(Row* r, const double* o, double scale, double* h) noexc
         h[4] = 1.0 - o[4]
         h[5] = o[5]
         h[6] = -lr
+    elif r.rule == ADAFACTOR:  # beta2_decay, eps1 (negative: the dtype's), eps2, d
+        h[3] = pow(t, o[4])
+        h[4] = o[5]
+        h[5] = o[6]
+        h[6] = min(lr, 1.0 / sqrt(t))
+        h[7] = o[7]
     else:  # the Adam family: beta1, beta2, eps, and momentum_decay for NAdam
         c1 = 1.0 - pow(o[4], t)
         c2 = 1.0 - pow(o[5], t)

@@ -4,12 +4,11 @@ or state are stored narrow, or where more is done with the new weights while the
 from libc.stdint cimport int8_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memset
 
-from fastopt._kernels.update_rules cimport apply, lamb_apply, lamb_moments, real
+from fastopt._kernels.update_rules cimport apply, lamb_norms, real
 from fastopt._kernels.update_types cimport *
 
 cdef extern from "update_bits.h" nogil:
-    float from_bfloat "fo_from_bfloat" (uint16_t b)
-    float from_half "fo_from_half" (uint16_t h)
+    void widen_all "fo_widen" (float* out, const uint16_t* x, Py_ssize_t n, int half)
     uint16_t to_bfloat "fo_to_bfloat" (float x)
     uint16_t to_bfloat_noisy "fo_to_bfloat_noisy" (float x, uint32_t noise)
     uint16_t to_half "fo_to_half" (float x)
@@ -31,13 +30,7 @@ cdef extern from "update_bytes.h" nogil:
 
 
 cdef inline void widen(float* out, const uint16_t* x, Py_ssize_t n, int kind) noexcept nogil:
-    cdef Py_ssize_t i
-    if kind == HALF:
-        for i in range(n):
-            out[i] = from_half(x[i])
-    else:
-        for i in range(n):
-            out[i] = from_bfloat(x[i])
+    widen_all(out, x, n, kind == HALF)
 
 
 cdef inline void narrow(uint16_t* out, const float* x, Py_ssize_t n, int kind) noexcept nogil:
@@ -188,33 +181,24 @@ cdef inline void stretch(
 cdef inline void lamb_first(
     Row* r, const real* p, Py_ssize_t at, Py_ssize_t n, const double* h, double* sums
 ) noexcept nogil:
-    """LAMB's first pass, unit by unit; ``sums`` has two numbers for each unit of the plan."""
-    cdef float wide[UNIT]
+    """LAMB's first pass, unit by unit, which only reads; ``sums`` has two numbers for each unit
+    of the plan."""
+    cdef float grad[UNIT]
+    cdef float state[2][UNIT]
     cdef const real* g
-    cdef Py_ssize_t end = at + n, m
+    cdef const real* m
+    cdef const real* v
+    cdef Py_ssize_t end = at + n, count
     while at < end:
-        m = min(UNIT, end - at)
-        g = <const real*> r.g + at
+        count = min(UNIT, end - at)
+        g, m, v = <const real*> r.g + at, <const real*> r.s[0] + at, <const real*> r.s[1] + at
         if real is float:
             if r.grad_kind != SAME:
-                widen(wide, <const uint16_t*> r.g + at, m, r.grad_kind)
-                g = <const real*> wide
-        lamb_moments(
-            p + at, g, <real*> r.s[0] + at, <real*> r.s[1] + at, m, h,
-            sums + 2 * (r.unit + at // UNIT),
-        )
-        at += m
-
-
-cdef inline void lamb_second(
-    Row* r, real* p, Py_ssize_t at, Py_ssize_t n, const double* h, double ema_share,
-    bint zero_grads,
-) noexcept nogil:
-    cdef Py_ssize_t end = at + n, m
-    while at < end:
-        m = min(TILE, end - at)
-        lamb_apply(
-            p + at, <const real*> r.s[0] + at, <const real*> r.s[1] + at, m, h, r.trust
-        )
-        after(r, p + at, at, m, ema_share, zero_grads)
-        at += m
+                widen(grad, <const uint16_t*> r.g + at, count, r.grad_kind)
+                g = grad
+            if r.state_kind != SAME:
+                load_state(state[0], r, 0, at, count)
+                load_state(state[1], r, 1, at, count)
+                m, v = state[0], state[1]
+        lamb_norms(p + at, g, m, v, count, h, sums + 2 * (r.unit + at // UNIT))
+        at += count

@@ -7,6 +7,7 @@ cdef enum:
     CHUNK = 64  # units a thread takes at a time: 16 Ki elements, about 10 us of Adam
     TILE = 1024  # elements that are widened, updated and narrowed while they are in L1
     SCALARS = 12
+    TRUST = 11  # where a row's own scalar goes: LAMB's ratio, Adafactor's step
     STATES = 3
 
 cdef enum Rule:
@@ -24,13 +25,23 @@ cdef enum Rule:
     RMSPROP_CENTERED_MOMENTUM
     ADAGRAD
     ADADELTA
-    LAMB
+    LAMB  # the rules from here on scale each array's step by norms: a pass before it
+    ADAFACTOR
 
 cdef enum Kind:  # how an array's numbers are stored
     SAME  # as the parameter's
     HALF  # float16
     BFLOAT  # bfloat16; as state: stochastically rounded
     BYTE  # 8 bits, companded, a float32 scale for each unit
+
+cdef struct Factors:  # of an array of two or more dimensions: a stack of matrices
+    Py_ssize_t matrices, rows, cols
+    Py_ssize_t blocks, strips  # tiles of a matrix, down and across
+    Py_ssize_t tile, matrix  # the numbers of its first ones
+    double* row_sums  # matrices x strips x rows
+    double* col_sums  # matrices x blocks x columns
+    char* left  # matrices x rows, then right: matrices x columns, in the parameter's precision
+    char* right
 
 cdef struct Row:
     char* p
@@ -43,7 +54,8 @@ cdef struct Row:
     Py_ssize_t unit  # the number of its first unit
     Py_ssize_t slot  # its scalars
     double product  # NAdam: of the momenta so far
-    double trust  # LAMB: the layer's ratio
+    double trust  # LAMB: the layer's ratio; Adafactor: its step
+    Factors* factors  # Adafactor: of a matrix
     uint64_t key  # random bits of this step
     long long step
     int group

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fastopt.optim import schedules
+from fastopt.optim.adafactor import Adafactor
 from fastopt.optim.adam import Adam, AdamW
 from fastopt.optim.adaptive import Adadelta, Adagrad, RMSprop
 from fastopt.optim.descent import DescendResult, descend
@@ -17,6 +18,7 @@ __all__ = [
     "LAMB",
     "SGD",
     "Adadelta",
+    "Adafactor",
     "Adagrad",
     "Adam",
     "AdamW",

@@ -228,12 +228,12 @@ class LAMB(_Moments):
     lr, betas, eps, weight_decay, maximize
         As for :class:`NAdam`; the decay is decoupled.
     **shared
-        The options of :class:`Optimizer`; the state stays in full precision.
+        The options of :class:`Optimizer`.
 
     Notes
     -----
-    Two passes, 44 bytes a float32 element; the update is computed twice rather than stored. The
-    norms are summed in double in a fixed order. Defaults and results are optax.lamb's. You et
+    Two passes, 44 bytes a float32 element; moments and update are computed twice rather than
+    stored; arrays that fit a cache together make both passes there. The norms are summed in double in a fixed order. Defaults and results are optax.lamb's. You et
     al., ICLR 2020, algorithm 2 with phi the identity.
 
     Examples
@@ -247,7 +247,6 @@ class LAMB(_Moments):
     """
 
     _options: ClassVar[dict[str, Validator]] = dict(_SHARED)
-    _narrow_state = False
 
     def __init__(
         self,

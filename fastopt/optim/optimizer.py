@@ -168,6 +168,11 @@ class Optimizer:
         """Names of the rule's state arrays, as torch.optim spells them."""
         raise NotImplementedError
 
+    def _kept(self, rule: str, p: Array) -> states.Kept:
+        """The rule's state arrays for ``p``."""
+        signs = update.RULES[rule][1]
+        return [(n, s, p.shape) for n, s in zip(self._state_names(rule), signs, strict=True)]
+
     def _scalars(self, group: Mapping[str, Any]) -> tuple[float, ...]:
         """The group's own options after lr, sign and the two decays, as the kernel reads them."""
         raise NotImplementedError
@@ -324,23 +329,23 @@ class Optimizer:
     def _check_memory(self) -> None:
         named = [(f"params[{i}]", p) for i, p in enumerate(self._params)]
         copies = [(f"copy_out[{i}]", c) for i, c in enumerate(self._copies or ()) if c is not None]
-        check_separate([*named, *copies])
+        emas = [(f"ema[{i}]", e) for i, e in enumerate(self.ema or ())]
+        check_separate([*named, *copies, *emas])
 
     # -- the plan ----------------------------------------------------------------------------
 
     def _build(self) -> None:
         """Bind everything to a new Plan; state that exists is kept."""
         rules = [self._rule(group) for group in self.param_groups]
-        names = [self._state_names(rules[g]) for g in self._group_of]
-        signs = [update.RULES[rules[g]][1] for g in self._group_of]
+        kept = [
+            self._kept(rules[g], p) for g, p in zip(self._group_of, self._params, strict=True)
+        ]
         firsts = [self._first_value(self.param_groups[g]) for g in self._group_of]
-        self._state = states.allocate(
-            self._params, names, signs, self._state, self._state_dtype, firsts
-        )
-        own = [tuple(s[n] for n in ns) for s, ns in zip(self._state, names, strict=True)]
+        self._state = states.allocate(self._params, kept, self._state, self._state_dtype, firsts)
+        own = [tuple(s[n] for n, *_ in ks) for s, ks in zip(self._state, kept, strict=True)]
         scales = [
-            tuple(s[n + states.SCALE] for n in ns if n + states.SCALE in s)
-            for s, ns in zip(self._state, names, strict=True)
+            tuple(s[n + states.SCALE] for n, *_ in ks if n + states.SCALE in s)
+            for s, ks in zip(self._state, kept, strict=True)
         ]
         plan = update.Plan(rules, self._params, own, self._group_of, scales, self._key)
         share = 0.0 if self._ema_decay is None else 1.0 - self._ema_decay
@@ -461,14 +466,8 @@ class Optimizer:
         }
         arrays: states.ParamState = {}
         if held:
-            arrays = states.read(
-                held,
-                self._params[i],
-                self._state_names(rule),
-                update.RULES[rule][1],
-                self._state_dtype,
-                where,
-            )
+            p = self._params[i]
+            arrays = states.read(held, p, self._kept(rule, p), self._state_dtype, where)
         step = 1 if held else 0
         if self._counts_steps():
             raw = float(np.asarray(entry.get("step", 0)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -11,30 +12,34 @@ from fastopt._arrays import Array, as_array
 from fastopt._kernels import update_state
 from fastopt.errors import ArrayError, DTypeError, FormatError
 
-__all__ = ["STATE_DTYPES", "ParamState", "allocate", "full", "read"]
+__all__ = ["STATE_DTYPES", "Kept", "ParamState", "allocate", "full", "read"]
 
 STATE_DTYPES = ("float32", "bfloat16", "int8")
 BLOCK = 256  # values that share a scale in 8-bit state
+
+# What a rule keeps for one parameter: (name, whether it has a sign, shape), in the kernel's order.
+Kept: TypeAlias = "Sequence[tuple[str, bool, tuple[int, ...]]]"
 
 # One parameter's state: name -> array; 8-bit codes have their scales under name + SCALE.
 ParamState: TypeAlias = "dict[str, Array]"
 SCALE = "_scale"
 
 
-def _forms(p: Array, state_dtype: str, signed: bool) -> list[tuple[str, str, tuple[int, ...]]]:
+def _forms(
+    p: Array, state_dtype: str, signed: bool, shape: tuple[int, ...]
+) -> list[tuple[str, str, tuple[int, ...]]]:
     """(suffix, dtype, shape) of what one state array of ``p`` needs; float64 is never narrowed."""
     if state_dtype == "float32" or p.dtype == np.float64:
-        return [("", p.dtype.name, p.shape)]
+        return [("", p.dtype.name, shape)]
     if state_dtype == "bfloat16":
-        return [("", "uint16", p.shape)]
-    blocks = -(-p.size // BLOCK)
-    return [("", "int8" if signed else "uint8", p.shape), (SCALE, "float32", (blocks,))]
+        return [("", "uint16", shape)]
+    blocks = -(-math.prod(shape) // BLOCK)
+    return [("", "int8" if signed else "uint8", shape), (SCALE, "float32", (blocks,))]
 
 
 def allocate(
     params: Sequence[Array],
-    names: Sequence[tuple[str, ...]],
-    signs: Sequence[tuple[bool, ...]],
+    kept: Sequence[Kept],
     state: Sequence[ParamState],
     state_dtype: str,
     first_values: Sequence[float],
@@ -47,16 +52,16 @@ def allocate(
     wanted = [
         {
             name + suffix: (dtype, shape)
-            for name, signed in zip(ns, ss, strict=True)
-            for suffix, dtype, shape in _forms(p, state_dtype, signed)
+            for name, signed, whole in arrays
+            for suffix, dtype, shape in _forms(p, state_dtype, signed, whole)
         }
-        for p, ns, ss in zip(params, names, signs, strict=True)
+        for p, arrays in zip(params, kept, strict=True)
     ]
     missing, end = [], 0
     for i, arrays in enumerate(wanted):
         for name, (dtype, shape) in arrays.items():
             if name not in state[i]:
-                size = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
+                size = math.prod(shape) * np.dtype(dtype).itemsize
                 missing.append((i, name, dtype, shape, end, size))
                 end += -(-size // 64) * 64 + 17 * 64
     slab = np.zeros(end + 64 if missing else 0, np.uint8)
@@ -65,8 +70,8 @@ def allocate(
     for i, name, dtype, shape, at, size in missing:
         result[i][name] = slab[first + at : first + at + size].view(dtype).reshape(shape)
     for i in {i for i, *_ in missing if first_values[i]}:
-        for name in names[i]:
-            write(result[i], name, np.full(params[i].shape, first_values[i], params[i].dtype))
+        for name, _, whole in kept[i]:
+            write(result[i], name, np.full(whole, first_values[i], params[i].dtype))
     return result
 
 
@@ -91,17 +96,16 @@ def full(arrays: ParamState, name: str) -> Array:
 def read(
     entry: Mapping[str, Any],
     p: Array,
-    names: tuple[str, ...],
-    signs: tuple[bool, ...],
+    kept: Kept,
     state_dtype: str,
     where: str,
 ) -> ParamState:
     """Fresh state arrays of ``p`` from an entry of a state dict, narrowed or widened as needed."""
     arrays: ParamState = {}
-    for name, signed in zip(names, signs, strict=True):
+    for name, signed, whole in kept:
         if entry.get(name) is None:
             raise FormatError(f"state_dict: {where} lacks {name!r}")
-        forms = _forms(p, state_dtype, signed)
+        forms = _forms(p, state_dtype, signed, whole)
         value = np.asarray(entry[name]) if _is_codes(entry[name]) else entry[name]
         try:
             if _is_codes(value) and value.dtype.name == forms[0][1]:
@@ -121,7 +125,7 @@ def read(
                     held[name + SCALE] = scales
                 value = full(held, name)
             target = p.dtype.name if len(forms) == 1 and forms[0][1] != "uint16" else "float32"
-            a = as_array(value, name, dtypes=("float32", "float64"), cast=target, shape=p.shape)
+            a = as_array(value, name, dtypes=("float32", "float64"), cast=target, shape=whole)
         except (ArrayError, DTypeError) as error:
             raise FormatError(f"state_dict: {where}: {error}") from None
         a = np.array(a, target, order="C", copy=True)
