@@ -44,6 +44,9 @@ CASES = [
     ("Adagrad", {"lr": 0.1, "maximize": True}),
     ("Adadelta", {}),
     ("Adadelta", {"lr": 0.5, "rho": 0.8, "weight_decay": 0.1, "maximize": True}),
+    ("Adafactor", {}),
+    ("Adafactor", {"lr": 0.02, "weight_decay": 0.1, "maximize": True}),
+    ("Adafactor", {"beta2_decay": -0.5, "d": 2.0, "eps": (1e-2, 0.1)}),
 ]
 NOT_IN_TORCH = [
     ("Lion", {"lr": 0.01, "weight_decay": 0.1}),
@@ -80,7 +83,7 @@ def run(opt: optim.Optimizer, params: list[np.ndarray], steps: int, seed: int = 
 def test_torch_step_for_step(name, options, torch64):
     """200 steps: float64 to rtol 1e-12, float32 to 2e-6 and no worse than torch's own float32."""
     torch = torch64
-    shapes = [(40, 50), (50,), ()]
+    shapes = [(40, 50), (50,), (), (2, 3, 4, 5), (70, 2100) if name == "Adafactor" else (3,)]
     start = [sample(int(np.prod(s)), "float64", seed=k).reshape(s) for k, s in enumerate(shapes)]
     result = {}
     for dtype in ("float64", "float32"):
@@ -294,6 +297,10 @@ BAD_OPTIONS = [
     ("Adam", {"eps": -1e-8}, OptionError, "eps"),
     ("AdamW", {"weight_decay": -1}, OptionError, "weight_decay"),
     ("AdamW", {"threads": 0}, OptionError, "threads"),
+    ("Adafactor", {"beta2_decay": 0.1}, OptionError, "beta2_decay"),
+    ("Adafactor", {"eps": 1e-3}, DTypeError, "eps"),
+    ("Adafactor", {"eps": (None, -1.0)}, OptionError, r"eps\[1\]"),
+    ("Adafactor", {"d": 0.5}, OptionError, "d: "),
 ]
 
 
@@ -405,7 +412,17 @@ def test_threads_do_not_change_bits():
 
 
 def test_doctests():
-    for name in ("adam", "adaptive", "descent", "lion", "moments", "muon", "schedules", "sgd"):
+    for name in (
+        "adafactor",
+        "adam",
+        "adaptive",
+        "descent",
+        "lion",
+        "moments",
+        "muon",
+        "schedules",
+        "sgd",
+    ):
         module = importlib.import_module(f"fastopt.optim.{name}")
         found = doctest.testmod(module)
         assert found.attempted

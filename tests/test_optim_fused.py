@@ -15,7 +15,8 @@ from fastopt.optim import schedules
 from tests.conftest import THREADS, kernel, sample
 
 FAMILIES = ["SGD", "Adam", "AdamW", "NAdam", "RAdam", "Adamax", "RMSprop", "Adagrad", "Adadelta",
-            "Lion", "LAMB"]  # fmt: skip
+            "Lion", "LAMB", "Adafactor"]  # fmt: skip
+NARROW = [f for f in FAMILIES if f != "Adafactor"]
 OPTIONS = {"SGD": {"lr": 0.1, "momentum": 0.9}, "Adagrad": {"lr": 0.1}}
 
 
@@ -156,7 +157,7 @@ def test_second_moment_decays_without_gradient(state_dtype):
 
 
 @pytest.mark.parametrize("state_dtype", ["bfloat16", "int8"])
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", NARROW)
 def test_narrow_state_follows_full_state(name, state_dtype):
     """50 steps on a noisy bowl: the weights end about where full state ends."""
     ends = {}

@@ -68,8 +68,8 @@ class Adafactor(Optimizer):
     >>> opt = Adafactor(w, lr=0.1)
     >>> opt.step(2 * w)
     >>> w.round(3)
-    array([[2.725, 0.908],
-           [0.908, 2.725]])
+    array([[2.7, 0.9],
+           [0.9, 2.7]])
     >>> opt.state_dict()["state"][0]["row_var"].shape
     (2, 1)
     """
