@@ -26,22 +26,25 @@ def codes(rng, dtype, *shape):
 
 
 def right_operand(module, b, layout, threads):
-    """b as the kernel wants it: (data, column sums)."""
+    """b as the kernel wants it: (data, column sums, narrow)."""
     k, n = b.shape
     if layout == ROWS_K:
-        return b, None
+        return b, None, False
     if layout == ROWS_N:
-        return np.ascontiguousarray(b.T), None
-    panels = Guarded(aligned_bytes(module.packed_size(n, k)))
+        return np.ascontiguousarray(b.T), None, False
+    panels = Guarded(aligned_bytes(module.packed_size(n, k, 0, 8, False)))
     colsum = Guarded(np.zeros(n, np.int32))
-    module.pack(panels.array, colsum.array, b, n, k, 0, 8, False, threads)
+    args = (n, k, 0, 8)
+    narrow = module.pack(panels.array, colsum.array, None, None, b, *args, False, threads)
+    signed = b.astype(np.int16) - 128 * (b.dtype == np.uint8)
+    assert narrow == bool(((signed >= -64) & (signed <= 63)).all())
     other = np.zeros_like(panels.array), np.zeros_like(colsum.array)
-    module.pack(*other, np.ascontiguousarray(b.T), n, k, 0, 8, True, threads)
+    module.pack(*other, None, None, np.ascontiguousarray(b.T), *args, True, threads)
     panels.check()
     colsum.check()
     assert (other[0] == panels.array).all()
     assert (other[1] == colsum.array).all()
-    return panels.array, colsum.array
+    return panels.array, colsum.array, narrow
 
 
 def check_kernel(module, a, b, layout, threads, rng, extreme=False):
@@ -50,18 +53,18 @@ def check_kernel(module, a, b, layout, threads, rng, extreme=False):
     zb = codes(rng, b.dtype, n).astype(np.int32)
     if extreme:
         za[:], zb[:] = np.iinfo(a.dtype).min, np.iinfo(b.dtype).min
-    data, colsum = right_operand(module, b, layout, threads)
+    data, colsum, narrow = right_operand(module, b, layout, threads)
     moved = za + 128 * (a.dtype == np.int8), zb - 128 * (b.dtype == np.uint8)
     moved = [z.astype(np.int32) for z in moved]
     out = Guarded(np.full((m, n), -1, np.int32))
-    module.multiply_i32(out.array, a, data, layout, colsum, *moved, m, n, k, threads)
+    module.multiply_i32(out.array, a, data, layout, colsum, narrow, *moved, m, n, k, threads)
     out.check()
     np.testing.assert_array_equal(out.array, reference.multiply_i32(a, b, za, zb))
     for dtype in DTYPES:
         scale = rng.uniform(1e-4, 1e-2, (m, n) if m % 2 else n)
         zero = int(codes(rng, dtype))
         q = Guarded(np.full((m, n), 77, dtype))
-        module.multiply_q8(q.array, a, data, layout, colsum, *moved, scale, zero, m, n, k, threads)
+        module.multiply_q8(q.array, a, data, layout, colsum, narrow, *moved, scale, zero, m, n, k, threads)
         q.check()
         want = reference.multiply_q8(a, b, za, zb, scale, zero, dtype)
         np.testing.assert_array_equal(q.array, want)
@@ -276,11 +279,11 @@ def test_kernel_doors_refuse(level, rng):
     a, b = codes(rng, "uint8", 3, 4), codes(rng, "int8", 4, 5)
     za, zb, out = np.zeros(3, np.int32), np.zeros(5, np.int32), np.zeros((3, 5), np.int32)
     with pytest.raises(ArrayError, match="za"):
-        module.multiply_i32(out, a, b, ROWS_K, None, zb, zb, 3, 5, 4, 1)
+        module.multiply_i32(out, a, b, ROWS_K, None, False, zb, zb, 3, 5, 4, 1)
     with pytest.raises(DTypeError, match="a"):
-        module.multiply_i32(out, a.astype(np.int16), b, ROWS_K, None, za, zb, 3, 5, 4, 1)
+        module.multiply_i32(out, a.astype(np.int16), b, ROWS_K, None, False, za, zb, 3, 5, 4, 1)
     with pytest.raises(ArrayError, match="out"):
-        module.multiply_i32(out[:2], a, b, ROWS_K, None, za, zb, 3, 5, 4, 1)
+        module.multiply_i32(out[:2], a, b, ROWS_K, None, False, za, zb, 3, 5, 4, 1)
 
 
 def test_packed_matrix_pickles_and_copies(rng):

@@ -21,20 +21,18 @@ BITS = list(SCHEMES.values())
 
 def run_kernel(module, x, codes, zb, scale, bias, activation, group, bits, bits_a, threads):
     (m, k), n = x.shape, len(codes)
-    panels = Guarded(aligned_bytes(module.packed_size(n, k, bits)))
-    colsum = Guarded(np.zeros((len(scale), n), np.int32))
-    module.pack(panels.array, colsum.array, codes, n, k, group, bits, True, threads)
+    panels = Guarded(aligned_bytes(module.packed_size(n, k, group, bits, True)))
+    narrow = module.pack(
+        panels.array, None, scale, zb, codes, n, k, group, bits, True, threads
+    )  # fmt: skip
     back = Guarded(np.zeros((n, k), np.int8))
-    module.unpack(back.array, panels.array, n, k, bits)
+    module.unpack(back.array, panels.array, n, k, group, bits, True)
     np.testing.assert_array_equal(back.array, codes)
     out = Guarded(np.full((m, n), np.nan, np.float32))
-    small = np.abs(colsum.array).max(initial=0) < 2**15
-    pairs = (colsum.array & 0xFFFF) | (zb << 16) if small else None
     finite = module.linear(
-        out.array, x, panels.array, colsum.array, zb, pairs, scale, bias, activation,
-        m, n, k, group, bits, bits_a, threads,
-    )  # fmt: skip
-    for guarded in (panels, colsum, back, out):
+        out.array, x, panels.array, narrow, bias, activation, m, n, k, group, bits, bits_a, threads
+    )
+    for guarded in (panels, back, out):
         guarded.check()
     return out.array, finite
 

@@ -26,7 +26,7 @@
 #define FO_MR 8
 #define FO_NV 3
 #define FO_LANES 16
-#define FO_KC 512 /* k in one pass over a slice of B: 24 KiB of int8 */
+#define FO_SLICE 36864 /* bytes of B that stay in L1 while all row panels meet them: 768 of k */
 typedef __m512i fo_vec;
 #define fo_load(p) _mm512_loadu_si512((const void *)(p))
 #define fo_store(p, v) _mm512_storeu_si512((void *)(p), v)
@@ -48,7 +48,7 @@ typedef __m512 fo_fvec;
 #define FO_MR 6
 #define FO_NV 2
 #define FO_LANES 8
-#define FO_KC 512 /* 16 KiB widened */
+#define FO_SLICE 16384
 typedef __m256i fo_vec;
 #define fo_load(p) _mm256_loadu_si256((const __m256i *)(p))
 #define fo_store(p, v) _mm256_storeu_si256((__m256i *)(p), v)
@@ -71,7 +71,7 @@ typedef __m256 fo_fvec;
 #define FO_MR 4
 #define FO_NV 2
 #define FO_LANES 4
-#define FO_KC 512
+#define FO_SLICE 16384
 typedef __m128i fo_vec;
 #define fo_load(p) _mm_loadu_si128((const __m128i *)(p))
 #define fo_store(p, v) _mm_storeu_si128((__m128i *)(p), v)
@@ -94,7 +94,7 @@ typedef __m128 fo_fvec;
 #define FO_MR 4
 #define FO_NV 2
 #define FO_LANES 4
-#define FO_KC 512
+#define FO_SLICE 16384
 typedef struct { int8_t b[16]; } fo_vec;
 static inline fo_vec fo_load(const void *p) { fo_vec v; memcpy(&v, p, 16); return v; }
 static inline void fo_store(void *p, fo_vec v) { memcpy(p, &v, 16); }
@@ -185,10 +185,13 @@ FO_INLINE void fo_step16(const int mr, const int nv, fo_vec (*c)[FO_NV], const u
 }
 
 /* The tile. wide: A is int16. kind: how B lies. steps: quads of k (even for FO_S4).
- * c: int32 [mr][FO_NR], started from zero if first. */
+ * c: int32 [mr][FO_NR], started from zero if first. next: what to bring into L2 meanwhile, a cache
+ * line a step: the row panels that share a slice of B share out the next slice, which doubles the
+ * speed of 32 x 4096 x 4096 (benchmarks/bench_matmul.py); all of it in one panel's time is more
+ * than the line fill buffers take. */
 FO_INLINE void fo_tile(const int mr, const int nv, const int wide, const int kind,
                        ptrdiff_t steps, const uint8_t *__restrict a, const uint8_t *__restrict b,
-                       int32_t *__restrict c, int first) {
+                       int32_t *__restrict c, int first, const uint8_t *next) {
     fo_vec acc[FO_MR][FO_NV], x[FO_NV], y[FO_NV];
     const int row = wide ? 8 : 4;
 #pragma GCC unroll 8
@@ -198,6 +201,7 @@ FO_INLINE void fo_tile(const int mr, const int nv, const int wide, const int kin
             acc[r][v] = first ? fo_zero() : fo_load(c + r * FO_NR + v * FO_LANES);
     if (kind == FO_S4) steps /= 2;
     for (ptrdiff_t s = 0; s < steps; s++) {
+        __builtin_prefetch(next + s * 64, 0, 2);
         if (kind == FO_S16) {
 #pragma GCC unroll 2
             for (int h = 0; h < 2; h++) {
@@ -210,11 +214,7 @@ FO_INLINE void fo_tile(const int mr, const int nv, const int wide, const int kin
             continue;
         }
 #pragma GCC unroll 4
-        for (int v = 0; v < nv; v++) {
-            y[v] = fo_load(b + v * FO_VB);
-            /* the next slice to L2: 8 % on 32 x 4096 x 4096 (benchmarks/bench_matmul.py) */
-            __builtin_prefetch(b + v * FO_VB + FO_KC * FO_NR, 0, 2);
-        }
+        for (int v = 0; v < nv; v++) y[v] = fo_load(b + v * FO_VB);
         b += nv * FO_VB;
         for (int h = 0; h < (kind == FO_S4 ? 2 : 1); h++) {
 #pragma GCC unroll 4
@@ -243,7 +243,7 @@ FO_INLINE void fo_tile(const int mr, const int nv, const int wide, const int kin
 /* The run-time shapes. Tiles that are not full in n occur once a matrix, those that are not full
  * in m on its last rows; each is its own straight-line code so that sums stay in registers. */
 #define FO_ROWS(mr_, nv, wide, kind) \
-    case mr_: fo_tile(mr_, nv, wide, kind, steps, a, b, c, first); break;
+    case mr_: fo_tile(mr_, nv, wide, kind, steps, a, b, c, first, next); break;
 #if FO_MR == 8
 #define FO_ALL_ROWS(nv, wide, kind) \
     FO_ROWS(1, nv, wide, kind) FO_ROWS(2, nv, wide, kind) FO_ROWS(3, nv, wide, kind) \
@@ -260,33 +260,34 @@ FO_INLINE void fo_tile(const int mr, const int nv, const int wide, const int kin
 #endif
 #define FO_SHAPES(name, nv, wide, kind) \
     static __attribute__((noinline)) void name##_##nv( \
-        int mr, ptrdiff_t steps, const uint8_t *a, const uint8_t *b, int32_t *c, int first) { \
+        int mr, ptrdiff_t steps, const uint8_t *a, const uint8_t *b, int32_t *c, int first, \
+        const uint8_t *next) { \
         switch (mr) { FO_ALL_ROWS(nv, wide, kind) } \
     }
 #if FO_NV == 3
 #define FO_ENTRY(name, wide, kind) \
     FO_SHAPES(name, 1, wide, kind) FO_SHAPES(name, 2, wide, kind) FO_SHAPES(name, 3, wide, kind) \
     static inline void name(int mr, int nv, ptrdiff_t steps, const uint8_t *a, const uint8_t *b, \
-                            int32_t *c, int first) { \
-        if (nv == 3) name##_3(mr, steps, a, b, c, first); \
-        else if (nv == 2) name##_2(mr, steps, a, b, c, first); \
-        else name##_1(mr, steps, a, b, c, first); \
+                            int32_t *c, int first, const uint8_t *next) { \
+        if (nv == 3) name##_3(mr, steps, a, b, c, first, next); \
+        else if (nv == 2) name##_2(mr, steps, a, b, c, first, next); \
+        else name##_1(mr, steps, a, b, c, first, next); \
     }
 #else
 #define FO_ENTRY(name, wide, kind) \
     FO_SHAPES(name, 1, wide, kind) FO_SHAPES(name, 2, wide, kind) \
     static inline void name(int mr, int nv, ptrdiff_t steps, const uint8_t *a, const uint8_t *b, \
-                            int32_t *c, int first) { \
-        if (nv == 2) name##_2(mr, steps, a, b, c, first); \
-        else name##_1(mr, steps, a, b, c, first); \
+                            int32_t *c, int first, const uint8_t *next) { \
+        if (nv == 2) name##_2(mr, steps, a, b, c, first, next); \
+        else name##_1(mr, steps, a, b, c, first, next); \
     }
 #endif
-typedef void (*fo_tile_fn)(int, int, ptrdiff_t, const uint8_t *, const uint8_t *, int32_t *, int);
+typedef void (*fo_tile_fn)(int, int, ptrdiff_t, const uint8_t *, const uint8_t *, int32_t *, int,
+                           const uint8_t *);
 FO_ENTRY(fo_u8s8, 0, FO_S8)
 FO_ENTRY(fo_s16, 1, FO_S16)
 FO_ENTRY(fo_s16s8, 1, FO_S8)
 FO_ENTRY(fo_u8s4, 0, FO_S4)
-FO_ENTRY(fo_s16s4, 1, FO_S4)
 
 /* int8 quads to the int16 layout of the s16 path. */
 static inline void fo_widen(ptrdiff_t steps, int nv, const uint8_t *__restrict b,

@@ -13,10 +13,17 @@ static inline int32_t fo_corrected(int32_t c, int32_t za, int32_t ra, int32_t co
     return (int32_t)((uint32_t)c - (uint32_t)za * (uint32_t)colsum - (uint32_t)zb * (uint32_t)ra);
 }
 
+FO_INLINE void fo_columns_i32(ptrdiff_t cols, const int32_t *__restrict c, int32_t za, int32_t ra,
+                              const int32_t *__restrict colsum, const int32_t *__restrict zb,
+                              int32_t *__restrict out) {
+    for (ptrdiff_t n = 0; n < cols; n++) out[n] = fo_corrected(c[n], za, ra, colsum[n], zb[n]);
+}
+
 static inline void fo_finish_i32(ptrdiff_t cols, const int32_t *__restrict c, int32_t za,
                                  int32_t ra, const int32_t *__restrict colsum,
                                  const int32_t *__restrict zb, int32_t *__restrict out) {
-    for (ptrdiff_t n = 0; n < cols; n++) out[n] = fo_corrected(c[n], za, ra, colsum[n], zb[n]);
+    if (cols == FO_NR) fo_columns_i32(FO_NR, c, za, ra, colsum, zb, out); /* without a tail */
+    else fo_columns_i32(cols, c, za, ra, colsum, zb, out);
 }
 
 /* round half to even of c * scale in float64, then + zero point, saturated to [low, high]. */
@@ -32,28 +39,58 @@ static inline void fo_finish_q8(ptrdiff_t cols, const int32_t *__restrict c, int
     }
 }
 
-/* The end of a group of k: acc (+)= (float)(exact sum of the group) * its scale. Where za, ra, every
- * column sum and zero point fit in int16 (pairs[at + n] = colsum[n], zb[n]; else it is NULL), both corrections
- * are one two-term dot product. */
-static inline void fo_group(ptrdiff_t cols, const int32_t *__restrict c, int32_t za, int32_t ra,
-                            const int32_t *__restrict colsum, const int32_t *__restrict zb,
-                            const int32_t *__restrict pairs, ptrdiff_t at,
-                            const float *__restrict scale, int first, float *__restrict acc) {
-    ptrdiff_t n = 0;
+/* What a group of k of a column panel carries before its codes, width columns wide: the scales,
+ * then column sums and zero points as int16 pairs, or as two rows of int32 where the sums may need
+ * it: |colsum| <= 8 * group or 128 * group. */
+static inline ptrdiff_t fo_head(int bits, ptrdiff_t group) {
+    return (bits == 4 ? 8 : 128) * group < 32768 ? 8 : 12;
+}
+
+static inline void fo_pack_head(int width, int cols, int pairs, const float *scale,
+                                const int32_t *zb, const int32_t *colsum, uint8_t *out) {
+    float *s = (float *)out;
+    int32_t *one = (int32_t *)(s + width), *two = one + width;
+    for (int n = 0; n < width; n++) {
+        const int32_t sum = n < cols ? colsum[n] : 0, zero = n < cols ? zb[n] : 0;
+        s[n] = n < cols ? scale[n] : 0.0f;
+        one[n] = pairs ? (int32_t)((sum & 0xffff) | (uint32_t)zero << 16) : sum;
+        if (!pairs) two[n] = zero;
+    }
+}
+
+/* The end of a group for mr rows: acc (+)= (float)(exact sum of the group) * its scale. Where za, ra
+ * and the head fit in int16, both corrections are one two-term dot product. */
+static inline void fo_group(int mr, int width, const int32_t *__restrict c, const uint8_t *head,
+                            int pairs, const int32_t *za, const int32_t *ra, ptrdiff_t groups,
+                            int first, float *__restrict acc) {
+    const float *scale = (const float *)head;
+    const int32_t *one = (const int32_t *)(scale + width), *two = one + width;
+    for (int r = 0; r < mr; r++, c += FO_NR, acc += FO_NR) {
+        const int32_t z = za[r], ra_r = ra[r * groups];
 #ifdef fo_float
-    if (pairs != NULL && ra > -32768 && ra < 32768) {
-        const fo_vec x = fo_set32((int32_t)((uint32_t)(-za & 0xffff) | (uint32_t)-ra << 16));
-        for (; n + FO_LANES <= cols; n += FO_LANES) {
-            const fo_vec sum = fo_dot16(fo_load(c + n), x, fo_load(pairs + at + n));
-            const fo_fvec y = fo_fmul(fo_float(sum), fo_fload(scale + n));
-            fo_fstore(acc + n, first ? y : fo_fadd(fo_fload(acc + n), y));
+        if (pairs && ra_r > -32768 && ra_r < 32768) {
+            const fo_vec x = fo_set32((int32_t)((uint32_t)(-z & 0xffff) | (uint32_t)-ra_r << 16));
+            for (int n = 0; n < width; n += FO_LANES) {
+                const fo_vec sum = fo_dot16(fo_load(c + n), x, fo_load(one + n));
+                const fo_fvec y = fo_fmul(fo_float(sum), fo_fload(scale + n));
+                fo_fstore(acc + n, first ? y : fo_fadd(fo_fload(acc + n), y));
+            }
+            continue;
+        }
+#endif
+        for (int n = 0; n < width; n++) {
+            const int32_t colsum = pairs ? (int16_t)one[n] : one[n];
+            const int32_t zb = pairs ? one[n] >> 16 : two[n];
+            const float y = (float)fo_corrected(c[n], z, ra_r, colsum, zb) * scale[n];
+            acc[n] = first ? y : acc[n] + y;
         }
     }
-#endif
-    for (; n < cols; n++) {
-        const float y = (float)fo_corrected(c[n], za, ra, colsum[n], zb[n]) * scale[n];
-        acc[n] = first ? y : acc[n] + y;
-    }
+}
+
+/* Rows of the result that a tile is about to write: their lines come while it multiplies. */
+static inline void fo_expect(int mr, const uint8_t *out, ptrdiff_t stride, ptrdiff_t bytes) {
+    for (int r = 0; r < mr; r++, out += stride)
+        for (ptrdiff_t i = 0; i < bytes; i += 64) __builtin_prefetch(out + i, 1, 3);
 }
 
 /* erf(t) as a ratio of two polynomials in t^2 (own minimax fit on |t| <= 3.925, beyond which it is
@@ -70,18 +107,22 @@ static inline float fo_gelu(float x) {
     return 0.5f * x * (1.0f + t * p / q);
 }
 
+FO_INLINE void fo_columns_f32(ptrdiff_t cols, const float *__restrict acc, float scale,
+                              const float *__restrict bias, int activation,
+                              float *__restrict out) {
+    for (ptrdiff_t n = 0; n < cols; n++) {
+        const float y = acc[n] * scale + bias[n];
+        out[n] = activation == 0 ? y : activation == 1 ? (y > 0.0f ? y : 0.0f) : fo_gelu(y);
+    }
+}
+
 /* y = act(acc * scale of the row + bias). */
 static inline void fo_finish_f32(ptrdiff_t cols, const float *__restrict acc, float scale,
                                  const float *__restrict bias, int activation,
                                  float *__restrict out) {
-    if (activation == 0)
-        for (ptrdiff_t n = 0; n < cols; n++) out[n] = acc[n] * scale + bias[n];
-    else if (activation == 1)
-        for (ptrdiff_t n = 0; n < cols; n++) {
-            const float y = acc[n] * scale + bias[n];
-            out[n] = y > 0.0f ? y : 0.0f;
-        }
-    else
-        for (ptrdiff_t n = 0; n < cols; n++) out[n] = fo_gelu(acc[n] * scale + bias[n]);
+    if (activation == 0 && cols == FO_NR) fo_columns_f32(FO_NR, acc, scale, bias, 0, out);
+    else if (activation == 0) fo_columns_f32(cols, acc, scale, bias, 0, out);
+    else if (activation == 1) fo_columns_f32(cols, acc, scale, bias, 1, out);
+    else fo_columns_f32(cols, acc, scale, bias, 2, out);
 }
 #endif

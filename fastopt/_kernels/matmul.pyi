@@ -9,10 +9,12 @@ _Codes = npt.NDArray[Any]
 
 _F32 = npt.NDArray[np.float32]
 
-def packed_size(n: int, k: int, bits: int = 8) -> int: ...
+def packed_size(n: int, k: int, group: int, bits: int, heads: bool) -> int: ...
 def pack(
     packed: _U8,
-    colsum: _I32,
+    colsum: _I32 | None,
+    scale: _F32 | None,
+    zero: _I32 | None,
     b: _Codes,
     n: int,
     k: int,
@@ -20,17 +22,22 @@ def pack(
     bits: int,
     transposed: bool,
     threads: int,
+) -> bool: ...
+def unpack(
+    out: npt.NDArray[np.int8],
+    packed: _U8,
+    n: int,
+    k: int,
+    group: int,
+    bits: int,
+    heads: bool,
 ) -> None: ...
-def unpack(out: npt.NDArray[np.int8], packed: _U8, n: int, k: int, bits: int) -> None: ...
 def micro_kernel(repeat: int) -> int: ...
 def linear(
     out: _F32,
     x: _F32,
     packed: _U8,
-    colsum: _I32,
-    zb: _I32,
-    pairs: _I32 | None,
-    scale: _F32,
+    narrow: bool,
     bias: _F32,
     activation: int,
     m: int,
@@ -47,6 +54,7 @@ def multiply_i32(
     b: _Codes,
     layout: int,
     colsum: _I32 | None,
+    narrow: bool,
     za: _I32,
     zb: _I32,
     m: int,
@@ -60,6 +68,7 @@ def multiply_q8(
     b: _Codes,
     layout: int,
     colsum: _I32 | None,
+    narrow: bool,
     za: _I32,
     zb: _I32,
     scale: npt.NDArray[np.float64],

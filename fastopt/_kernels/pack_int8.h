@@ -108,6 +108,13 @@ static inline void fo_column_sums(ptrdiff_t steps, int nv, const uint8_t *b, int
     }
 }
 
+/* 1 if all codes are in -64..63: then 255 * two of them fit in int16. */
+static inline int fo_is_narrow(ptrdiff_t bytes, const uint8_t *b) {
+    uint8_t bad = 0;
+    for (ptrdiff_t i = 0; i < bytes; i++) bad |= (uint8_t)(b[i] + 64) & 0x80;
+    return bad == 0;
+}
+
 /* Two quads of codes in -8..7 share a byte: the first low, both + 8. steps (even) counts quads. */
 static inline void fo_pack_nibbles(ptrdiff_t steps, int width, const uint8_t *__restrict b,
                                    uint8_t *__restrict out) {

@@ -165,8 +165,7 @@ class QuantizedLinear:
         m = math.prod(shape[:-1])
         bits, bits_a = SCHEMES[self.scheme]
         finite = _kernel.linear(
-            result, a, self._panels, self._colsum, self._zero, self._pairs, self._scale,
-            self.bias,
+            result, a, self._panels, self._narrow, self.bias,
             ACTIVATIONS[self.activation], m, n, k, self._group, bits, bits_a,
             _threads.resolve(threads, m * n * k, SERIAL_BELOW),
         )  # fmt: skip
@@ -179,7 +178,9 @@ class QuantizedLinear:
         """The weight's codes, (out_features, in_features) int8, unpacked into a new array."""
         codes = np.empty((self.out_features, self.in_features), np.int8)
         bits = SCHEMES[self.scheme][0]
-        _kernel.unpack(codes, self._panels, self.out_features, self.in_features, bits)
+        _kernel.unpack(
+            codes, self._panels, self.out_features, self.in_features, self._group, bits, True
+        )
         return codes
 
     @property
@@ -197,28 +198,20 @@ class QuantizedLinear:
         return (self.codes.astype(np.float32) - zero) * scale
 
     def _pack(self, codes: Array, threads: int | None) -> None:
-        """The kernel's form: panels, and per group in the kernel's own cut, scales and sums."""
+        """The kernel's form: panels that hold scales and zero points by its own cut into groups."""
         n, k = codes.shape
         bits, bits_a = SCHEMES[self.scheme]
         size = self.group_size if self.group_size and self.group_size < k else 0
         self._group = _kernel_group(k, size, LONGEST[bits, bits_a])
         starts = np.arange(0, max(1, k), self._group or max(1, k))
-        groups = len(starts)
         of_group = starts // (size or max(1, k))
-        self._scale = np.ascontiguousarray(self.scale[:, of_group].T, np.float32)
-        self._zero = np.ascontiguousarray(self.zero_point[:, of_group].T, np.int32)
-        self._panels = aligned_bytes(_kernel.packed_size(n, k, bits))
-        self._colsum = np.empty((groups, n), np.int32)
-        _kernel.pack(
-            self._panels, self._colsum, codes, n, k, self._group, bits, True,
-            _threads.resolve(threads, n * k),
+        self._panels = aligned_bytes(_kernel.packed_size(n, k, self._group, bits, True))
+        self._narrow = _kernel.pack(
+            self._panels, None,
+            np.ascontiguousarray(self.scale[:, of_group].T, np.float32),
+            np.ascontiguousarray(self.zero_point[:, of_group].T, np.int32),
+            codes, n, k, self._group, bits, True, _threads.resolve(threads, n * k),
         )  # fmt: skip
-
-        # The kernel corrects for both zero points in one step where 16 bits hold them.
-        small = self._colsum.size == 0 or np.abs(self._colsum).max() < 2**15
-        self._pairs = (
-            (self._colsum & 0xFFFF) | (self._zero << 16) if small and groups > 1 else None
-        )
 
     def __getstate__(self) -> dict[str, Any]:
         return {

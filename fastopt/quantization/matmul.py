@@ -76,10 +76,12 @@ class PackedMatrix:
     def _pack(self, plain: Array, transposed: bool, threads: int | None) -> None:
         """Panels and column sums of a (K, N) matrix, or an (N, K) one if ``transposed``."""
         k, n = self.shape
-        self._panels = aligned_bytes(_kernel.packed_size(n, k))
+        self._panels = aligned_bytes(_kernel.packed_size(n, k, 0, 8, False))
         self._colsum = np.empty(n, np.int32)
-        used = _threads.resolve(threads, k * n)
-        _kernel.pack(self._panels, self._colsum, plain, n, k, 0, 8, transposed, used)
+        self._narrow = _kernel.pack(
+            self._panels, self._colsum, None, None, plain, n, k, 0, 8, transposed,
+            _threads.resolve(threads, k * n),
+        )  # fmt: skip
 
     @property
     def nbytes(self) -> int:
@@ -90,7 +92,7 @@ class PackedMatrix:
         """The plain (K, N) matrix, a new array (the transposed view of an (N, K) one)."""
         k, n = self.shape
         codes = np.empty((n, k), np.int8)
-        _kernel.unpack(codes, self._panels, n, k, 8)
+        _kernel.unpack(codes, self._panels, n, k, 0, 8, False)
         plain: Array = codes
         if self.dtype == np.uint8:
             plain = codes.view(np.uint8) ^ np.uint8(0x80)
@@ -289,7 +291,9 @@ def _plain_product(a: Any, b: PackedMatrix, out: Any, threads: int | None) -> Ar
     za = np.full(m, 128 if a.dtype == np.int8 else 0, np.int32)
     zb = np.full(n, -128 if b.dtype == np.uint8 else 0, np.int32)
     used = _threads.resolve(threads, m * n * k, SERIAL_BELOW)
-    _kernel.multiply_i32(out, a, b._panels, _PACKED, b._colsum, za, zb, m, n, k, used)
+    _kernel.multiply_i32(
+        out, a, b._panels, _PACKED, b._colsum, b._narrow, za, zb, m, n, k, used
+    )  # fmt: skip
     result: Array = out
     return result
 
@@ -352,9 +356,9 @@ class _Product:
         """int32 products."""
         out = out.reshape(*self.stacked, self.rows, self.n)
         for i, a, b, za, zb in self._parts():
-            layout, data, colsum = self._right(b)
+            layout, data, colsum, narrow = self._right(b)
             _kernel.multiply_i32(
-                out[i], np.ascontiguousarray(a), data, layout, colsum,
+                out[i], np.ascontiguousarray(a), data, layout, colsum, narrow,
                 _moved(za, a, np.int8, 128), _moved(zb, b, np.uint8, -128),
                 self.rows, self.n, self.k, self.threads,
             )  # fmt: skip
@@ -368,11 +372,11 @@ class _Product:
         else:
             full = np.broadcast_to(factor, self.shape).reshape(*self.stacked, self.rows, self.n)
         for i, a, b, za, zb in self._parts():
-            layout, data, colsum = self._right(b)
+            layout, data, colsum, narrow = self._right(b)
             if not by_column:
                 scale = np.ascontiguousarray(full[i], np.float64)
             _kernel.multiply_q8(
-                out[i], np.ascontiguousarray(a), data, layout, colsum,
+                out[i], np.ascontiguousarray(a), data, layout, colsum, narrow,
                 _moved(za, a, np.int8, 128), _moved(zb, b, np.uint8, -128), scale, zero_point,
                 self.rows, self.n, self.k, self.threads,
             )  # fmt: skip
@@ -392,14 +396,14 @@ class _Product:
             total += part
         return total.reshape(self.shape)
 
-    def _right(self, b: Array | PackedMatrix) -> tuple[int, Array, Array | None]:
-        """(layout, data, column sums) of b for the kernel."""
+    def _right(self, b: Array | PackedMatrix) -> tuple[int, Array, Array | None, bool]:
+        """(layout, data, column sums, narrow) of b for the kernel."""
         if isinstance(b, np.ndarray) and self.rows >= PACK_FROM_ROWS:
             b = PackedMatrix(b, threads=self.threads)
         if isinstance(b, PackedMatrix):
-            return _PACKED, b._panels, b._colsum
+            return _PACKED, b._panels, b._colsum, b._narrow
         plain, transposed = _matrix(b, "b")
-        return (_ROWS_N, plain.T, None) if transposed else (_ROWS_K, plain, None)
+        return (_ROWS_N, plain.T, None, False) if transposed else (_ROWS_K, plain, None, False)
 
 
 def _matrix(b: Any, name: str) -> tuple[Array, bool]:
