@@ -29,7 +29,6 @@ def sgd_epoch(
 ) -> tuple[float, float, int]: ...
 def loss_gradient(
     grad: NDArray[Any],
-    scratch: NDArray[Any],
     weight: NDArray[Any],
     x: NDArray[Any],
     y: NDArray[Any],

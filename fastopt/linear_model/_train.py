@@ -32,7 +32,7 @@ RULES = {"sgd": 0, "momentum": 1, "nesterov": 2, "adam": 3}
 DIRECT, ONE_VS_REST = 0, 1
 CHUNKS = 64  # runs that a full pass is cut into, whatever the threads
 ROWS_IN_CACHE = 1 << 19  # elements of X up to which single rows are shuffled, not groups
-GROUP_BYTES = 4096  # rows that stay together in a shuffle of larger data: memory likes runs
+GROUP_BYTES = 8192  # rows that stay together in a shuffle of larger data: memory likes runs
 LOCAL_WORK = 1 << 22  # elements of X from which an epoch is split over local workers
 SYNC_WORK = 1 << 17  # elements of X between two averagings of the local workers
 
@@ -105,11 +105,9 @@ def loss_gradient(problem: Problem, flat: Array, threads: int) -> tuple[float, A
     length = problem.length
     chunks = int(min(CHUNKS, -(-problem.n // 256)))
     grad = np.empty((chunks, length), np.float64)
-    scratch = np.empty((chunks, 2, length), problem.x.dtype)
     code = LOSSES[problem.loss][0]
     loss, _, bad = linear.loss_gradient(
         grad,
-        scratch,
         flat,
         problem.dense,
         problem.y,
@@ -207,9 +205,9 @@ class Stochastic:
         p = self.problem
         small = p.n * p.d <= ROWS_IN_CACHE or isinstance(p.x, CSR)
         row_bytes = max(1, p.d * int(p.x.dtype.itemsize))
-        run = min(self.batch_size // 2, max(8, GROUP_BYTES // row_bytes)) // 8 * 8
-        self.group = 1 if small or run < 8 else run
-        self.slab = np.zeros((self.n_workers, 6, p.length), p.x.dtype)
+        run = max(16, min(self.batch_size // 4, GROUP_BYTES // row_bytes) // 16 * 16)
+        self.group = 1 if small or self.batch_size < 32 else run
+        self.slab = np.zeros((self.n_workers, 4, p.length), p.x.dtype)
         self.steps = np.zeros((self.n_workers, 2), np.int64)
 
     @property
