@@ -199,6 +199,14 @@ def lamb(p, g, m, v, t, lr, b1, b2, eps, decoupled=0.0, scale=1):
     p[...] = p - dt(lr * (1.0 if 0 in norms else norms[0] / norms[1])) * u
 
 
+def companded(codes, signed):
+    """What 8-bit state codes are worth for a scale of 1: the bit pattern of code / 128 2^-63 (code
+    / 256 2^-95) doubled (times four), as a share of that of 127 (255) (update_bytes.h)."""
+    one, shift = (2.0**-70, 1) if signed else (2.0**-103, 2)
+    roots = (np.abs(codes) * one).astype("f4")
+    return np.sign(codes) * (roots.view("u4") << shift).view("f4") / (2 * 63 / 64)
+
+
 # --- eliminate
 
 

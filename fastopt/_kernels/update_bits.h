@@ -53,12 +53,14 @@ static inline uint16_t fo_to_half(float x) {
     return (uint16_t)(sign | h);
 }
 
-/* 32 random bits of (key, index): the integer hash "lowbias32" by C. Wellons. */
-static inline uint32_t fo_noise(uint32_t key, uint32_t index) {
-    uint32_t x = index * 0x9e3779b1u + key;
-    x ^= x >> 16; x *= 0x7feb352du;
-    x ^= x >> 15; x *= 0x846ca68bu;
-    x ^= x >> 16;
-    return x;
+/* Noise of bfloat16 state: update_bytes.h says how; 2^16 / 1.618. */
+#define FO_WORD_GOLDEN 40503u
+
+/* 64 well-mixed bits of a counter (splitmix64, Steele et al. 2014). */
+static inline uint64_t fo_mixed(uint64_t x) {
+    x += 0x9e3779b97f4a7c15u;
+    x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9u;
+    x = (x ^ (x >> 27)) * 0x94d049bb133111ebu;
+    return x ^ (x >> 31);
 }
 #endif

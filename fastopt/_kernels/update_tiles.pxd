@@ -10,22 +10,29 @@ from fastopt._kernels.update_types cimport *
 cdef extern from "update_bits.h" nogil:
     void widen_all "fo_widen" (float* out, const uint16_t* x, Py_ssize_t n, int half)
     uint16_t to_bfloat "fo_to_bfloat" (float x)
-    uint16_t to_bfloat_noisy "fo_to_bfloat_noisy" (float x, uint32_t noise)
     uint16_t to_half "fo_to_half" (float x)
-    uint32_t noise_of "fo_noise" (uint32_t key, uint32_t index)
+    uint64_t mixed "fo_mixed" (uint64_t x)
 
 cdef extern from "update_bytes.h" nogil:
-    void decode_signed "fo_decode_signed" (
-        float* out, const int8_t* codes, float scale, Py_ssize_t n
+    void load_bytes "fo_load_bytes" (
+        float* x, const void* codes, const float* scales, Py_ssize_t n, bint has_sign
     )
-    void decode_unsigned "fo_decode_unsigned" (
-        float* out, const uint8_t* codes, float scale, Py_ssize_t n
+    void store_bytes "fo_store_bytes" (
+        void* codes, float* scales, const float* x, Py_ssize_t n, bint has_sign, uint64_t key,
+        uint64_t first, int state,
     )
-    float encode_signed "fo_encode_signed" (
-        int8_t* codes, const float* x, Py_ssize_t n, uint32_t key, uint32_t first, int shift
+    void store_words "fo_store_words" (
+        uint16_t* words, const float* x, Py_ssize_t n, uint64_t key, uint64_t first, int state
     )
-    float encode_unsigned "fo_encode_unsigned" (
-        uint8_t* codes, const float* x, Py_ssize_t n, uint32_t key, uint32_t first, int shift
+
+cdef extern from "update_adam.h" nogil:
+    void adam_bytes "fo_adam_bytes" (
+        float* p, const float* g, int8_t* m, uint8_t* v, float* m_scales, float* v_scales,
+        Py_ssize_t n, const double* h, uint64_t key, uint64_t first,
+    )
+    void adam_words "fo_adam_words" (
+        float* p, const float* g, uint16_t* m, uint16_t* v, Py_ssize_t n, const double* h,
+        uint64_t key, uint64_t first,
     )
 
 
@@ -51,66 +58,31 @@ cdef inline void blend(real* ema, const real* p, Py_ssize_t n, double share) noe
         ema[i] = ema[i] + w * (p[i] - ema[i])
 
 
-cdef inline uint64_t mixed(uint64_t x) noexcept nogil:
-    """64 well-mixed bits of a counter (splitmix64, Steele et al. 2014)."""
-    x = x + <uint64_t> 0x9E3779B97F4A7C15
-    x = (x ^ (x >> 30)) * <uint64_t> 0xBF58476D1CE4E5B9
-    x = (x ^ (x >> 27)) * <uint64_t> 0x94D049BB133111EB
-    return x ^ (x >> 31)
-
-
-cdef inline uint32_t tile_key(const Row* r, Py_ssize_t at, int pair) noexcept nogil:
-    """Key of the noise of the tile at ``at``; ``pair`` keeps a third state's draws apart."""
-    return <uint32_t> (r.key >> (32 * pair)) + <uint32_t> (<uint64_t> at >> 32) * 0x85EBCA6BU
-
-
 cdef inline void load_state(
     float* out, const Row* r, int k, Py_ssize_t at, Py_ssize_t n
 ) noexcept nogil:
-    cdef Py_ssize_t b, j
     if r.state_kind == BFLOAT:
         widen(out, <const uint16_t*> r.s[k] + at, n, BFLOAT)
-        return
-    for j in range((n + UNIT - 1) // UNIT):
-        b = j * UNIT
-        if r.signs[k]:
-            decode_signed(
-                out + b, <const int8_t*> r.s[k] + at + b, r.scales[k][(at + b) // UNIT],
-                min(UNIT, n - b),
-            )
-        else:
-            decode_unsigned(
-                out + b, <const uint8_t*> r.s[k] + at + b, r.scales[k][(at + b) // UNIT],
-                min(UNIT, n - b),
-            )
+    else:
+        load_bytes(out, r.s[k] + at, r.scales[k] + at // UNIT, n, r.signs[k])
 
 
 cdef inline void store_state(
     const float* x, Row* r, int k, Py_ssize_t at, Py_ssize_t n
 ) noexcept nogil:
-    cdef uint32_t key = tile_key(r, at, k // 2)
-    cdef int shift = 16 * (k % 2)
-    cdef uint16_t* wide = <uint16_t*> r.s[k] + at
-    cdef Py_ssize_t b, i, j
-    if r.state_kind == BFLOAT:
-        # a second moment moves by less than half a step of bfloat16: rounded to nearest it stalls
-        if r.signs[k]:
-            narrow(wide, x, n, BFLOAT)
-            return
-        for i in range(n):
-            wide[i] = to_bfloat_noisy(x[i], (noise_of(key, <uint32_t> (at + i)) >> shift) & 0xFFFF)
-        return
-    for j in range((n + UNIT - 1) // UNIT):
-        b = j * UNIT
-        if r.signs[k]:
-            r.scales[k][(at + b) // UNIT] = encode_signed(
-                <int8_t*> r.s[k] + at + b, x + b, min(UNIT, n - b), key, <uint32_t> (at + b), shift
-            )
-        else:
-            r.scales[k][(at + b) // UNIT] = encode_unsigned(
-                <uint8_t*> r.s[k] + at + b, x + b, min(UNIT, n - b), key, <uint32_t> (at + b),
-                shift,
-            )
+    if r.state_kind == BYTE:
+        store_bytes(
+            r.s[k] + at, r.scales[k] + at // UNIT, x, n, r.signs[k], r.key, at // UNIT, k
+        )
+    elif r.signs[k]:
+        narrow(<uint16_t*> r.s[k] + at, x, n, BFLOAT)
+    else:
+        store_words(<uint16_t*> r.s[k] + at, x, n, r.key, at // UNIT, k)
+
+
+cdef inline bint in_one_go(const Row* r, const double* h) noexcept nogil:
+    """Adam on narrow state has loops of its own, without tiles."""
+    return r.state_kind != SAME and (r.rule == ADAM or (r.rule == RADAM and h[9] != 0))
 
 
 cdef inline void after(
@@ -132,20 +104,33 @@ cdef inline void after(
 cdef inline void narrow_tile(
     Row* r, int n_states, Py_ssize_t at, Py_ssize_t n, const double* h
 ) noexcept nogil:
-    """A tile with 16-bit gradients or narrow state: widen, update, narrow."""
+    """A tile with 16-bit gradients or narrow state: widen, update, narrow. Longer than TILE only
+    where nothing is put down in between."""
     cdef float grad[TILE], state[STATES][TILE]
     cdef float* s[STATES]
     cdef const float* g = <const float*> r.g + at
+    cdef float* p = <float*> r.p + at
     cdef int k
     if r.grad_kind != SAME:
         widen(grad, <const uint16_t*> r.g + at, n, r.grad_kind)
         g = grad
+    if in_one_go(r, h):
+        if r.state_kind == BFLOAT:
+            adam_words(
+                p, g, <uint16_t*> r.s[0] + at, <uint16_t*> r.s[1] + at, n, h, r.key, at // UNIT
+            )
+        else:
+            adam_bytes(
+                p, g, <int8_t*> r.s[0] + at, <uint8_t*> r.s[1] + at, r.scales[0] + at // UNIT,
+                r.scales[1] + at // UNIT, n, h, r.key, at // UNIT,
+            )
+        return
     for k in range(STATES):
         s[k] = <float*> r.s[k] + at
         if r.state_kind != SAME and k < n_states:
             load_state(state[k], r, k, at, n)
             s[k] = state[k]
-    apply(r.rule, <float*> r.p + at, g, s[0], s[1], s[2], n, h)
+    apply(r.rule, p, g, s[0], s[1], s[2], n, h)
     if r.state_kind != SAME:
         for k in range(n_states):
             store_state(state[k], r, k, at, n)
@@ -158,14 +143,18 @@ cdef inline void stretch(
     """Elements at..at+n of one array; ``p`` is its parameter's base."""
     cdef Py_ssize_t end = at + n, m
     cdef bint narrow = r.grad_kind != SAME or r.state_kind != SAME
-    if not narrow and r.ema == NULL and r.copy_kind == SAME and not zero_grads:
+    cdef bint plain = r.ema == NULL and r.copy_kind == SAME and not zero_grads
+    cdef Py_ssize_t tile = TILE
+    if plain and r.grad_kind == SAME and in_one_go(r, h):
+        tile = n
+    if plain and not narrow:
         apply(
             r.rule, p + at, <const real*> r.g + at, <real*> r.s[0] + at, <real*> r.s[1] + at,
             <real*> r.s[2] + at, n, h,
         )
         return
     while at < end:
-        m = min(TILE, end - at)
+        m = min(tile, end - at)
         if real is float:
             if narrow:
                 narrow_tile(r, n_states, at, m, h)
