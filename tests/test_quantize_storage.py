@@ -18,6 +18,12 @@ LAYOUTS = [
     ("uint4", {"group_size": 8, "symmetric": False}),
     ("int16", {"group_size": 4, "axis": 0}),
     ("q3.12", {}),
+    ("int3", {"axis": 0}),
+    ("nf4", {}),
+    ("mxfp4", {"group_size": 8}),
+    ("float16", {}),
+    ("float8_e4m3fn", {"axis": 0}),
+    ("float8_e5m2", {"group_size": 4}),
 ]
 
 
@@ -62,7 +68,7 @@ def test_damage_is_seen(rng, tmp_path):
         fastopt.QuantizedArray.from_safetensors(tmp_path / "none")
 
 
-@pytest.mark.parametrize(("name", "options"), LAYOUTS)
+@pytest.mark.parametrize(("name", "options"), [c for c in LAYOUTS if c[0] not in ("nf4", "mxfp4")])
 def test_onnxruntime_dequantises_to_the_same_values(name, options, rng):
     ort, onnx = pytest.importorskip("onnxruntime"), pytest.importorskip("onnx")
     q, h = made(name, options, rng), onnx.helper
@@ -76,7 +82,29 @@ def test_onnxruntime_dequantises_to_the_same_values(name, options, rng):
     np.testing.assert_array_equal(got, q.dequantize())
 
 
-def test_onnx_has_no_32_bit_codes(rng):
+def test_onnx_reference_dequantises_mxfp4_to_the_same_values(rng):
+    onnx = pytest.importorskip("onnx")
+    evaluator = pytest.importorskip("onnx.reference").ReferenceEvaluator
+    q, h = made("mxfp4", {"group_size": 8}, rng), onnx.helper
+    node, tensors = q.to_onnx("w")
+    out = h.make_tensor_value_info("w", onnx.TensorProto.FLOAT, q.shape)
+    graph = h.make_graph([node], "g", [], [out], tensors)
+    model = h.make_model(graph, opset_imports=[h.make_opsetid("", 23)], ir_version=11)
+    onnx.checker.check_model(model)
+    np.testing.assert_array_equal(evaluator(model).run(None, {})[0], q.dequantize())
+
+
+def test_what_onnx_has_no_codes_for(rng):
     pytest.importorskip("onnx")
-    with pytest.raises(UnsupportedError):
-        made("q10.20", {}, rng).to_onnx("w")
+    for name, options in (("q10.20", {}), ("nf4", {}), ("float16", {"scale": 2.0})):
+        with pytest.raises(UnsupportedError):
+            made(name, options, rng).to_onnx("w")
+
+
+def test_powers_of_two_are_bytes_in_the_file(rng, tmp_path):
+    safetensors = pytest.importorskip("safetensors.numpy")
+    q = made("mxfp4", {"group_size": 8}, rng)
+    q.to_safetensors(tmp_path / "q")
+    scale = safetensors.load_file(tmp_path / "q")["scale"]
+    assert scale.dtype == np.uint8
+    np.testing.assert_array_equal(np.ldexp(np.float32(1), scale.astype(int) - 127), q.scale)

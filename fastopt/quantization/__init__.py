@@ -12,6 +12,7 @@ from fastopt.quantization.feedback import gptq, output_error
 from fastopt.quantization.fixed_point import FixedPoint
 from fastopt.quantization.formats import Format, format_of
 from fastopt.quantization.functions import dequantize, fake_quantize, quantize
+from fastopt.quantization.gguf import from_gguf, to_gguf
 from fastopt.quantization.linear import QuantizedLinear
 from fastopt.quantization.matmul import PackedMatrix, matmul_integer, qlinear_matmul
 from fastopt.quantization.onnx_ops import (
@@ -45,6 +46,7 @@ __all__ = [
     "dynamic_quantize_linear",
     "fake_quantize",
     "format_of",
+    "from_gguf",
     "from_safetensors",
     "gptq",
     "hqq",
@@ -56,6 +58,7 @@ __all__ = [
     "quantize",
     "quantize_linear",
     "smoothquant",
+    "to_gguf",
     "to_onnx",
     "to_safetensors",
     "unpack_int4",

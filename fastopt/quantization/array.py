@@ -14,6 +14,7 @@ from fastopt.errors import ArrayError
 from fastopt.quantization.convert import decode
 from fastopt.quantization.formats import Format, format_of
 from fastopt.quantization.layout import layout_of
+from fastopt.quantization.narrow import decode_narrow
 from fastopt.quantization.packing import unpack_int4
 
 __all__ = ["QuantizedArray"]
@@ -24,7 +25,7 @@ _BLOCK = 1 << 20
 
 @dataclass(frozen=True, eq=False)
 class QuantizedArray:
-    """An array held as codes: value = (code - zero_point) * scale.
+    """An array held as codes: value = (code - zero_point) * scale, or decoded code * scale.
 
     Made by :func:`fastopt.quantize`; plain data that pickles and copies bit for bit.
 
@@ -32,7 +33,8 @@ class QuantizedArray:
     ----------
     codes : integer array
         The codes in the shape of the array; 4-bit codes may be packed, a 1-D uint8 array with
-        two codes a byte in ONNX's order (as ``quantize`` makes them): see ``unpacked``.
+        two codes a byte in ONNX's order (as ``quantize`` makes them): see ``unpacked``. Narrow
+        floats are bare codes: ``codes.view("float16")``.
     scale : float32 or float64 array
         Step of each part: shape () per tensor, (C,) per axis, one per group otherwise.
     zero_point : integer array, shape of ``scale``
@@ -88,10 +90,13 @@ class QuantizedArray:
     def nbytes(self) -> int:
         """Bytes to keep: codes, scales (not for fixed point) and, if affine, zero points.
 
-        4-bit codes count half a byte each, packed in memory or not.
+        4-bit codes count half a byte each, packed in memory or not; the scales of mxfp4, powers
+        of two, a byte each (as files hold them).
         """
         total = (self.size + 1) // 2 if self.format.packed else self.codes.nbytes
-        if self.format.kind != "fixed":
+        if self.dtype == "mxfp4":
+            total += self.scale.size
+        elif self.format.kind != "fixed":
             total += self.scale.nbytes
         if not self.symmetric:
             total += self.zero_point.nbytes
@@ -124,9 +129,21 @@ class QuantizedArray:
             ``out`` does not fit; nothing is written.
         """
         result = out_for(out, "out", self.shape, self.scale.dtype.name)
-        layout = layout_of(self.shape, self.axis, self.group_size)
-        decode(result, self.unpacked(), self.scale, self.zero_point, layout, threads)
+        narrow = self.format.kind in ("float", "codebook")
+        codes = self.codes if narrow else self.unpacked()
+        self._decode(result, codes, self.scale, self.zero_point, threads)
         return result
+
+    def _decode(
+        self, out: Array, codes: Array, scale: Array, zero: Array, threads: int | None
+    ) -> None:
+        """out = values of codes, all of the array's or those of some rows."""
+        fmt = self.format
+        if fmt.kind in ("float", "codebook"):
+            decode_narrow(out, codes, fmt, scale, self.axis, self.group_size, threads)
+        else:
+            layout = layout_of(out.shape, self.axis, self.group_size)
+            decode(out, codes, scale, zero, layout, threads)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
         if copy is False:
@@ -219,6 +236,19 @@ class QuantizedArray:
 
         return from_safetensors(path)
 
+    def to_gguf(self, kind: str = "Q8_0") -> Array:
+        """The bytes of ggml's blocks; see :func:`fastopt.quantization.to_gguf`."""
+        from fastopt.quantization.gguf import to_gguf
+
+        return to_gguf(self, kind)
+
+    @staticmethod
+    def from_gguf(data: Any, kind: str = "Q8_0") -> QuantizedArray:
+        """What such bytes hold; see :func:`fastopt.quantization.from_gguf`."""
+        from fastopt.quantization.gguf import from_gguf
+
+        return from_gguf(data, kind)
+
     def to_onnx(self, name: str) -> tuple[Any, list[Any]]:
         """A DequantizeLinear node and its initialisers; see
         :func:`fastopt.quantization.to_onnx`."""
@@ -257,14 +287,15 @@ class QuantizedArray:
         elif self.axis == 0 or self.group_size is not None:
             scale, zero = scale[start:stop], zero[start:stop]
         out = np.empty((stop - start, self.shape[1]), scale.dtype)
-        layout = layout_of(out.shape, self.axis, self.group_size)
-        decode(out, self._row_codes(start, stop), scale, zero, layout, threads)
+        self._decode(out, self._row_codes(start, stop), scale, zero, threads)
         return out
 
     def _row_codes(self, start: int, stop: int) -> Array:
-        """Codes of the rows [start, stop), unpacked; start * columns is even where packed."""
+        """Codes of the rows [start, stop), unpacked but for codebooks; start * columns is even."""
         if self.codes.shape == self.shape:
             return self.codes[start:stop]
         width = self.shape[1]
         part = self.codes[start * width // 2 : (stop * width + 1) // 2]
+        if self.format.kind == "codebook":
+            return part
         return unpack_int4(part, (stop - start, width), signed=self.format.qmin < 0)

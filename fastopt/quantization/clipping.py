@@ -17,8 +17,9 @@ from fastopt._kernels import clip
 from fastopt.calibration.gram import Gram
 from fastopt.errors import ArrayError, OptionError
 from fastopt.quantization.formats import Format, format_of
+from fastopt.quantization.narrow import decode_narrow, encode_narrow, narrow_scale
 
-__all__ = ["entropy_range", "mse_range", "percentile_range", "second_moment"]
+__all__ = ["entropy_range", "mse_range", "narrow_mse_range", "percentile_range", "second_moment"]
 
 # Shrink ratios tried, largest first so that ties keep the wider range. Weights have their optimum
 # in the first 32 (steps of 2 %); the geometric tail is for data whose largest value is an outlier.
@@ -95,6 +96,37 @@ def mse_range(
             lo, hi = lows[best], highs[best]
         best_low[rows], best_high[rows] = lo * unit, hi * unit
     return best_low, best_high
+
+
+def narrow_mse_range(
+    x: Array,
+    weight: Array | None,
+    low: Array,
+    high: Array,
+    fmt: Format,
+    *,
+    threads: int | None = None,
+) -> tuple[Array, Array]:
+    """As :func:`mse_range` for narrow floats and codebooks: each candidate is tried out.
+
+    Twice the range is a candidate too: the next power of two, where a scale is one.
+    """
+    part, unit = _normal(x)
+    top = np.maximum(-low, high) / unit
+    best, least = top.copy(), np.full(len(x), np.inf)
+    value = np.empty_like(part)
+    for ratio in (*_NEAR, 2.0):
+        scale = narrow_scale(top * ratio, fmt, np.float32)
+        codes = encode_narrow(part, fmt, scale, 0, None, threads=threads)
+        decode_narrow(value, codes, fmt, scale, 0, None, threads)
+        value -= part
+        value *= value
+        if weight is not None:
+            value *= weight
+        error = value.sum(axis=1, dtype=np.float64)
+        best = np.where(error < least, top * ratio, best)
+        least = np.minimum(error, least)
+    return -best * unit, best * unit
 
 
 def percentile_range(

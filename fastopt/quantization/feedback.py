@@ -10,7 +10,7 @@ from fastopt import _threads
 from fastopt._arrays import Array, as_array, check_finite
 from fastopt._kernels import gptq as kernel
 from fastopt._options import choice, integer, number
-from fastopt.errors import ArrayError
+from fastopt.errors import ArrayError, OptionError
 from fastopt.quantization.array import QuantizedArray
 from fastopt.quantization.clipping import mse_range, second_moment
 from fastopt.quantization.formats import Format, format_of
@@ -44,7 +44,7 @@ def gptq(
     gram : Gram of n_in features, or (n_in, n_in) array X^T X
         Second moments of the layer's input.
     dtype : str
-        An integer format: "int4", "uint4", "int8", "uint8" ...
+        An integer format: "int3", "int4", "uint4", "int8" ...
     group_size : int, optional
         One scale per row and this many inputs; default one scale per row (axis 0).
     symmetric : bool
@@ -94,6 +94,8 @@ def gptq(
     a = as_array(w, "w", ndim=2, cast="float32")
     check_finite(a, "w")
     fmt = format_of(dtype)
+    if fmt.kind != "int":
+        raise OptionError(f"dtype: GPTQ needs an integer format, got {fmt.name}")
     choice(method, "method", ("mse", "minmax"))
     ridge = number(damp, "damp", low=0.0)
     n_out, n = a.shape

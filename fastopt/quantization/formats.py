@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from fastopt.errors import OptionError
 
-__all__ = ["FLOAT_SPECS", "FORMATS", "FloatSpec", "Format", "fixed_format", "format_of"]
+__all__ = ["BLOCKS", "FLOAT_SPECS", "FORMATS", "FloatSpec", "Format", "fixed_format", "format_of"]
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Format:
     bits : int
         Bits of one code.
     storage : str
-        NumPy dtype of an unpacked code.
+        NumPy dtype of an unpacked code; 3-bit codes take a byte each.
     qmin, qmax : int
         Smallest and largest code (``int`` and ``fixed``).
     frac_bits : int
@@ -57,8 +57,8 @@ class Format:
 
     @property
     def symmetric_zero_point(self) -> int:
-        """The zero point of a symmetric code: 0, or the middle of an unsigned range."""
-        return 0 if self.qmin < 0 else (self.qmax + 1) // 2
+        """The zero point of a symmetric code: 0, or the middle of an unsigned integer range."""
+        return 0 if self.qmin < 0 or self.kind != "int" else (self.qmax + 1) // 2
 
     @property
     def symmetric_range(self) -> int:
@@ -81,8 +81,17 @@ FORMATS: dict[str, Format] = {
         _integer("uint16", 16, False, "uint16"),
         _integer("int4", 4, True, "int8", packed=True),
         _integer("uint4", 4, False, "uint8", packed=True),
+        _integer("int3", 3, True, "int8"),
+        _integer("uint3", 3, False, "uint8"),
+        Format("float16", "float", 16, "uint16", peak=65504.0),
+        Format("bfloat16", "float", 16, "uint16", peak=(2 - 2**-7) * 2.0**127),
+        Format("float8_e4m3fn", "float", 8, "uint8", peak=448.0),
+        Format("float8_e5m2", "float", 8, "uint8", peak=57344.0),
+        Format("nf4", "codebook", 4, "uint8", peak=1.0, packed=True),
+        Format("mxfp4", "codebook", 4, "uint8", peak=6.0, packed=True),
     )
 }
+BLOCKS = {"nf4": 64, "mxfp4": 32}  # elements that share a scale where nothing else is asked for
 
 
 class FloatSpec(NamedTuple):

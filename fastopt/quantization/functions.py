@@ -9,15 +9,18 @@ import numpy as np
 from fastopt._arrays import Array, as_array, out_for
 from fastopt._options import choice
 from fastopt._random import Seed
-from fastopt.errors import ArrayError, DTypeError
+from fastopt.errors import ArrayError, DTypeError, OptionError
 from fastopt.quantization.array import QuantizedArray
-from fastopt.quantization.convert import ROUNDINGS, decode, encode_rounded
-from fastopt.quantization.formats import Format, format_of
+from fastopt.quantization.convert import ROUNDINGS, encode_rounded
+from fastopt.quantization.formats import BLOCKS, Format, format_of
 from fastopt.quantization.layout import layout_of, normal_axis
+from fastopt.quantization.narrow import derive_codes, encode_narrow, exponents
 from fastopt.quantization.packing import pack_int4
 from fastopt.quantization.qparams import choose_qparams
 
 __all__ = ["dequantize", "fake_quantize", "quantize"]
+
+_ROUNDINGS = {"float": ("nearest", "stochastic"), "codebook": ("nearest",)}
 
 
 def quantize(
@@ -28,7 +31,11 @@ def quantize(
     group_size: int | None = None,
     symmetric: bool = True,
     method: str = "minmax",
+    percentile: float = 99.99,
+    gram: Any = None,
+    scale: Any = None,
     rounding: str = "nearest",
+    saturate: bool = True,
     seed: Seed = None,
     threads: int | None = None,
 ) -> QuantizedArray:
@@ -37,21 +44,34 @@ def quantize(
     Parameters
     ----------
     x : array-like, float32 or float64 (other real dtypes become float32)
-        The values; finite (fixed point also takes infinities, which saturate).
+        The values; finite (fixed point also takes infinities, which saturate; 16-bit floats take
+        infinities and NaN).
     dtype : str
-        "int8", "uint8", "int16", "uint16", "int4", "uint4" (packed two to a byte) or a fixed-point
-        name: "q3.12" has a sign, 3 integer and 12 fraction bits; "uq4.12" has no sign.
+        "int8", "uint8", "int16", "uint16", "int4", "uint4" (packed two to a byte), "int3", "uint3"
+        (a byte each); a fixed-point name: "q3.12" has a sign, 3 integer and 12 fraction bits,
+        "uq4.12" no sign; "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2" (bare codes, uint16
+        or uint8); "nf4", "mxfp4" (packed, float32 values).
     axis : int, optional
         One scale per index of this axis; default one scale for all.
     group_size : int, optional
-        One scale per this many elements along ``axis`` (default the last axis).
+        One scale per this many elements along ``axis`` (default the last axis). With neither,
+        nf4 has groups of 64 and mxfp4 of 32 along the last axis.
     symmetric : bool
         Symmetric codes keep to -127..127 (int8), 1..255 (uint8); affine ones use the whole range.
+        Floats and codebooks are symmetric either way.
     method : str
-        How the range is chosen; see :func:`fastopt.quantization.choose_qparams`.
+        How the range is chosen, "minmax", "percentile", "mse" or "entropy"; see
+        :func:`fastopt.quantization.choose_qparams`, also for ``percentile`` and ``gram``.
+    scale : array or float, optional
+        Given instead of chosen: positive and finite, () or (C,) or one per group; the zero point
+        is then the symmetric one. 16-bit floats have scale 1 unless it is given.
     rounding : str
         "nearest" (ties to even), "nearest_away" (ties away from zero), "floor", "trunc" (toward
         zero) or "stochastic" (up with the probability of the fraction: the mean is exact).
+        Floats take "nearest" and "stochastic", codebooks "nearest" (the nearest value).
+    saturate : bool
+        float8: what is too large for a given scale becomes the largest finite value; with False
+        NaN (e4m3fn) or infinity (e5m2), as in :func:`fastopt.quantization.cast`.
     seed : int, SeedSequence or Generator, optional
         Of stochastic rounding; the codes depend on it and not on the thread count.
     threads : int, optional
@@ -76,35 +96,80 @@ def quantize(
     """
     a = as_array(x, "x", cast="float32")
     fmt = format_of(dtype)
-    choice(rounding, "rounding", ROUNDINGS)
-    if fmt.kind == "fixed":
+    choice(rounding, "rounding", _ROUNDINGS.get(fmt.kind, ROUNDINGS))
+    if fmt.kind == "fixed" or (scale is None and fmt.kind == "float" and fmt.bits == 16):
         axis = group_size = None
-        if np.isnan(a).any():
-            raise ArrayError("x: holds NaN, which fixed point cannot hold; clean the data first")
-        scale = np.asarray(2.0**-fmt.frac_bits, a.dtype)
-        zero = np.zeros((), fmt.storage)
-    else:
-        if group_size is not None and axis is None:
-            axis = -1
-        scale, zero = choose_qparams(
+        scale = 2.0**-fmt.frac_bits
+    if scale is not None and fmt.kind != "float" and np.isnan(a).any():
+        raise ArrayError(f"x: holds NaN, which {fmt.name} cannot hold; clean the data first")
+    if axis is None and group_size is None and a.ndim and scale is None:
+        group_size = BLOCKS.get(fmt.name)
+    if group_size is not None and axis is None:
+        axis = -1
+    if axis is not None:
+        axis = normal_axis(axis, a.ndim)
+    layout = layout_of(a.shape, axis, group_size)
+    fixed_zero = symmetric or fmt.kind != "int"
+    if fmt.kind == "codebook":
+        a = as_array(a, "x", dtypes=("float32",), cast="float32") if a.dtype != "f4" else a
+        if scale is None and method == "minmax":
+            made = derive_codes(a, fmt, axis, group_size, threads)
+            if made is not None:
+                zero = np.zeros(made[1].shape, fmt.storage)
+                return QuantizedArray(*made, zero, fmt.name, a.shape, axis, group_size)
+    if scale is None:
+        step, zero = choose_qparams(
             a,
             fmt,
             axis=axis,
             group_size=group_size,
             symmetric=symmetric,
             method=method,
+            percentile=percentile,
+            gram=gram,
             threads=threads,
         )
-    if axis is not None:
-        axis = normal_axis(axis, a.ndim)
-    codes = np.empty(a.shape, fmt.storage)
-    low, high = code_limits(fmt, symmetric)
-    layout = layout_of(a.shape, axis, group_size)
-    encode_rounded(codes, a, scale, zero, layout, low, high, rounding, "saturate", seed, threads)
-    if fmt.packed:
-        codes = pack_int4(codes, threads=threads)
-    keeps_zero = symmetric or fmt.kind == "fixed"
-    return QuantizedArray(codes, scale, zero, fmt.name, a.shape, axis, group_size, keeps_zero)
+    else:
+        step = _given_scale(scale, a.dtype.name, layout.scale_shape, fmt, fixed_zero)
+        zero = np.full(step.shape, fmt.symmetric_zero_point, fmt.storage)
+    if fmt.kind in ("float", "codebook"):
+        codes = encode_narrow(
+            a,
+            fmt,
+            step,
+            axis,
+            group_size,
+            rounding=rounding,
+            saturate=saturate,
+            seed=seed,
+            threads=threads,
+        )
+    else:
+        codes = np.empty(a.shape, fmt.storage)
+        low, high = code_limits(fmt, symmetric)
+        encode_rounded(
+            codes, a, step, zero, layout, low, high, rounding, "saturate", seed, threads
+        )
+        if fmt.packed:
+            codes = pack_int4(codes, threads=threads)
+    return QuantizedArray(codes, step, zero, fmt.name, a.shape, axis, group_size, fixed_zero)
+
+
+def _given_scale(
+    scale: Any, dtype: str, shape: tuple[int, ...], fmt: Format, fixed_zero: bool
+) -> Array:
+    """A caller's scale, checked."""
+    if not fixed_zero:
+        raise OptionError(
+            "scale: affine codes need a zero point as well; "
+            "use quantization.quantize_linear(x, scale, zero_point)"
+        )
+    step = as_array(scale, "scale", cast="float64", shape=shape).astype(dtype)
+    if not (np.isfinite(step) & (step > 0)).all():
+        raise ArrayError(f"scale: expected positive numbers that are finite in {dtype}")
+    if fmt.name == "mxfp4":
+        exponents(step)
+    return step
 
 
 def code_limits(fmt: Format, symmetric: bool) -> tuple[int, int]:
@@ -192,6 +257,7 @@ def fake_quantize(
         seed=seed,
         threads=threads,
     )
-    layout = layout_of(q.shape, q.axis, q.group_size)
-    decode(result, q.unpacked(), q.scale, q.zero_point, layout, threads)
+    if q.scale.dtype == result.dtype:
+        return q.dequantize(result, threads=threads)
+    result[...] = q.dequantize(threads=threads)  # codebooks are float32
     return result

@@ -13,9 +13,15 @@ from fastopt._kernels import quantize_range as kernel
 from fastopt._options import choice, number
 from fastopt.calibration import HistogramObserver
 from fastopt.errors import ArrayError, OptionError
-from fastopt.quantization.clipping import mse_range, percentile_range, second_moment
+from fastopt.quantization.clipping import (
+    mse_range,
+    narrow_mse_range,
+    percentile_range,
+    second_moment,
+)
 from fastopt.quantization.formats import Format, format_of
 from fastopt.quantization.layout import layout_of
+from fastopt.quantization.narrow import narrow_scale
 
 __all__ = ["METHODS", "QParams", "choose_qparams", "qparams_from_range"]
 
@@ -56,7 +62,7 @@ def choose_qparams(
     x : array-like, float32 or float64
         The values; finite.
     dtype : str or Format
-        "int8", "uint8", "int4", "uint4", "int16", "uint16" or a fixed-point name.
+        Any that :func:`fastopt.quantize` takes.
     axis : int, optional
         One scale per index of this axis (with ``group_size``: the axis that is cut into groups).
     group_size : int, optional
@@ -67,7 +73,7 @@ def choose_qparams(
     method : str
         "minmax": the whole range. "percentile": ``percentile`` % of the values of each part.
         "mse": the clipped range with the least squared error. "entropy": the one that keeps the
-        most information (a histogram of 4096 bins; for large parts).
+        most information (a histogram of 4096 bins; integers only; for large parts).
     percentile : float
         In (0, 100]; (100 - percentile) / 2 % are cut on each side, or symmetrically of |x|.
     gram : Gram, or (n, n) array X^T X, optional
@@ -90,7 +96,9 @@ def choose_qparams(
     Notes
     -----
     An all-zero part gets scale 1. A scale that would be denormal is raised to the smallest normal
-    number. Fixed point has its scale given by the format and ignores the data.
+    number. Fixed point has its scale given by the format and ignores the data; 16-bit floats have
+    scale 1. float8: max|x| / 448 or 57344. nf4: max|x|. mxfp4: the power of two below max|x|, over
+    4, so that up to a quarter of the range above 6 is clipped ("mse" may choose the next power).
 
     Examples
     --------
@@ -110,7 +118,10 @@ def choose_qparams(
     if gram is not None and method != "mse":
         raise OptionError(f"gram: only method 'mse' weighs by a gram, not {method!r}")
     cut = number(percentile, "percentile", low=0.0, high=100.0, low_open=True)
-    if method != "minmax" and fmt.kind == "int" and a.size:
+    if method == "entropy" and fmt.kind in ("float", "codebook"):
+        raise OptionError(f"method: 'entropy' needs an integer format, got {fmt.name}")
+    searched = fmt.kind in ("int", "codebook") or (fmt.kind == "float" and fmt.bits == 8)
+    if method != "minmax" and searched and a.size:
         weight = None if gram is None else feature_weights(gram, a.shape)
         low, high = _clipped(
             a, weight, low, high, fmt, symmetric, method, cut, axis, group_size, threads
@@ -143,7 +154,9 @@ def _clipped(
     new_low, new_high = low.astype(np.float64), high.astype(np.float64)
     for index, rows, weights in _parts(x, weight, axis, group_size):
         ends = new_low[index].reshape(-1), new_high[index].reshape(-1)
-        if method == "mse":
+        if method == "mse" and fmt.kind != "int":
+            ends = narrow_mse_range(rows, weights, *ends, fmt, threads=threads)
+        elif method == "mse":
             wide = rows.shape[1] > 1024  # outliers in a large part, not in a group of weights
             ends = mse_range(
                 rows, weights, *ends, fmt, symmetric=symmetric, wide=wide, threads=threads
@@ -223,14 +236,15 @@ def qparams_from_range(
 
     Symmetric: scale = max(|low|, |high|) / r with r = 127 for int8 and uint8, zero point 0 (int8)
     or 128 (uint8). Affine: the range is widened to hold 0, scale = (high - low) / (qmax - qmin),
-    zero_point = clip(round(qmin - low / scale), qmin, qmax).
+    zero_point = clip(round(qmin - low / scale), qmin, qmax). Narrow floats and codebooks are
+    always symmetric.
 
     Parameters
     ----------
     low, high : float32 or float64 arrays of one shape
         Ends of the range; finite, low <= high.
     dtype : str or Format
-        An integer or fixed-point format.
+        Any format.
     symmetric : bool
         Symmetric or affine.
 
@@ -266,7 +280,8 @@ def qparams_from_range(
         scale = np.full(lo.shape, 2.0**-fmt.frac_bits)
         zero = np.zeros(lo.shape)
     elif fmt.kind != "int":
-        raise OptionError(f"dtype: {fmt.name} has no zero point; its scale is max|x| / peak")
+        scale = narrow_scale(np.maximum(-lo, hi), fmt, float_dtype)
+        zero = np.zeros(lo.shape)
     elif symmetric:
         scale = _usable(np.maximum(-lo, hi) / fmt.symmetric_range, fmt.symmetric_range, info)
         zero = np.full(lo.shape, float(fmt.symmetric_zero_point))

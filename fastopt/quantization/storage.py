@@ -17,10 +17,13 @@ from fastopt.errors import FastoptError, FormatError, UnsupportedError
 from fastopt.quantization.array import QuantizedArray
 from fastopt.quantization.formats import format_of
 from fastopt.quantization.layout import layout_of
+from fastopt.quantization.narrow import exponents
 
 __all__ = ["from_safetensors", "to_onnx", "to_safetensors"]
 
 _KEY = "fastopt.quantized"
+_ONNX_NAMES = {"mxfp4": "FLOAT4E2M1", "float8_e4m3fn": "FLOAT8E4M3FN"}
+_ONNX_NAMES |= {"float8_e5m2": "FLOAT8E5M2", "float16": "FLOAT16", "bfloat16": "BFLOAT16"}
 _PARTS = ("codes", "scale", "zero_point")
 
 
@@ -41,6 +44,8 @@ def to_safetensors(q: QuantizedArray, path: str | os.PathLike[str]) -> None:
     """
     save = _package().save
     parts = {name: np.asarray(getattr(q, name), order="C") for name in _PARTS}
+    if q.dtype == "mxfp4":
+        parts["scale"] = exponents(q.scale)  # e8m0: a byte each
     config = q.config()
     note = json.dumps({**config, "sha256": _checksum(parts, config)})
     data = save(parts, metadata={_KEY: note})
@@ -94,6 +99,9 @@ def from_safetensors(path: str | os.PathLike[str]) -> QuantizedArray:
         if found != _checksum(parts, note):
             raise FormatError("the checksum does not fit: the file is damaged", where)
         fmt = format_of(note["dtype"])
+        if fmt.name == "mxfp4":
+            exponent = parts["scale"].astype(np.int32) - 127
+            parts["scale"] = np.ldexp(np.float32(1), exponent).astype(np.float32)
         q = QuantizedArray(
             parts["codes"],
             parts["scale"],
@@ -120,12 +128,13 @@ def from_safetensors(path: str | os.PathLike[str]) -> QuantizedArray:
 
 
 def to_onnx(q: QuantizedArray, name: str) -> tuple[Any, list[Any]]:
-    """A DequantizeLinear node that makes the tensor ``name``, and its initialisers.
+    """A node that makes the tensor ``name`` (DequantizeLinear, or Cast), and its initialisers.
 
     Parameters
     ----------
     q : QuantizedArray
-        An integer array (packed 4-bit codes stay packed) or fixed point of up to 16 bits.
+        Integers (packed 4-bit codes stay packed), fixed point of up to 16 bits, float8, mxfp4;
+        float16 and bfloat16 at scale 1, which take a Cast.
     name : str
         Name of the node's output; the initialisers are called name_codes, name_scale and
         name_zero_point.
@@ -133,7 +142,8 @@ def to_onnx(q: QuantizedArray, name: str) -> tuple[Any, list[Any]]:
     Returns
     -------
     node : onnx.NodeProto
-        Needs opset 13 for 8 bits, 21 for 16 and 4 bits and for groups.
+        Needs opset 13 for 8 bits, 19 for float8, 21 for 16 and 4 bits and for groups, 23 for
+        mxfp4.
     initializers : list of onnx.TensorProto
 
     Raises
@@ -148,9 +158,9 @@ def to_onnx(q: QuantizedArray, name: str) -> tuple[Any, list[Any]]:
     except ImportError:
         raise ImportError("to_onnx needs the package onnx: pip install onnx") from None
     fmt = q.format
-    kind = fmt.name.upper() if fmt.packed else fmt.storage.upper()
-    if fmt.kind not in ("int", "fixed") or "32" in kind:
-        raise UnsupportedError(f"DequantizeLinear has no codes of the format {q.dtype}")
+    kind = _ONNX_NAMES.get(fmt.name, (fmt.name if fmt.packed else fmt.storage).upper())
+    if fmt.name == "nf4" or "32" in kind:
+        raise UnsupportedError(f"ONNX has no codes of the format {q.dtype}")
     from fastopt.quantization.packing import pack_int4
 
     def tensor(part: str, codes: Array, shape: tuple[int, ...]) -> Any:
@@ -159,6 +169,11 @@ def to_onnx(q: QuantizedArray, name: str) -> tuple[Any, list[Any]]:
             f"{name}_{part}", getattr(TensorProto, kind), shape, raw.tobytes(), raw=True
         )
 
+    if fmt.kind == "float" and fmt.bits == 16:
+        if not (q.scale == 1).all():
+            raise UnsupportedError(f"DequantizeLinear takes no {q.dtype}; Cast has no scale")
+        given = tensor("codes", q.codes, q.shape)
+        return helper.make_node("Cast", [given.name], [name], to=TensorProto.FLOAT), [given]
     scale = helper.make_tensor(
         f"{name}_scale",
         TensorProto.FLOAT,

@@ -1,0 +1,34 @@
+from typing import Any
+
+from numpy.typing import NDArray
+
+def encode(
+    out: NDArray[Any],
+    scale: NDArray[Any],
+    x: NDArray[Any],
+    bound: NDArray[Any],
+    value: NDArray[Any],
+    sign: bool,
+    rows: bool,
+    depth: int,
+    width: int,
+    group: int,
+    derive: bool,
+    power: bool,
+    peak: float,
+    threads: int,
+) -> bool: ...
+def decode(
+    out: NDArray[Any],
+    codes: NDArray[Any],
+    scale: NDArray[Any],
+    bound: NDArray[Any],
+    value: NDArray[Any],
+    sign: bool,
+    rows: bool,
+    depth: int,
+    width: int,
+    group: int,
+    streamed: bool,
+    threads: int,
+) -> None: ...
