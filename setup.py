@@ -38,6 +38,9 @@ FAST = ["-O2", "-ftree-vectorize", "-fvect-cost-model=dynamic", "-funswitch-loop
 FAST += ["-fpeel-loops", "-fsplit-loops", "-fpredictive-commoning", "-ftree-loop-distribution"]
 FAST += ["--param=max-inline-insns-single=200"]
 SMALL = ["-Os"]
+# Built once, for the machine's plain baseline: _cpu is asked before any level is known, and sparse
+# rows are read by scalar loads, as fast on every level.
+ONCE = {"_cpu", "linear_sparse"}
 KERNEL_FLAGS = {"genetic": ["-O3"]}  # its chains of inline polynomials: 15 % faster a generation
 # Not built for v4: wider vectors bring these nothing, so v4 uses v3's build of them.
 V3_SERVES_V4 = {"histogram", "update_state"}
@@ -80,7 +83,7 @@ def kernel_extensions() -> list[Extension]:
     extensions = []
     for ext in generated:
         kernel = ext.name.rpartition(".")[2]
-        if kernel == "_cpu":  # asked before any level is known: the machine's plain baseline
+        if kernel in ONCE:
             ext.extra_compile_args = [*FLAGS, *SMALL]
             extensions.append(ext)
             continue

@@ -21,12 +21,15 @@ def __getattr__(name: str) -> ModuleType:
     """Load a kernel module of the chosen level on first use, under its plain name as well."""
     if name.startswith("_"):
         raise AttributeError(name)
-    try:
-        module = import_module(f"{__name__}.{isa}.{name}")
-    except ModuleNotFoundError as error:
-        if error.name != f"{__name__}.{isa}.{name}":
-            raise
-        raise AttributeError(f"no kernel module {name!r}") from None
+    for path in (f"{__name__}.{isa}.{name}", f"{__name__}.{name}"):  # a level's, or built once
+        try:
+            module = import_module(path)
+            break
+        except ModuleNotFoundError as error:
+            if error.name != path:
+                raise
+    else:
+        raise AttributeError(f"no kernel module {name!r}")
     sys.modules[f"{__name__}.{name}"] = module
     globals()[name] = module
     return module

@@ -3,39 +3,17 @@
 from __future__ import annotations
 
 import sys
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from fastopt._arrays import Array, as_array, check_finite
+from fastopt._kernels import linear_sparse
 from fastopt.errors import ArrayError, DTypeError
+from fastopt.linear_model import _rows
+from fastopt.linear_model._rows import CSR, Rows, Stream
 
-__all__ = [
-    "CSR",
-    "check_weights",
-    "check_x",
-    "check_y",
-    "feature_names",
-    "is_source",
-    "matmul",
-    "take_rows",
-]
-
-
-class CSR(NamedTuple):
-    """A compressed sparse row matrix as plain arrays."""
-
-    data: Array
-    indices: Array
-    indptr: Array
-    shape: tuple[int, int]
-
-    @property
-    def dtype(self) -> Any:
-        return self.data.dtype
-
-    def __len__(self) -> int:
-        return self.shape[0]
+__all__ = ["check_weights", "check_x", "check_y", "feature_names", "is_source"]
 
 
 def is_source(x: Any) -> bool:
@@ -68,20 +46,27 @@ def feature_names(x: Any) -> Array | None:
     return None
 
 
-def check_x(x: Any, name: str = "X", *, finite: bool = True, sparse: bool = True) -> Array | CSR:
-    """``x`` as a C-contiguous float32 or float64 matrix, or as CSR.
+def check_x(x: Any, name: str = "X", *, finite: bool = True) -> Rows:
+    """``x`` as a C-contiguous float32 or float64 matrix, as CSR, or as a stream of blocks.
 
     Parameters
     ----------
-    x : array-like (n, d), scipy sparse matrix or array
+    x : array-like (n, d), scipy sparse matrix or array, large memory map, block source
         float32 and float64 stay; other real numbers become float64.
     finite : bool
         Refuse NaN and infinity here (otherwise the kernel's own check does).
     """
     if hasattr(x, "nnz") and hasattr(x, "tocsr"):
-        if not sparse:
-            raise DTypeError(f"{name}: sparse input is not taken here; pass {name}.toarray()")
         return _csr(x, name, finite)
+    if is_source(x) or (
+        isinstance(x, np.memmap)
+        and x.ndim == 2
+        and x.nbytes >= _rows.MAPPED_FROM
+        and x.dtype.kind in "fiub"
+        and x.dtype.isnative
+    ):
+        _check_size(x.shape, name)
+        return Stream(x)
     if isinstance(x, np.matrix):
         raise DTypeError(f"{name}: numpy.matrix is not taken; pass numpy.asarray({name})")
     if not isinstance(x, np.ndarray) and not hasattr(x, "__dlpack__"):
@@ -140,24 +125,39 @@ def _finite(a: Array, name: str) -> None:
 
 
 def _csr(x: Any, name: str, finite: bool) -> CSR:
+    """A sparse matrix or array of scipy's, by its attributes alone, with every index checked."""
     if getattr(x, "ndim", 2) != 2:
         raise ArrayError(f"{name}: expected 2 dimensions, got shape {x.shape}")
-    m = x.tocsr()
+    m = x if getattr(x, "format", "") == "csr" else x.tocsr()
     if m.dtype.kind == "c":
         raise ArrayError(f"{name}: Complex data not supported; got dtype {m.dtype}")
-    if not m.has_canonical_format:
-        m = m.copy()
-        m.sum_duplicates()
-    _check_size(m.shape, name)
-    wide = np.int64 if m.nnz >= 2**31 or m.shape[1] >= 2**31 else np.int32
+    n, d = int(m.shape[0]), int(m.shape[1])
+    _check_size((n, d), name)
+    if d >= 2**31:
+        raise ArrayError(f"{name}: expected fewer than 2^31 columns, got {d}")
+    indices = as_array(m.indices, f"{name}.indices", dtypes=("int32", "int64"), ndim=1)
+    if sys.byteorder == "big":
+        indices = indices.astype(np.int64).astype(np.int32)  # the kernel reads low halves
     csr = CSR(
-        as_array(m.data, name, cast="float64"),
-        as_array(m.indices, f"{name}.indices", dtypes=("int32", "int64")).astype(wide, copy=False),
-        np.ascontiguousarray(m.indptr, np.int64),
-        (int(m.shape[0]), int(m.shape[1])),
+        as_array(m.data, f"{name}.data", cast="float64", ndim=1),
+        indices,
+        as_array(m.indptr, f"{name}.indptr", dtypes=("int32", "int64"), ndim=1).astype(
+            np.int64, copy=False
+        ),
+        (n, d),
     )
-    if len(csr.indptr) != csr.shape[0] + 1 or len(csr.indices) != len(csr.data):
-        raise ArrayError(f"{name}: the sparse matrix' arrays do not fit its shape {csr.shape}")
+    if len(csr.indptr) != n + 1 or len(csr.indices) != len(csr.data):
+        raise ArrayError(
+            f"{name}: the sparse matrix' arrays do not fit its shape {csr.shape}: "
+            f"{len(csr.indptr)} row starts, {len(csr.indices)} columns, {len(csr.data)} values"
+        )
+    wrong = linear_sparse.check(csr.indices, csr.indptr, d)
+    if wrong == 1:
+        raise ArrayError(
+            f"{name}.indptr: expected row starts that rise from 0 to the {len(csr.data)} values"
+        )
+    if wrong == 2:
+        raise ArrayError(f"{name}.indices: expected columns in 0..{d - 1}")
     if finite:
         _finite(csr.data, name)
     return csr
@@ -231,27 +231,3 @@ def check_weights(weights: Any, n: int, dtype: Any) -> tuple[Array | None, float
     if (a == a[0]).all():
         return None, total
     return (a * (n / total)).astype(dtype), total
-
-
-def matmul(x: Array | CSR, coef: Array) -> Array:
-    """X @ coef.T for dense X or CSR; (n,) for coef (d,), (n, k) for (k, d)."""
-    if isinstance(x, CSR):
-        from fastopt._kernels import linear_sparse
-
-        w = np.ascontiguousarray(np.atleast_2d(coef), x.data.dtype)
-        out = np.empty((len(w), x.shape[0]), x.data.dtype)
-        for k in range(len(w)):
-            linear_sparse.margins(out[k], x.data, x.indices, x.indptr, w[k])
-        return out[0] if coef.ndim == 1 else np.ascontiguousarray(out.T)
-    product: Array = x @ coef.T
-    return product
-
-
-def take_rows(x: Array | CSR, rows: Array) -> Array | CSR:
-    """The rows of those numbers, in that order, as a copy."""
-    if not isinstance(x, CSR):
-        return x[rows]
-    lengths = x.indptr[rows + 1] - x.indptr[rows]
-    indptr = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-    entries = np.arange(indptr[-1]) + np.repeat(x.indptr[rows] - indptr[:-1], lengths)
-    return CSR(x.data[entries], x.indices[entries], indptr, (len(rows), x.shape[1]))

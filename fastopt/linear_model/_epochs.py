@@ -10,12 +10,12 @@ import numpy as np
 from fastopt._arrays import Array
 from fastopt._options import choice, integer, number
 from fastopt.errors import ArrayError, DivergedError, OptionError
-from fastopt.linear_model._data import CSR
 from fastopt.linear_model._estimator import (
     LinearEstimator,
     key_of_state,
     warn_not_converged,
 )
+from fastopt.linear_model._rows import CSR, Rows, matmul, take_rows
 from fastopt.linear_model._solve import first_rate
 from fastopt.linear_model._train import (
     LOCAL_WORK,
@@ -34,7 +34,6 @@ class SGD(LinearEstimator):
     """What both share: options, the loop over epochs, stopping, averaging, partial fits."""
 
     _losses: tuple[str, ...]
-    _sparse = False
     _state: dict[str, Any]
     loss: str
     penalty: str | None
@@ -93,7 +92,7 @@ class SGD(LinearEstimator):
             raise OptionError("alpha: must be > 0 for learning_rate='optimal', whose step it sets")
 
     def _problem(
-        self, x: Array | CSR, y: Array, weights: Array | None, k: int, targets: int, loss: str
+        self, x: Rows, y: Array, weights: Array | None, k: int, targets: int, loss: str
     ) -> Problem:
         share = {None: 0.0, "l2": 0.0, "l1": 1.0, "elasticnet": self.l1_ratio}[self.penalty]
         alpha = 0.0 if self.penalty is None else float(self.alpha)
@@ -114,7 +113,8 @@ class SGD(LinearEstimator):
         size = self.batch_size or (32 if problem.n < 8192 else 128)
         workers = self.local_workers
         if workers is None:
-            workers = 1 if problem.n * problem.d < LOCAL_WORK else 4
+            split = problem.size >= LOCAL_WORK and not isinstance(problem.x, CSR)
+            workers = 4 if split else 1
         return Stochastic(
             problem,
             self.solver,
@@ -123,7 +123,7 @@ class SGD(LinearEstimator):
             shuffle=bool(self.shuffle),
             momentum=float(self.momentum),
             threads=self.threads,
-            n_workers=1 if isinstance(problem.x, CSR) else workers,
+            n_workers=workers,
         )
 
     def _rate(self, run: Stochastic, eta0: float) -> Callable[[Array], Array]:
@@ -218,8 +218,6 @@ class SGD(LinearEstimator):
 
         def score(flat: Array, rows: Array) -> float:
             coef, intercept = problem.unpack(flat)
-            from fastopt.linear_model._data import matmul, take_rows
-
             z = matmul(take_rows(problem.x, rows), coef) + intercept
             return self._score_margins(problem, z, rows)
 

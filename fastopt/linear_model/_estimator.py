@@ -17,7 +17,8 @@ import numpy as np
 from fastopt._arrays import Array
 from fastopt._random import key_of
 from fastopt.errors import ArrayError, ConcurrentUseError, FastoptError, OptionError
-from fastopt.linear_model._data import CSR, check_x, feature_names, is_source, matmul
+from fastopt.linear_model._data import check_x, feature_names
+from fastopt.linear_model._rows import Rows, matmul
 
 __all__ = ["ConvergenceWarning", "LinearEstimator", "NotFittedError", "warn_not_converged"]
 
@@ -67,7 +68,6 @@ class LinearEstimator:
     coef_: Array
     intercept_: Any
     n_features_in_: int
-    _sparse = True
 
     # --- parameters -------------------------------------------------------------------------
     @classmethod
@@ -115,14 +115,11 @@ class LinearEstimator:
             transformer_tags=None,
             classifier_tags=ClassifierTags() if classifier else None,
             regressor_tags=None if classifier else RegressorTags(),
-            input_tags=InputTags(sparse=self._sparse_input()),
+            input_tags=InputTags(sparse=True),
         )
 
     def _multi_output(self) -> bool:
         return False
-
-    def _sparse_input(self) -> bool:
-        return self._sparse
 
     def __sklearn_is_fitted__(self) -> bool:
         return "coef_" in self.__dict__
@@ -170,23 +167,13 @@ class LinearEstimator:
                 "appropriate arguments before using this estimator."
             )
 
-    def _check_predict(self, x: Any) -> Array | CSR:
-        self._check_fitted()
-        a = check_x(x, sparse=self._sparse)
-        self._check_features(x, a.shape[1])
-        return a
-
     def _margins(self, x: Any) -> Array:
-        """X coef_' + intercept_; a block source is read block by block."""
-        if is_source(x):
-            self._check_fitted()
-            self._check_features(x, x.shape[1])
-            rows = max(1, (1 << 24) // (max(1, x.shape[1]) * 8))
-            parts = [self._margins(np.asarray(x[i : i + rows])) for i in range(0, len(x), rows)]
-            return np.concatenate(parts)
-        a = self._check_predict(x)
-        z: Array = matmul(a, self.coef_.astype(a.dtype, copy=False))
-        z += np.asarray(self.intercept_, a.dtype)
+        """X coef_' + intercept_; a memory map or a block source is read block by block."""
+        self._check_fitted()
+        rows: Rows = check_x(x)
+        self._check_features(x, rows.shape[1])
+        z: Array = matmul(rows, self.coef_.astype(rows.dtype, copy=False))
+        z += np.asarray(self.intercept_, z.dtype)
         return z
 
 

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from fastopt import _threads
-from fastopt._arrays import Array, check_finite
+from fastopt._arrays import Array
 from fastopt._kernels import linear_gram
-from fastopt.linear_model._data import CSR
+from fastopt.errors import OptionError
+from fastopt.linear_model._rows import CSR, dense_pieces, refuse_nonfinite
 from fastopt.linear_model._train import Problem, Stochastic, loss_gradient, step_size
 from fastopt.optim import descend as minimise
 
@@ -17,6 +18,8 @@ __all__ = ["Fit", "Quadratic", "descend", "first_rate", "lbfgs", "solve_gram", "
 
 FUSED_UP_TO = 256  # columns and outputs up to which the fused kernel beats blocks of BLAS
 GRAM_UP_TO = 64  # columns up to which a Gram matrix pays for exact gradients of squared loss
+
+SPARSE_GRAM_UP_TO = 4096  # columns of sparse X whose dense Gram matrix is worth its d^2
 
 
 @dataclass
@@ -54,18 +57,22 @@ class Quadratic:
 def moments(problem: Problem, threads: int | None) -> Quadratic:
     """Means and centred second moments of (X, y) in one pass: fused up to 256 columns, by blocks
     through BLAS beyond."""
-    x, n, d = problem.dense, problem.n, problem.d
-    y = problem.y.reshape(n, problem.n_outputs)
-    # Second moments about a pilot mean, so that large offsets do not cancel digits.
+    n, d = problem.n, problem.d
+    both = d + problem.n_outputs
+    pilot = np.zeros(both, problem.x.dtype)
+    gram, total = np.zeros((both, both)), np.zeros(both)
+    summed = _fused if both <= FUSED_UP_TO else _blocked
     with np.errstate(invalid="ignore", over="ignore"):
-        pilot = np.concatenate([x[:256].mean(axis=0), y[:256].mean(axis=0)])
-    if not problem.intercept:
-        pilot[:] = 0
-    summed = _fused if len(pilot) <= FUSED_UP_TO else _blocked
-    with np.errstate(invalid="ignore", over="ignore"):
-        gram, total = summed(x, y, problem.weights, pilot, threads)
+        for first, x in dense_pieces(problem.x):
+            y, weights = problem.part(first, len(x))
+            if first == 0 and problem.intercept:
+                # Second moments about a pilot mean, so that large offsets do not cancel digits.
+                pilot[:] = np.concatenate([x[:256].mean(axis=0), y[:256].mean(axis=0)])
+            part, part_total = summed(x, y, weights, pilot, threads)
+            gram += part
+            total += part_total
     if not np.isfinite(gram).all():
-        check_finite(x, "X")
+        refuse_nonfinite(problem.x, "X")
     mean = total / n
     gram = gram / n
     if problem.intercept:
@@ -83,14 +90,11 @@ def _fused(
 ) -> tuple[Array, Array]:
     """sum s z z' and sum s z of z = (x, y) - pilot, by the kernel."""
     n, both = len(x), len(pilot)
-    lanes = 64 // x.dtype.itemsize
-    pad = -(-(both + 1) // lanes) * lanes
+    pad = (both + 4) // 4 * 4
     n_runs = min(16, -(-n // 1024))  # by the size alone: threads must not change the bits
     out = np.empty((n_runs, pad, pad))
-    height = 256 if pad * x.dtype.itemsize <= 192 else 64  # rows that stay in the first cache
-    block = np.empty((n_runs, 2, height, pad), x.dtype)
     count = _threads.resolve(threads, n * both)
-    linear_gram.gram(out, block, x, np.ascontiguousarray(y), weights, pilot, count)
+    linear_gram.gram(out, x, np.ascontiguousarray(y), weights, pilot, count)
     upper = np.triu(out.sum(axis=0))[: both + 1, : both + 1]
     full = upper + np.triu(upper, 1).T
     return full[:both, :both], full[:both, both].copy()
@@ -116,6 +120,11 @@ def solve_gram(problem: Problem, threads: int | None) -> Fit:
 
     Cholesky where the matrix allows it, else the minimum-norm solution by its eigenvectors.
     """
+    if isinstance(problem.x, CSR) and problem.d > SPARSE_GRAM_UP_TO:
+        raise OptionError(
+            f"solver: 'gram' takes up to {SPARSE_GRAM_UP_TO} sparse columns, X has {problem.d}; "
+            "use solver='lbfgs' or 'sgd'"
+        )
     q = moments(problem, threads)
     a = q.xx + problem.l2 * np.eye(problem.d)
     scale = np.sqrt(np.maximum(np.diag(a), 1e-300))
@@ -142,11 +151,9 @@ class Objective:
 
     def __init__(self, problem: Problem, threads: int | None) -> None:
         self.problem = problem
-        self.threads = _threads.resolve(threads, problem.n * problem.d)
+        self.threads = _threads.resolve(threads, problem.size)
         quadratic = problem.loss == "squared_error" and problem.d <= GRAM_UP_TO
-        self.moments = (
-            moments(problem, threads) if quadratic and not isinstance(problem.x, CSR) else None
-        )
+        self.moments = moments(problem, threads) if quadratic else None
 
     def __call__(self, flat: Array) -> tuple[float, Array]:
         p = self.problem

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from fastopt import _threads
-from fastopt._arrays import Array, check_finite
-from fastopt._kernels import linear
-from fastopt.errors import DivergedError, DTypeError
-from fastopt.linear_model._data import CSR
+from fastopt._arrays import Array
+from fastopt._kernels import linear, linear_sparse
+from fastopt.errors import DivergedError
+from fastopt.linear_model._rows import (
+    BLOCK_BYTES,
+    CSR,
+    Rows,
+    Stream,
+    pieces,
+    refuse_nonfinite,
+    size_of,
+    take_rows,
+)
 
 __all__ = ["LOSSES", "Problem", "Stochastic", "loss_gradient", "step_size"]
 
@@ -29,6 +38,7 @@ LOSSES: dict[str, tuple[int, float]] = {
     "multinomial": (9, 0.5),
 }
 RULES = {"sgd": 0, "momentum": 1, "nesterov": 2, "adam": 3}
+CALM = 0.25  # largest step of an intercept beside sparse rows, in Newton steps of its own
 DIRECT, ONE_VS_REST = 0, 1
 CHUNKS = 64  # runs that a full pass is cut into, whatever the threads
 ROWS_IN_CACHE = 1 << 19  # elements of X up to which single rows are shuffled, not groups
@@ -41,7 +51,7 @@ SYNC_WORK = 1 << 17  # elements of X between two averagings of the local workers
 class Problem:
     """Rows, targets and loss: mean_i s_i loss(y_i, W x_i + b) + l2/2 |W|^2 + l1 |W|_1."""
 
-    x: Array | CSR
+    x: Rows
     y: Array
     weights: Array | None
     loss: str
@@ -59,6 +69,11 @@ class Problem:
     @property
     def d(self) -> int:
         return int(self.x.shape[1])
+
+    @property
+    def size(self) -> int:
+        """Values that a pass over X reads."""
+        return size_of(self.x)
 
     @property
     def lanes(self) -> int:
@@ -87,42 +102,43 @@ class Problem:
         coef = flat[: k * pad].reshape(k, pad)[:, : self.d].copy()
         return coef, flat[k * pad : k * pad + k].copy()
 
-    @property
-    def dense(self) -> Array:
-        """X where a kernel takes dense rows alone."""
-        if isinstance(self.x, CSR):
-            raise DTypeError("X: sparse rows are not taken by this solver; pass X.toarray()")
-        return self.x
+    def part(self, first: int, n: int) -> tuple[Array, Array | None]:
+        """Targets and weights of n rows from ``first`` on."""
+        y = self.y.reshape(self.n, -1)[first : first + n]
+        return y, None if self.weights is None else self.weights[first : first + n]
 
     def refuse_bad_margins(self, what: str) -> None:
         """A margin was not finite: either the data are to blame, or the step size."""
-        check_finite(self.x.data if isinstance(self.x, CSR) else self.x, "X")
+        refuse_nonfinite(self.x, "X")
         raise DivergedError(f"{what} diverged: lower eta0 or scale the features")
 
 
 def loss_gradient(problem: Problem, flat: Array, threads: int) -> tuple[float, Array]:
     """Objective without L1 and its gradient (float64, packed) over all rows, in one pass."""
     length = problem.length
-    chunks = int(min(CHUNKS, -(-problem.n // 256)))
+    chunks = min(CHUNKS, -(-problem.n // 256))
+    if isinstance(problem.x, CSR):  # the chunks' gradients are dense: no more than the entries pay
+        chunks = min(chunks, max(1, problem.size // (16 * length)))
     grad = np.empty((chunks, length), np.float64)
     code = LOSSES[problem.loss][0]
-    loss, _, bad = linear.loss_gradient(
-        grad,
-        flat,
-        problem.dense,
-        problem.y,
-        problem.weights,
-        problem.n_outputs,
-        code,
-        problem.targets,
-        problem.epsilon,
-        problem.intercept,
-        threads,
-    )
-    if bad:
-        problem.refuse_bad_margins("the fit")
+    total = np.zeros(length)
+    loss = 0.0
+    for first, x in pieces(problem.x):
+        y, weights = problem.part(first, len(x))
+        rest = (y, weights, problem.n_outputs, code, problem.targets, problem.epsilon,
+                problem.intercept, threads)  # fmt: skip
+        if isinstance(x, CSR):
+            part, _, bad = linear_sparse.loss_gradient(
+                grad, flat, x.data, x.indices, x.indptr, problem.d, *rest
+            )
+        else:
+            part, _, bad = linear.loss_gradient(grad, flat, x, *rest)
+        if bad:
+            problem.refuse_bad_margins("the fit")
+        loss += part
+        total += grad.sum(axis=0)
+    total /= problem.n
     k, pad = problem.n_outputs, problem.pad
-    total = grad.sum(axis=0) / problem.n
     coef = flat[: k * pad].astype(np.float64)
     total[: k * pad] += problem.l2 * coef
     # Lanes behind the d columns carry no parameter.
@@ -141,38 +157,46 @@ def step_size(problem: Problem, batch_rows: float, kind: str) -> float:
     curvature = LOSSES[problem.loss][1]
     stride = max(1, problem.n // 2048)
     rows = np.arange(0, problem.n, stride)[:2048]
-    if isinstance(problem.x, CSR):
-        starts, ends = problem.x.indptr[rows], problem.x.indptr[rows + 1]
-        norms = np.array(
-            [
-                float(np.dot(v, v))
-                for v in (problem.x.data[a:b] for a, b in zip(starts, ends, strict=True))
-            ]
-        )
-        power = mean = float(norms.mean()) + problem.intercept
+    sample = take_rows(problem.x, rows)
+    s = None if problem.weights is None else problem.weights[rows].astype(np.float64)
+    ones = np.ones(len(rows)) if s is None else np.sqrt(s)
+    if isinstance(sample, CSR):
+        mean, power = _sparse_curvature(sample, ones)
     else:
-        sample = problem.x[rows].astype(np.float64)
-        if problem.weights is not None:
-            sample = sample * np.sqrt(problem.weights[rows].astype(np.float64))[:, None]
+        dense = sample.astype(np.float64) * ones[:, None]
         if problem.intercept:
-            w = problem.weights
-            ones = np.ones(len(rows)) if w is None else np.sqrt(w[rows].astype(np.float64))
-            sample = np.column_stack([sample, ones])
-        mean = float(np.einsum("ij,ij->", sample, sample)) / len(rows)
-        v = np.ones(sample.shape[1])
+            dense = np.column_stack([dense, ones])
+        mean = float(np.einsum("ij,ij->", dense, dense)) / len(rows)
+        v = np.ones(dense.shape[1])
         power = 0.0
         for _ in range(20):
-            v = sample.T @ (sample @ v) / len(rows)
+            v = dense.T @ (dense @ v) / len(rows)
             power = float(np.linalg.norm(v))
             if not 0 < power < np.inf:
                 break
             v /= power
     if not np.isfinite(mean):
-        check_finite(problem.x.data if isinstance(problem.x, CSR) else problem.x, "X")
+        refuse_nonfinite(problem.x, "X")
     if kind == "adam":
         return 0.1 / max(1.0, float(np.sqrt(mean / max(1, problem.d))))
     bound = curvature * (min(power, mean) + 2 * mean / batch_rows) + problem.l2
     return 1.0 / bound if bound > 0 else 1.0
+
+
+def _sparse_curvature(x: CSR, root: Array) -> tuple[float, float]:
+    """Mean squared row and largest eigenvalue of X'X / n, rows times ``root``, no intercept."""
+    row = np.repeat(np.arange(len(x)), np.diff(x.indptr))
+    values = x.data * root[row]
+    mean, power = float(values @ values) / len(x), 0.0
+    v = np.ones(x.shape[1])
+    for _ in range(20):
+        z = np.bincount(row, values * v[x.indices], len(x))
+        v = np.bincount(x.indices, values * z[row], x.shape[1]) / len(x)
+        power = float(np.linalg.norm(v))
+        if not 0 < power < np.inf:
+            break
+        v /= power
+    return mean, power
 
 
 @dataclass
@@ -203,8 +227,9 @@ class Stochastic:
 
     def __post_init__(self) -> None:
         p = self.problem
-        small = p.n * p.d <= ROWS_IN_CACHE or isinstance(p.x, CSR)
-        row_bytes = max(1, p.d * int(p.x.dtype.itemsize))
+        small = p.size <= ROWS_IN_CACHE
+        sparse = p.x.indices.itemsize if isinstance(p.x, CSR) else 0
+        row_bytes = max(1, p.size // p.n * (int(p.x.dtype.itemsize) + sparse))
         run = max(16, min(self.batch_size // 4, GROUP_BYTES // row_bytes) // 16 * 16)
         self.group = 1 if small or self.batch_size < 32 else run
         self.slab = np.zeros((self.n_workers, 4, p.length), p.x.dtype)
@@ -247,42 +272,75 @@ class Stochastic:
         ``rate`` maps the numbers of the batches (1, 2, ... over the whole run) to step sizes.
         """
         p = self.problem
-        order = self.entries.copy()
-        if self.shuffle:
-            linear.shuffle(order, self.key, self.epoch)
-        n_batches = -(-len(order) // self.size)
-        numbers = np.arange(self.batches + 1, self.batches + n_batches + 1, dtype=np.float64)
-        lr = np.ascontiguousarray(rate(numbers), np.float64)
-        sync = max(1, max(1024, SYNC_WORK // max(1, p.d)) // (self.size * self.group))
-        threads = _threads.resolve(self.threads, p.n * p.d) if self.n_workers > 1 else 1
-        code = LOSSES[p.loss][0]
-        loss, weight, bad = linear.sgd_epoch(
-            self.slab,
-            self.steps,
-            p.dense,
-            p.y,
-            p.weights,
-            order,
-            lr,
-            p.n_outputs,
-            self.group,
-            self.size,
-            sync,
-            code,
-            p.targets,
-            p.epsilon,
-            p.intercept,
-            RULES[self.rule],
-            p.l2,
-            p.l1,
-            self.momentum,
-            self.beta2,
-            self.eps,
-            average,
-            threads,
-        )
+        total = seen = 0.0
+        for first, x, order in self._parts():
+            n_batches = -(-len(order) // self.size)
+            numbers = np.arange(self.batches + 1, self.batches + n_batches + 1, dtype=np.float64)
+            lr = np.ascontiguousarray(rate(numbers), np.float64)
+            y, weights = p.part(first, len(x))
+            loss, weight, bad = self._walk(x, y, weights, order, lr, average)
+            self.batches += n_batches
+            if bad or not np.isfinite(self.flat).all():
+                p.refuse_bad_margins("mini-batch descent")
+            total += loss
+            seen += weight
         self.epoch += 1
-        self.batches += n_batches
-        if bad or not np.isfinite(self.flat).all():
-            p.refuse_bad_margins("mini-batch descent")
-        return float(loss / weight) if weight > 0 else 0.0
+        return float(total / seen) if seen > 0 else 0.0
+
+    def _parts(self) -> Iterator[tuple[int, Array | CSR, Array]]:
+        """(first row, rows, order of their groups) of an epoch: X at once, or a stream's blocks in
+        random order with the groups of each in random order."""
+        x, entries = self.problem.x, self.entries
+        if not isinstance(x, Stream):
+            order = entries.copy()
+            if self.shuffle:
+                linear.shuffle(order, self.key, self.epoch)
+            yield 0, x, order
+            return
+        row_bytes = x.shape[1] * x.dtype.itemsize
+        per = max(1, BLOCK_BYTES // (row_bytes * self.group * self.size)) * self.size  # groups
+        turn = np.arange(-(-len(x) // (per * self.group)), dtype=np.int64)
+        if self.shuffle:
+            linear.shuffle(turn, self.key, self.epoch)
+        for first, block in x.blocks(per * self.group, turn):
+            begin = first // self.group
+            order = entries[
+                np.searchsorted(entries, begin) : np.searchsorted(entries, begin + per)
+            ]
+            order = order - begin
+            if self.shuffle:
+                key = (self.key + 0x9E3779B97F4A7C15 * (begin + 1)) % 2**64
+                linear.shuffle(order, key, self.epoch)
+            if len(order):
+                yield first, block, order
+
+    def _walk(
+        self,
+        x: Array | CSR,
+        y: Array,
+        weights: Array | None,
+        order: Array,
+        lr: Array,
+        average: bool,
+    ) -> tuple[float, float, int]:
+        """The kernel's batches over these rows."""
+        p = self.problem
+        per_row = max(1, p.size // p.n)
+        work = SYNC_WORK
+        if isinstance(x, CSR):  # to meet, and to settle what is lazy, costs a pass over W
+            work += 4 * p.n_outputs * p.d
+        sync = max(1, max(1024, work // per_row) // (self.size * self.group))
+        threads = _threads.resolve(self.threads, p.size) if self.n_workers > 1 else 1
+        code, curvature = LOSSES[p.loss]
+        rest = (y, weights, order, lr, p.n_outputs, self.group, self.size, sync, code, p.targets,
+                p.epsilon, p.intercept, RULES[self.rule], p.l2, p.l1, self.momentum, self.beta2,
+                self.eps, average)  # fmt: skip
+        if not isinstance(x, CSR):
+            return linear.sgd_epoch(self.slab, self.steps, x, *rest, threads)
+        # Dense steps cost a pass over W, about a quarter of the same number of sparse entries.
+        rare = 4 * self.size * self.group * per_row < p.d
+        lazy = self.rule == "sgd" and not average and rare
+        return linear_sparse.sgd_epoch(
+            self.slab, self.steps, x.data, x.indices, x.indptr, p.d, *rest, lazy,
+            CALM / curvature, threads,
+        )  # fmt: skip

@@ -29,7 +29,6 @@ class LeastSquares(LinearEstimator):
     """What LinearRegression and Ridge share: the fit, predict and score of squared loss."""
 
     _estimator_type = "regressor"
-    _sparse = False
     solver: str
     fit_intercept: bool
     max_iter: int
@@ -54,7 +53,7 @@ class LeastSquares(LinearEstimator):
         tol = number(self.tol, "tol", low=0)
         lr = None if self.lr is None else number(self.lr, "lr", low=0, low_open=True)
         momentum = number(self.momentum, "momentum", low=0, high=1, high_open=True)
-        x = check_x(X, finite=False, sparse=self._sparse)
+        x = check_x(X, finite=False)
         targets = check_y(y, len(x), multi=True)
         weights, total = check_weights(sample_weight, len(x), x.dtype)
         k = 1 if targets.ndim == 1 else targets.shape[1]

@@ -69,7 +69,6 @@ class LogisticRegression(LinearEstimator, ClassifierFace):
     """
 
     _estimator_type = "classifier"
-    _sparse = False
 
     def __init__(
         self,
@@ -118,7 +117,7 @@ class LogisticRegression(LinearEstimator, ClassifierFace):
         tol = number(self.tol, "tol", low=0)
         lr = None if self.lr is None else number(self.lr, "lr", low=0, low_open=True)
         momentum = number(self.momentum, "momentum", low=0, high=1, high_open=True)
-        x = check_x(X, finite=False, sparse=self._sparse)
+        x = check_x(X, finite=False)
         labels, codes = encode(y, len(x))
         weights, total = check_weights(
             class_weights(self.class_weight, labels, codes, sample_weight), len(x), x.dtype

@@ -35,7 +35,7 @@ class SGDRegressor(SGD):
         fallen by the share ``tol`` for ``n_iter_no_change`` epochs; None runs all epochs.
     shuffle : bool
         A new order each epoch: of single rows on small data, of runs of neighbouring rows (at
-        least 8, about 4 KB) on large.
+        least 16, about 8 KB, four to a batch) on large.
     epsilon : float
         Of the Huber and epsilon-insensitive losses.
     random_state : int, SeedSequence, Generator or RandomState, optional
@@ -157,7 +157,7 @@ class SGDRegressor(SGD):
 
     def _fit(self, X: Any, y: Any, sample_weight: Any, partial: bool) -> SGDRegressor:
         self._check_options()
-        x = check_x(X, finite=False, sparse=self._sparse)
+        x = check_x(X, finite=False)
         if partial and "coef_" in self.__dict__:
             self._check_features(X, x.shape[1])
         targets = check_y(y, len(x))
@@ -297,7 +297,7 @@ class SGDClassifier(SGD, ClassifierFace):
         joint = self.multi_class == "multinomial"
         if joint and self.loss != "log_loss":
             raise OptionError("multi_class: 'multinomial' goes with loss='log_loss' alone")
-        x = check_x(X, finite=False, sparse=self._sparse)
+        x = check_x(X, finite=False)
         if partial and "coef_" in self.__dict__:
             self._check_features(X, x.shape[1])
         known = self._known_classes(classes) if partial else None

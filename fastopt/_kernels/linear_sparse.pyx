@@ -1,0 +1,580 @@
+"""Linear models on compressed sparse rows (CSR): the same steps as linear.pyx, to rounding.
+
+A batch of plain SGD touches only the columns of its rows. Two things that would touch all of them
+wait: the L2 decay is one scale for the whole vector, w = s v, s <- s (1 - lr l2) (Bottou, "Stochastic
+gradient descent tricks", 2012), and the L1 soft thresholds of the steps since a column was last
+seen, which add up, in units of v, to one (Langford, Li & Zhang, JMLR 10, 2009; the cumulative
+penalty of Tsuruoka et al., ACL 2009, without its clipping). Every other rule, and averaging, adds
+the batch's gradient up in a dense vector and takes the dense step.
+Columns may come in any order and more than once in a row. Indices are read as 32 bits, of 64-bit
+ones the low half; who calls has checked them (``check``).
+"""
+
+cimport numpy as cnp
+from cpython.exc cimport PyErr_CheckSignals
+from cython.parallel cimport prange
+from libc.stdint cimport int32_t, int64_t
+from libc.stdlib cimport calloc, free
+from libc.string cimport memset
+
+from fastopt._kernels._args cimport data_of
+from fastopt._kernels.linear_step cimport ADAM, SGD, Rule, real, soft, update
+
+cnp.import_array()
+
+cdef extern from "linear_sparse.h" nogil:
+    enum: FO_CHUNK, FO_ONE_VS_REST, FO_SOFTMAX
+    void fo_loss_f32(int, float, int, float*, const float*, const float*, float*) noexcept
+    void fo_loss_f64(int, double, int, double*, const double*, const double*, double*) noexcept
+    void fo_softmax_f32(Py_ssize_t, int, float*, const float*, const float*, float*) noexcept
+    void fo_softmax_f64(Py_ssize_t, int, double*, const double*, const double*, double*) noexcept
+    float fo_dot_f32(const float*, const int32_t*, int, Py_ssize_t, const float*) noexcept
+    double fo_dot_f64(const double*, const int32_t*, int, Py_ssize_t, const double*) noexcept
+    void fo_add_f32(const float*, const int32_t*, int, Py_ssize_t, float, float*) noexcept
+    void fo_add_f64(const double*, const int32_t*, int, Py_ssize_t, double, double*) noexcept
+    void fo_add_wide(const float*, const int32_t*, int, Py_ssize_t, float, double*) noexcept
+    void fo_ask(const void*, const int32_t*, int, Py_ssize_t, Py_ssize_t, int) noexcept
+    double fo_seconds() noexcept
+
+cdef enum:  # rows of a worker's slab
+    WEIGHT
+    FIRST
+    SECOND
+    AVERAGE
+    N_SLABS
+
+cdef enum:
+    MAX_WORKERS = 64
+
+cdef double POLL_S = 0.05  # seconds between two looks at pending signals
+cdef Py_ssize_t AHEAD = 16384  # bytes of rows that are asked for before they are due
+cdef double SMALLEST = 1e-6  # scale of v at which it is multiplied out
+
+ctypedef fused sums:  # what a gradient is added up in
+    float
+    double
+
+cdef struct Rows:
+    const void* x
+    const int32_t* column
+    const int64_t* start
+    const void* y
+    const void* s
+    Py_ssize_t n, d, k, pad, wide, group
+    int two, loss, targets, intercept  # two: the step between 32-bit halves of indices, as a shift
+    double epsilon, cap  # the intercepts' largest step
+
+cdef struct Sums:
+    double loss
+    double weight
+    double odd  # 0 while every margin is finite, else NaN
+
+cdef struct Tile:  # up to FO_CHUNK rows of a batch
+    int64_t[64] id
+    Py_ssize_t entry, inner  # where the next tile begins
+    int rows
+
+
+cdef inline real dot(const Rows* f, int64_t i, const real* w) noexcept nogil:
+    cdef int64_t a = f.start[i]
+    if real is float:
+        return fo_dot_f32(<const float*> f.x + a, f.column + (a << f.two), f.two,
+                          f.start[i + 1] - a, w)
+    else:
+        return fo_dot_f64(<const double*> f.x + a, f.column + (a << f.two), f.two,
+                          f.start[i + 1] - a, w)
+
+
+cdef inline void add(const Rows* f, int64_t i, real e, sums* g) noexcept nogil:
+    """g += e x_i."""
+    cdef int64_t a = f.start[i]
+    if real is float and sums is float:
+        fo_add_f32(<const float*> f.x + a, f.column + (a << f.two), f.two, f.start[i + 1] - a, e, g)
+    elif real is float:
+        fo_add_wide(<const float*> f.x + a, f.column + (a << f.two), f.two, f.start[i + 1] - a, e,
+                    g)
+    elif sums is double:
+        fo_add_f64(<const double*> f.x + a, f.column + (a << f.two), f.two, f.start[i + 1] - a, e,
+                   g)
+
+
+cdef void collect(
+    const Rows* f, const int64_t* order, Py_ssize_t entries, Py_ssize_t known, Tile* tile,
+    int size,
+) noexcept nogil:
+    """The next rows of the batch's entries into the tile; rows that come later are asked for."""
+    cdef Py_ssize_t first, last, later, per = f.group * (f.start[f.n] // f.n + 1) * size
+    cdef Py_ssize_t ahead = 1 + AHEAD // (per + 1)
+    tile.rows = 0
+    while tile.entry < entries and tile.rows < FO_CHUNK:
+        first = order[tile.entry] * f.group
+        last = min(f.n, first + f.group)
+        if tile.inner == 0 and tile.entry + ahead < known and f.group < FO_CHUNK:
+            later = order[tile.entry + ahead] * f.group
+            fo_ask(f.x, f.column, f.two, f.start[later], f.start[min(f.n, later + f.group)], size)
+        while first + tile.inner < last and tile.rows < FO_CHUNK:
+            tile.id[tile.rows] = first + tile.inner
+            tile.inner += 1
+            tile.rows += 1
+        if first + tile.inner == last:
+            tile.entry += 1
+            tile.inner = 0
+
+
+cdef void slopes(
+    const Rows* f, const Tile* tile, const real* w, double scale, real* e, Sums* total
+) noexcept nogil:
+    """e (k, FO_CHUNK) = s dloss/dz of the tile's rows at parameters ``scale`` w."""
+    cdef real[64] t
+    cdef real[64] s
+    cdef real[64] v
+    cdef const real* y = <const real*> f.y
+    cdef int rows = tile.rows, n = (tile.rows + 15) // 16 * 16, i
+    cdef Py_ssize_t c, stride = n if f.loss == FO_SOFTMAX else FO_CHUNK
+    cdef real b, part = <real> scale, odd = 0
+    for i in range(n):
+        s[i] = 0 if i >= rows else 1 if f.s == NULL else (<const real*> f.s)[tile.id[i]]
+        total.weight += s[i]
+    for c in range(f.k):
+        b = w[f.k * f.pad + c]
+        for i in range(rows):
+            e[c * stride + i] = dot(f, tile.id[i], w + c * f.pad) * part + b
+            odd += e[c * stride + i] - e[c * stride + i]
+        for i in range(rows, n):
+            e[c * stride + i] = 0
+    total.odd += odd
+    for c in range(1 if f.loss == FO_SOFTMAX else f.k):
+        for i in range(n):
+            t[i] = 0 if i >= rows else y[tile.id[i] * f.wide + (c if f.wide > 1 else 0)]
+            if f.targets == FO_ONE_VS_REST and f.loss != FO_SOFTMAX:
+                t[i] = 1 if t[i] == <real> c else -1
+        if f.loss == FO_SOFTMAX:
+            if real is float:
+                fo_softmax_f32(f.k, n, e, t, s, v)
+            else:
+                fo_softmax_f64(f.k, n, e, t, s, v)
+        elif real is float:
+            fo_loss_f32(f.loss, <float> f.epsilon, n, e + c * stride, t, s, v)
+        else:
+            fo_loss_f64(f.loss, f.epsilon, n, e + c * stride, t, s, v)
+        for i in range(rows):
+            total.loss += v[i]
+    if f.loss == FO_SOFTMAX and n < FO_CHUNK:  # to the stride that spread() expects
+        for c in range(f.k - 1, 0, -1):
+            for i in range(n - 1, -1, -1):
+                e[c * FO_CHUNK + i] = e[c * n + i]
+
+
+cdef void spread(
+    const Rows* f, const Tile* tile, const real* e, double scale, sums* g, double bias_scale
+) noexcept nogil:
+    """g += sum of scale e[i] x_i over the tile, bias_scale for the intercepts."""
+    cdef real part = <real> scale
+    cdef double b
+    cdef Py_ssize_t c
+    cdef int i
+    for c in range(f.k):
+        for i in range(tile.rows):
+            if e[c * FO_CHUNK + i] != 0:
+                add(f, tile.id[i], part * e[c * FO_CHUNK + i], g + c * f.pad)
+        if f.intercept:
+            b = 0
+            for i in range(tile.rows):
+                b += e[c * FO_CHUNK + i]
+            g[f.k * f.pad + c] += <sums> (bias_scale * b)
+
+
+cdef void walk(
+    const Rows* f, const int64_t* order, Py_ssize_t entries, Py_ssize_t size, const double* lr,
+    Py_ssize_t first, Py_ssize_t last, real* slab, Py_ssize_t length, const Rule* rule,
+    int64_t* steps, char* scratch, Sums* total,
+) noexcept nogil:
+    """Dense steps: a worker's batches first..last-1; scratch is a gradient, then one tile."""
+    cdef real *w = slab
+    cdef real *m = slab + FIRST * length
+    cdef real *v = slab + SECOND * length
+    cdef real *mean = slab + AVERAGE * length
+    cdef real *g = <real*> scratch
+    cdef Py_ssize_t coef = f.k * f.pad, b, start, count, n, j
+    cdef double share
+    cdef real part
+    cdef Tile tile
+    for b in range(first, last):
+        memset(g, 0, length * sizeof(real))
+        start, n = b * size, 0
+        count = min(size, entries - start)
+        tile.entry = tile.inner = 0
+        while tile.entry < count:
+            collect(f, order + start, count, entries - start, &tile, sizeof(real))
+            slopes(f, &tile, w, 1, g + length, total)
+            spread(f, &tile, g + length, 1, g, 1)
+            n += tile.rows
+        share = 1.0 / n
+        steps[0] += 1
+        update(w, m, v, g, coef, lr[b], share, rule.l2, rule.l1, rule, steps[0])
+        update(w + coef, m + coef, v + coef, g + coef, f.k, min(lr[b], f.cap), share, 0, 0, rule,
+               steps[0])
+        if rule.average:
+            steps[1] += 1
+            part = <real> (1.0 / steps[1])
+            for j in range(length):
+                mean[j] += (w[j] - mean[j]) * part
+
+
+cdef void settle(
+    const Rows* f, const Tile* tile, real* v, double* seen, double sum_l1
+) noexcept nogil:
+    """The soft thresholds that the columns of the tile's rows have missed."""
+    cdef Py_ssize_t c
+    cdef int64_t q, j
+    cdef int i
+    for c in range(f.k):
+        for i in range(tile.rows):
+            for q in range(f.start[tile.id[i]], f.start[tile.id[i] + 1]):
+                j = c * f.pad + f.column[q << f.two]
+                if seen[j] != sum_l1:
+                    v[j] = soft(v[j], <real> (sum_l1 - seen[j]))
+                    seen[j] = sum_l1
+
+
+cdef void finish(
+    real* v, Py_ssize_t n, double scale, double* seen, double sum_l1, bint l1
+) noexcept nogil:
+    """v becomes w: every threshold that waits, then the scale."""
+    cdef real part = <real> scale
+    cdef Py_ssize_t j
+    if l1:
+        for j in range(n):
+            v[j] = soft(v[j], <real> (sum_l1 - seen[j]))
+            seen[j] = 0
+    for j in range(n):
+        v[j] *= part
+
+
+cdef void walk_lazily(
+    const Rows* f, const int64_t* order, Py_ssize_t entries, Py_ssize_t size, const double* lr,
+    Py_ssize_t first, Py_ssize_t last, real* w, const Rule* rule, int64_t* steps, char* scratch,
+    Sums* total,
+) noexcept nogil:
+    """Plain SGD, only the columns that occur; scratch is what L1 has seen, then a batch's tiles."""
+    cdef Py_ssize_t coef = f.k * f.pad, b, start, count, n, done
+    cdef bint l1 = rule.l1 > 0
+    cdef double* seen = <double*> scratch
+    cdef real* e = <real*> (scratch + (coef * sizeof(double) if l1 else 0))
+    cdef double scale = 1, sum_l1 = 0, after
+    cdef Tile tile
+    for b in range(first, last):
+        start, n, done = b * size, 0, 0
+        count = min(size, entries - start)
+        tile.entry = tile.inner = 0
+        while tile.entry < count:
+            collect(f, order + start, count, entries - start, &tile, sizeof(real))
+            if l1:
+                settle(f, &tile, w, seen, sum_l1)
+            slopes(f, &tile, w, scale, e + done, total)
+            n += tile.rows
+            done += f.k * FO_CHUNK
+        steps[0] += 1
+        after = scale * (1 - lr[b] * rule.l2)
+        if not (after > SMALLEST or after < -SMALLEST):
+            finish(w, coef, after, seen, sum_l1, l1)
+            after, sum_l1 = 1, 0
+        scale = after
+        if n > FO_CHUNK:
+            tile.entry = tile.inner = 0
+        done = 0
+        while done * FO_CHUNK < n:
+            if n > FO_CHUNK:
+                collect(f, order + start, count, 0, &tile, sizeof(real))
+            spread(f, &tile, e + done * f.k * FO_CHUNK, -lr[b] / (n * scale), w,
+                   -min(lr[b], f.cap) / n)
+            done += 1
+        if l1:
+            sum_l1 += lr[b] * rule.l1 / (scale if scale > 0 else -scale)
+    finish(w, coef, scale, seen, sum_l1, l1)
+
+
+cdef void meet(
+    real* slab, Py_ssize_t n_workers, Py_ssize_t length, Py_ssize_t first, Py_ssize_t sync,
+    Py_ssize_t last, int which,
+) noexcept nogil:
+    """Average one row of the slab over the workers, each by the batches it just did."""
+    cdef Py_ssize_t p, j
+    cdef double total = last - first
+    cdef real* mean = slab + which * length
+    cdef real* other
+    cdef real share
+    for p in range(n_workers):
+        share = <real> (min(sync, max(0, last - first - p * sync)) / total)
+        other = slab + (p * N_SLABS + which) * length
+        for j in range(length):
+            mean[j] = other[j] * share if p == 0 else mean[j] + other[j] * share
+    for p in range(1, n_workers):
+        other = slab + (p * N_SLABS + which) * length
+        for j in range(length):
+            other[j] = mean[j]
+
+
+cdef inline void segment(
+    const Rows* f, const int64_t* order, Py_ssize_t entries, Py_ssize_t size, const double* lr,
+    Py_ssize_t first, Py_ssize_t last, real* slab, Py_ssize_t length, const Rule* rule,
+    int64_t* steps, char* scratch, bint lazy, Sums* total,
+) noexcept nogil:
+    if lazy:
+        walk_lazily(f, order, entries, size, lr, first, last, slab, rule, steps, scratch, total)
+    else:
+        walk(f, order, entries, size, lr, first, last, slab, length, rule, steps, scratch, total)
+
+
+cdef int epoch(
+    const Rows* f, const int64_t* order, Py_ssize_t entries, Py_ssize_t size, const double* lr,
+    real* slab, Py_ssize_t length, Py_ssize_t n_workers, Py_ssize_t sync, const Rule* rule,
+    int64_t* steps, char* scratch, Py_ssize_t room, bint lazy, Sums* total, int threads,
+) except -1 nogil:
+    cdef Py_ssize_t n_batches = (entries + size - 1) // size, first = 0, last, p
+    cdef double polled = fo_seconds(), now
+    while first < n_batches:
+        last = min(n_batches, first + n_workers * sync)
+        if threads == 1 or n_workers == 1:
+            for p in range(n_workers):
+                segment(f, order, entries, size, lr, min(last, first + p * sync),
+                        min(last, first + p * sync + sync), slab + p * N_SLABS * length, length,
+                        rule, steps + 2 * p, scratch + p * room, lazy, total + p)
+        else:
+            for p in prange(n_workers, num_threads=threads, schedule="static", chunksize=1):
+                segment(f, order, entries, size, lr, min(last, first + p * sync),
+                        min(last, first + p * sync + sync), slab + p * N_SLABS * length, length,
+                        rule, steps + 2 * p, scratch + p * room, lazy, total + p)
+        if n_workers > 1:
+            meet(slab, n_workers, length, first, sync, last, WEIGHT)
+            if rule.kind != SGD:
+                meet(slab, n_workers, length, first, sync, last, FIRST)
+            if rule.kind == ADAM:
+                meet(slab, n_workers, length, first, sync, last, SECOND)
+        first = last
+        now = fo_seconds()
+        if now - polled > POLL_S:
+            polled = now
+            with gil:
+                PyErr_CheckSignals()
+    return 0
+
+
+cdef void full(
+    const Rows* f, Py_ssize_t first, Py_ssize_t last, const real* w, double* grad,
+    Py_ssize_t length, real* e, Sums* total,
+) noexcept nogil:
+    cdef Tile tile
+    cdef int i
+    memset(grad, 0, length * sizeof(double))
+    while first < last:
+        tile.rows = <int> min(FO_CHUNK, last - first)
+        for i in range(tile.rows):
+            tile.id[i] = first + i
+        slopes(f, &tile, w, 1, e, total)
+        spread(f, &tile, e, 1, grad, 1)
+        first += tile.rows
+
+
+cdef void fulls(
+    const Rows* f, Py_ssize_t n_chunks, const real* w, double* grad, Py_ssize_t length,
+    char* scratch, Py_ssize_t room, Sums* total, int threads,
+) noexcept nogil:
+    cdef Py_ssize_t c
+    if threads == 1:
+        for c in range(n_chunks):
+            full(f, f.n * c // n_chunks, f.n * (c + 1) // n_chunks, w, grad + c * length,
+                 length, <real*> (scratch + c * room), total + c)
+    else:
+        for c in prange(n_chunks, num_threads=threads, schedule="dynamic", chunksize=1):
+            full(f, f.n * c // n_chunks, f.n * (c + 1) // n_chunks, w, grad + c * length,
+                 length, <real*> (scratch + c * room), total + c)
+
+
+cdef void products(const Rows* f, const real* w, real* out, int threads) noexcept nogil:
+    cdef Py_ssize_t i, c
+    if threads == 1:
+        for i in range(f.n):
+            for c in range(f.k):
+                out[i * f.k + c] = dot(f, i, w + c * f.d)
+    else:
+        for i in prange(f.n, num_threads=threads, schedule="static"):
+            for c in range(f.k):
+                out[i * f.k + c] = dot(f, i, w + c * f.d)
+
+
+cdef int describe(
+    Rows* f, cnp.ndarray x, cnp.ndarray column, cnp.ndarray start, Py_ssize_t d, Py_ssize_t k,
+) except -1:
+    """Note the matrix' pointers. The columns are the caller's to check, its ends are not."""
+    cdef int typenum = cnp.PyArray_TYPE(x)
+    if typenum != cnp.NPY_DOUBLE:
+        typenum = cnp.NPY_FLOAT
+    f.two = cnp.PyArray_TYPE(column) == cnp.NPY_INT64
+    cdef Py_ssize_t nnz = cnp.PyArray_SIZE(x), lanes = 8 if typenum == cnp.NPY_DOUBLE else 16
+    f.x = data_of(x, typenum, -1, False, "data")
+    f.column = <const int32_t*> data_of(
+        column, cnp.NPY_INT64 if f.two else cnp.NPY_INT32, nnz, False, "indices")
+    f.start = <const int64_t*> data_of(start, cnp.NPY_INT64, -1, False, "indptr")
+    f.n, f.d, f.k = cnp.PyArray_SIZE(start) - 1, d, k
+    f.pad = (d + lanes - 1) // lanes * lanes
+    if f.n < 1 or d < 1 or k < 1 or f.start[0] != 0 or f.start[f.n] != nnz:
+        raise ValueError("indptr: expected n + 1 entries from 0 to the number of values")
+    return typenum
+
+
+cdef int describe_loss(
+    Rows* f, int typenum, cnp.ndarray y, weights, int loss, int targets, double epsilon,
+    bint intercept,
+) except -1:
+    f.wide = 1 if targets == FO_ONE_VS_REST or loss == FO_SOFTMAX else f.k
+    f.y = data_of(y, typenum, f.n * f.wide, False, "y")
+    f.s = NULL
+    if weights is not None:
+        f.s = data_of(<cnp.ndarray?> weights, typenum, f.n, False, "weights")
+    f.loss, f.targets, f.epsilon, f.intercept = loss, targets, epsilon, intercept
+    return 0
+
+
+cdef tuple result(const Sums* sums, Py_ssize_t n):
+    cdef double loss = 0, weight = 0, odd = 0
+    cdef Py_ssize_t p
+    for p in range(n):
+        loss += sums[p].loss
+        weight += sums[p].weight
+        odd += sums[p].odd
+    return loss, weight, int(odd != 0)
+
+
+def sgd_epoch(
+    cnp.ndarray slab not None, cnp.ndarray steps not None, cnp.ndarray data not None,
+    cnp.ndarray indices not None, cnp.ndarray indptr not None, Py_ssize_t d, cnp.ndarray y not None,
+    weights, cnp.ndarray order not None, cnp.ndarray lr not None, Py_ssize_t k, Py_ssize_t group,
+    Py_ssize_t size, Py_ssize_t sync, int loss, int targets, double epsilon, bint intercept,
+    int kind, double l2, double l1, double momentum, double beta2, double eps, bint average,
+    bint lazy, double cap, int threads,
+):
+    """In place: the batches of one epoch on slab (n_workers, 4, length), as linear.sgd_epoch.
+
+    data (nnz,), indices (nnz,) int32 or int64, indptr (n + 1,) int64: the n rows of d columns.
+    lazy: plain SGD without averaging touches only the columns that occur. cap: the intercepts' step
+    is at most that: their column is in every row, so that steps made for rare columns shake them.
+    Returns (sum of the losses as seen before each step, sum of weights, 1 if a margin was not
+    finite). A signal's exception leaves whole steps.
+    """
+    cdef Rows f
+    cdef Rule rule = Rule(kind, l2, l1, momentum, beta2, eps, average)
+    cdef Sums[MAX_WORKERS] sums_of
+    cdef int typenum = describe(&f, data, indices, indptr, d, k)
+    describe_loss(&f, typenum, y, weights, loss, targets, epsilon, intercept)
+    f.group, f.cap = group, cap
+    cdef Py_ssize_t n_workers = slab.shape[0], length = slab.shape[2] if slab.ndim == 3 else 0
+    cdef Py_ssize_t entries = cnp.PyArray_SIZE(order), i, room
+    if slab.ndim != 3 or not 1 <= n_workers <= MAX_WORKERS or length < k * f.pad + k:
+        raise ValueError("slab: expected shape (n_workers, 4, length)")
+    if size < 1 or sync < 1 or group < 1 or (lazy and (kind != SGD or average)):
+        raise ValueError("size, sync, group: expected at least 1; lazy: goes with plain SGD")
+    cdef void* state = data_of(slab, typenum, n_workers * N_SLABS * length, True, "slab")
+    cdef int64_t* count = <int64_t*> data_of(steps, cnp.NPY_INT64, 2 * n_workers, True, "steps")
+    cdef const int64_t* path = <const int64_t*> data_of(order, cnp.NPY_INT64, -1, False, "order")
+    cdef const double* rate = <const double*> data_of(
+        lr, cnp.NPY_DOUBLE, (entries + size - 1) // size, False, "lr")
+    for i in range(entries):
+        if not 0 <= path[i] < (f.n + group - 1) // group:
+            raise IndexError(f"order: expected groups of {f.n} rows, got entry {path[i]}")
+    cdef Py_ssize_t tile = k * FO_CHUNK * sizeof(double)
+    if lazy:
+        room = ((size * group + FO_CHUNK - 1) // FO_CHUNK + 1) * tile
+        room += k * f.pad * sizeof(double) if l1 > 0 else 0
+    else:
+        room = length * sizeof(double) + tile
+    cdef char* scratch = <char*> calloc(n_workers, room)
+    if scratch == NULL:
+        raise MemoryError
+    memset(sums_of, 0, sizeof(sums_of))
+    try:
+        with nogil:
+            if typenum == cnp.NPY_FLOAT:
+                epoch(&f, path, entries, size, rate, <float*> state, length, n_workers, sync,
+                      &rule, count, scratch, room, lazy, sums_of, threads)
+            else:
+                epoch(&f, path, entries, size, rate, <double*> state, length, n_workers, sync,
+                      &rule, count, scratch, room, lazy, sums_of, threads)
+        return result(sums_of, n_workers)
+    finally:
+        free(scratch)
+
+
+def loss_gradient(
+    cnp.ndarray grad not None, cnp.ndarray weight not None, cnp.ndarray data not None,
+    cnp.ndarray indices not None, cnp.ndarray indptr not None, Py_ssize_t d, cnp.ndarray y not None,
+    weights, Py_ssize_t k, int loss, int targets, double epsilon, bint intercept, int threads,
+):
+    """Sum of the losses of all rows and its gradient, into grad (n_chunks, length) float64.
+
+    As linear.loss_gradient: the bits depend on n_chunks and not on the threads.
+    """
+    cdef Rows f
+    cdef Sums[MAX_WORKERS] sums_of
+    cdef int typenum = describe(&f, data, indices, indptr, d, k)
+    describe_loss(&f, typenum, y, weights, loss, targets, epsilon, intercept)
+    cdef Py_ssize_t n_chunks = grad.shape[0], length = cnp.PyArray_SIZE(weight)
+    cdef Py_ssize_t room = k * FO_CHUNK * sizeof(double)
+    if grad.ndim != 2 or not 1 <= n_chunks <= MAX_WORKERS or length < k * f.pad + k:
+        raise ValueError("grad: expected shape (n_chunks, length) with at most 64 chunks")
+    cdef double* out = <double*> data_of(grad, cnp.NPY_DOUBLE, n_chunks * length, True, "grad")
+    cdef void* w = data_of(weight, typenum, length, False, "weight")
+    cdef char* scratch = <char*> calloc(n_chunks, room)
+    if scratch == NULL:
+        raise MemoryError
+    memset(sums_of, 0, sizeof(sums_of))
+    try:
+        with nogil:
+            if typenum == cnp.NPY_FLOAT:
+                fulls(&f, n_chunks, <float*> w, out, length, scratch, room, sums_of, threads)
+            else:
+                fulls(&f, n_chunks, <double*> w, out, length, scratch, room, sums_of, threads)
+        return result(sums_of, n_chunks)
+    finally:
+        free(scratch)
+
+
+def product(
+    cnp.ndarray out not None, cnp.ndarray data not None, cnp.ndarray indices not None,
+    cnp.ndarray indptr not None, cnp.ndarray w not None, int threads,
+):
+    """out (n, k) = X w', w (k, d), both of data's dtype."""
+    cdef Rows f
+    if w.ndim != 2:
+        raise ValueError("w: expected two dimensions")
+    cdef int typenum = describe(&f, data, indices, indptr, w.shape[1], w.shape[0])
+    cdef void* to = data_of(out, typenum, f.n * f.k, True, "out")
+    cdef void* coef = data_of(w, typenum, -1, False, "w")
+    with nogil:
+        if typenum == cnp.NPY_FLOAT:
+            products(&f, <float*> coef, <float*> to, threads)
+        else:
+            products(&f, <double*> coef, <double*> to, threads)
+
+
+def check(cnp.ndarray indices not None, cnp.ndarray indptr not None, Py_ssize_t d):
+    """0, or what is wrong with a CSR matrix of d columns: 1 indptr, 2 indices."""
+    cdef int wide = cnp.PyArray_TYPE(indices) == cnp.NPY_INT64
+    cdef Py_ssize_t nnz = cnp.PyArray_SIZE(indices), n = cnp.PyArray_SIZE(indptr), i
+    cdef void* p = data_of(
+        indices, cnp.NPY_INT64 if wide else cnp.NPY_INT32, -1, False, "indices")
+    cdef const int64_t* start = <const int64_t*> data_of(
+        indptr, cnp.NPY_INT64, -1, False, "indptr")
+    cdef const int32_t* a = <const int32_t*> p
+    cdef const int64_t* b = <const int64_t*> p
+    cdef int bad = n < 1 or start[0] != 0 or start[n - 1] != nnz, outside = 0
+    with nogil:
+        for i in range(n - 1):
+            bad |= start[i] > start[i + 1]
+        if wide:
+            for i in range(nnz):
+                outside |= (b[i] < 0) | (b[i] >= d)
+        else:
+            for i in range(nnz):
+                outside |= (a[i] < 0) | (a[i] >= d)
+    return 1 if bad else 2 if outside else 0
