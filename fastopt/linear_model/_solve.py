@@ -210,7 +210,7 @@ def descend(
     at zero, if that is more). In float64 whatever X's dtype.
     """
     objective = Objective(problem, threads)
-    rate = step_size(problem, max(problem.n, 1) * 1000, "sgd") if lr is None else lr
+    rate = step_size(problem, max(problem.n, 1) * 1000, "gd") if lr is None else lr
     w = flat.astype(np.float64)
     m = problem.n_outputs * problem.pad
     scale = float(np.abs(objective(np.zeros_like(w))[1]).max())

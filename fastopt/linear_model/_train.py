@@ -162,6 +162,8 @@ def step_size(problem: Problem, batch_rows: float, kind: str) -> float:
     ones = np.ones(len(rows)) if s is None else np.sqrt(s)
     if isinstance(sample, CSR):
         mean, power = _sparse_curvature(sample, ones)
+        if problem.intercept and kind == "gd":  # mini-batches cap the intercept's step instead
+            mean, power = mean + 1, power + 1
     else:
         dense = sample.astype(np.float64) * ones[:, None]
         if problem.intercept:
