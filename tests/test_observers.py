@@ -513,3 +513,31 @@ def test_memory_is_the_bins(rng):
         o.partial_fit(rng.standard_normal((500, 4)).astype("f4"))
     assert o.counts_.shape == (4, 1024)
     assert o.counts_.sum() == 3 * 2000
+
+
+@pytest.mark.parametrize("make", MERGED, ids=range(len(MERGED)))
+@pytest.mark.parametrize("seed", range(12))
+def test_any_cut_and_any_tree_of_merges_is_one_fit(make, seed):
+    """merge(a, b) == fit(a and b), bit for bit: random magnitudes, cuts, order and grouping."""
+    rng = np.random.default_rng(seed)
+    axis = [None, 1][seed % 2]
+    n = int(rng.integers(2, 400))
+    x = rng.standard_normal((n, 3)).astype(["f4", "f8"][seed % 3 % 2])
+    x *= np.exp2(rng.integers(-60, 60, (n, 1))).astype(x.dtype)
+    x[rng.random(x.shape) < 0.1] = rng.choice([0.0, -0.0, 1e-45, 3e38])
+    whole = make(axis=axis).partial_fit(x)
+    cuts = np.sort(rng.integers(0, n + 1, rng.integers(1, 8)))
+    parts = [make(axis=axis).partial_fit(p) for p in np.split(x, cuts)]
+    while len(parts) > 1:
+        i, j = rng.choice(len(parts), 2, replace=False)
+        both = parts[i] + parts[j]
+        parts = [p for k, p in enumerate(parts) if k not in (i, j)] + [both]
+    made, wanted = parts[0].to_dict(), whole.to_dict()
+    assert made.pop("count") == len(cuts) + 1 - sum(len(p) == 0 for p in np.split(x, cuts))
+    wanted.pop("count")
+    assert json.dumps(made) == json.dumps(wanted)
+    for symmetric in (True, False):
+        for a, b in zip(
+            parts[0].range("int4", symmetric=symmetric), whole.range("int4", symmetric=symmetric)
+        ):
+            np.testing.assert_array_equal(a, b)

@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 from fastopt.calibration.gram import Gram
-from fastopt.calibration.observers import (
-    HistogramObserver,
-    MinMaxObserver,
-    MovingAverageMinMaxObserver,
-    PercentileObserver,
-)
+from fastopt.calibration.histograms import HistogramObserver, PercentileObserver
+from fastopt.calibration.observers import MinMaxObserver, MovingAverageMinMaxObserver
 
 __all__ = [
     "Gram",
