@@ -21,6 +21,33 @@ def encode_affine(x, scale, zero_point, low, high):
     return np.where(v < high, v, wide.type(high)).astype("i8").astype(zero_point.dtype)
 
 
+def encode(x, scale, zero_point, low, high, mode, join, times, wrap, words):
+    """Codes as float64 before they saturate, and the codes; scale and zero point broadcast and
+    have the arithmetic's dtype, words are random."""
+    wide, zero = scale.dtype, zero_point
+    with np.errstate(all="ignore"):
+        v = x * (1 / scale) if times else x / scale
+        if join == 2 and wide == "f4":
+            v = (x.astype("f8") * (1 / scale) + zero).astype("f4")
+        elif join:
+            v = v + zero
+        t = np.trunc(v)
+        away = t + np.where(np.abs(v - t) >= 0.5, np.sign(v), wide.type(0))
+        up = np.floor((np.rint(v.astype("f8") * 65536) + words.reshape(v.shape)) / 65536)
+        v = (np.rint(v), away, np.floor(v), t, up)[mode].astype(wide)
+        v = (v if join else v + zero).astype("f8")
+        if wrap:
+            return v, np.where(np.isfinite(v), (v - low) % (high - low + 1) + low, 0.0)
+    return v, np.where(np.isnan(v), high if join else low, np.clip(v, low, high))
+
+
+def noise16(key, n):
+    """16-bit words of elements 0..n-1: both halves of each word of ``noise``, 64 low, 64 high."""
+    i = np.arange(n, dtype="i8")
+    return noise(key, n // 128 * 64 + 64)[i // 128 * 64 + i % 64] >> (i % 128 // 64 * 16) & 0xFFFF
+
+
+# --- dequantize
 def decode_affine(codes, scale, zero_point):
     """Values; 32-bit codes go through float64."""
     if codes.dtype.itemsize == 4:
@@ -182,12 +209,14 @@ def in_order(values):
 
 
 def unit_sums(x):
-    """Sum of squares in double: units of 256, sixteen lanes each, added in order."""
+    """Sum of squares in double: units of 256, sixteen lanes each, added as a tree."""
     x = np.concatenate([x.ravel().astype("f8"), np.zeros(-x.size % 256)]).reshape(-1, 16, 16)
     lanes = np.zeros((len(x), 16))
     for k in range(16):
         lanes = lanes + x[:, k] * x[:, k]
-    return [in_order(row.tolist()) for row in lanes]
+    while lanes.shape[1] > 1:
+        lanes = lanes[:, : lanes.shape[1] // 2] + lanes[:, lanes.shape[1] // 2 :]
+    return lanes[:, 0].tolist()
 
 
 def lamb(p, g, m, v, t, lr, b1, b2, eps, decoupled=0.0, scale=1):
@@ -546,11 +575,11 @@ def narrow_random(x, words, spec):
 
 
 def noise(key, n):
-    """Words of elements 0..n-1: Philox4x32-10, counter 16 (i//64) + i % 16, word i % 64 // 16."""
+    """Words of elements 0..n-1: Philox4x32-7, counter 16 (i//64) + i % 16, word i % 64 // 16."""
     i = np.arange(n, dtype="u8")
     counter, k0, k1 = i // 64 * 16 + i % 16, np.uint64(key & 0xFFFFFFFF), np.uint64(key >> 32)
     c, low = [counter & 0xFFFFFFFF, counter >> 32, i * 0, i * 0], np.uint64(0xFFFFFFFF)
-    for r in range(10):
+    for r in range(7):
         a, b = c[0] * np.uint64(0xD2511F53), c[2] * np.uint64(0xCD9E8D57)
         m0, m1 = (k0 + np.uint64(r * 0x9E3779B9)) & low, (k1 + np.uint64(r * 0xBB67AE85)) & low
         c = [(b >> 32) ^ c[1] ^ m0, b & low, (a >> 32) ^ c[3] ^ m1, a & low]
@@ -567,20 +596,6 @@ def pack_nibbles(codes, gguf):
         else np.append(c, np.zeros(c.size % 2, "u1")).reshape(-1, 2, 1)
     )
     return (c[:, 0] | c[:, 1] << 4).ravel()
-
-
-# --- quantize_round
-def encode_rounded(x, scale, zero_point, low, high, mode, wrap, words):
-    """Codes as float64; scale and zero point broadcast, words are the elements' random words."""
-    with np.errstate(all="ignore"):
-        v = x.astype("f8") / scale.astype("f8")
-        t, f = np.trunc(v), np.floor(v)
-        away = t + np.where(np.abs(v - t) >= 0.5, np.sign(v), 0)
-        up = f + (words.reshape(v.shape) / 2.0**32 < v - f)
-        v = (np.rint(v), away, f, t, up)[mode] + zero_point
-        if wrap:
-            return np.where(np.isfinite(v), (v - low) % (high - low + 1) + low, 0.0)
-    return np.where(v > low, np.minimum(v, high), low)
 
 
 # --- topk

@@ -9,17 +9,19 @@ division. Shazeer and Stern, ICML 2018, algorithm 4, as in torch.optim.Adafactor
 """
 
 from cython.parallel cimport prange
-from libc.math cimport sqrt
 from libc.stdint cimport uint16_t
 from libc.string cimport memset
 
-from fastopt._kernels.update_rules cimport adafactor, adafactor_norms, eps1_of, real
+from fastopt._kernels.update_rules cimport adafactor, adafactor_norms, eps1_of, real, root
 from fastopt._kernels.update_tiles cimport after, widen
 from fastopt._kernels.update_types cimport *
 
-cdef extern from "update_factored.h" nogil:
-    double fo_squares_float(float* columns, const float* g, Py_ssize_t n, float scale)
-    double fo_squares_double(double* columns, const double* g, Py_ssize_t n, double scale)
+cdef extern from "update_sums.h" nogil:
+    void coming "fo_coming" (const void* p, Py_ssize_t bytes)
+    double float_squares "fo_floats_rows" (float* columns, const float* g, Py_ssize_t n, float s)
+    double double_squares "fo_wides_rows" (
+        double* columns, const double* g, Py_ssize_t n, double s
+    )
 
 cdef enum:
     TALL = 64  # rows of a tile
@@ -50,9 +52,9 @@ cdef inline void tile_sums(
             if r.grad_kind != SAME:
                 widen(wide, <const uint16_t*> r.g + at + i * f.cols, n, r.grad_kind)
                 g = wide
-            rows[i] = fo_squares_float(columns, g, n, <float> h[0])
+            rows[i] = float_squares(columns, g, n, <float> h[0])
         else:
-            rows[i] = fo_squares_double(columns, g, n, h[0])
+            rows[i] = double_squares(columns, g, n, h[0])
         if i % RUN == RUN - 1 or i == m - 1:
             for j in range(n):
                 cols[j] = cols[j] + columns[j]
@@ -88,30 +90,34 @@ cdef inline void factors_of(
     if mean < low:
         mean = low
     for k in range(f.rows):
-        left[k] = <real> (1.0 / sqrt(row_var[k] / mean))
+        left[k] = root(<real> mean / row_var[k])
     for k in range(f.cols):
-        right[k] = <real> (
-            1.0 / sqrt(moved(col_var + k, cols + k, f.blocks, f.cols, f.rows, h[3]))
-        )
+        moved(col_var + k, cols + k, f.blocks, f.cols, f.rows, h[3])
+    for k in range(f.cols):
+        right[k] = 1 / root(col_var[k])
 
 
 cdef inline void inverse_roots(
     real* out, const Factors* f, Py_ssize_t at, Py_ssize_t n, double most
 ) noexcept nogil:
     """min(1 / sqrt(v), most) of elements at..at+n of a stack; NaN stays."""
-    cdef Py_ssize_t row = at // f.cols, col = at - row * f.cols, m, k, done = 0
+    cdef Py_ssize_t row = at // f.cols, col = at - row * f.cols, matrix = row // f.rows
+    cdef Py_ssize_t left_over = (matrix + 1) * f.rows - row, m, k, done = 0
     cdef real top = <real> most, x, a
-    cdef const real* right
+    cdef const real* right = <const real*> f.right + matrix * f.cols
     while done < n:
         m = min(f.cols - col, n - done)
         a = (<const real*> f.left)[row]
-        right = <const real*> f.right + row // f.rows * f.cols + col
         for k in range(m):
-            x = a * right[k]
+            x = a * right[col + k]
             out[done + k] = top if x > top else x
         done += m
         row += 1
         col = 0
+        left_over -= 1
+        if left_over == 0:  # the next matrix of the stack
+            left_over = f.rows
+            right += f.cols
 
 
 cdef inline void adafactor_pass(
@@ -128,6 +134,8 @@ cdef inline void adafactor_pass(
     while at < end:
         m = min(UNIT, end - at)
         g = <const real*> r.g + at
+        coming(p + at, m * sizeof(real))
+        coming(g, m * sizeof(real))
         if real is float:
             if r.grad_kind != SAME:
                 widen(grad, <const uint16_t*> r.g + at, m, r.grad_kind)

@@ -9,6 +9,10 @@ from libc.math cimport fabs, fabsf, sqrt, sqrtf
 
 from fastopt._kernels.update_types cimport *
 
+cdef extern from "update_sums.h" nogil:
+    double float_total "fo_floats_total" (const float* x, Py_ssize_t n)
+    double double_total "fo_wides_total" (const double* x, Py_ssize_t n)
+
 ctypedef fused real:
     float
     double
@@ -322,22 +326,10 @@ cdef inline void adafactor(
 
 
 cdef inline double sum_of_squares(const real* x, Py_ssize_t n) noexcept nogil:
-    """In double, over sixteen lanes added up in a fixed order."""
-    cdef double lanes[16]
-    cdef double xi, total = 0.0
-    cdef Py_ssize_t i, k, whole = n - n % 16
-    for k in range(16):
-        lanes[k] = 0.0
-    for i in range(0, whole, 16):
-        for k in range(16):
-            xi = x[i + k]
-            lanes[k] = lanes[k] + xi * xi
-    for i in range(whole, n):
-        xi = x[i]
-        lanes[i - whole] = lanes[i - whole] + xi * xi
-    for k in range(16):
-        total = total + lanes[k]
-    return total
+    if real is float:
+        return float_total(x, n)
+    else:
+        return double_total(x, n)
 
 
 cdef inline void apply(

@@ -232,9 +232,10 @@ class LAMB(_Moments):
 
     Notes
     -----
-    Two passes, 44 bytes a float32 element; moments and update are computed twice rather than
-    stored; arrays that fit a cache together make both passes there. The norms are summed in double in a fixed order. Defaults and results are optax.lamb's. You et
-    al., ICLR 2020, algorithm 2 with phi the identity.
+    Two passes, 44 bytes a float32 element: moments and update are computed twice rather than
+    stored; small arrays make both passes while they are cached. The norms are summed in double in
+    a fixed order. Defaults and results are optax.lamb's. You et al., ICLR 2020, algorithm 2 with
+    phi the identity.
 
     Examples
     --------

@@ -337,9 +337,7 @@ class Optimizer:
     def _build(self) -> None:
         """Bind everything to a new Plan; state that exists is kept."""
         rules = [self._rule(group) for group in self.param_groups]
-        kept = [
-            self._kept(rules[g], p) for g, p in zip(self._group_of, self._params, strict=True)
-        ]
+        kept = [self._kept(rules[g], p) for g, p in zip(self._group_of, self._params, strict=True)]
         firsts = [self._first_value(self.param_groups[g]) for g in self._group_of]
         self._state = states.allocate(self._params, kept, self._state, self._state_dtype, firsts)
         own = [tuple(s[n] for n, *_ in ks) for s, ks in zip(self._state, kept, strict=True)]
