@@ -12,7 +12,6 @@ from fastopt._arrays import Array
 from fastopt._kernels import linear, linear_sparse
 from fastopt.errors import DivergedError
 from fastopt.linear_model._rows import (
-    BLOCK_BYTES,
     CSR,
     Rows,
     Stream,
@@ -299,8 +298,7 @@ class Stochastic:
                 linear.shuffle(order, self.key, self.epoch)
             yield 0, x, order
             return
-        row_bytes = x.shape[1] * x.dtype.itemsize
-        per = max(1, BLOCK_BYTES // (row_bytes * self.group * self.size)) * self.size  # groups
+        per = max(1, x.height // (self.group * self.size)) * self.size  # groups of a block
         turn = np.arange(-(-len(x) // (per * self.group)), dtype=np.int64)
         if self.shuffle:
             linear.shuffle(turn, self.key, self.epoch)
