@@ -30,7 +30,7 @@ static ptrdiff_t NAME(fo_room)(const fo_rows *f) {
 
 static const REAL NAME(fo_ones)[FO_CHUNK] = {
 #define ONES 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1
-    ONES, ONES, ONES, ONES
+    ONES, ONES
 #undef ONES
 };
 
@@ -44,7 +44,12 @@ static void NAME(fo_chunk)(const fo_rows *f, const REAL *x, const REAL *y, const
     const int n = (rows + 15) & ~15, joint = f->loss == FO_SOFTMAX;
     const int versus = f->targets == FO_ONE_VS_REST && !joint;
     REAL target[FO_CHUNK], share[FO_CHUNK], v[FO_CHUNK];
-    if (!s) s = NAME(fo_ones);
+    if (!s) {
+        sums->weight[0] += rows;
+        s = NAME(fo_ones);
+    } else {
+        for (int i = 0; i < rows; i++) sums->weight[i % 16] += s[i];
+    }
     if (rows < n) {
         for (int i = 0; i < n; i++) share[i] = i < rows ? s[i] : 0;
         s = share;
@@ -71,10 +76,8 @@ static void NAME(fo_chunk)(const fo_rows *f, const REAL *x, const REAL *y, const
         for (int i = 0; i < n; i += 16)
             for (int l = 0; l < 16; l++) sums->loss[l] += v[i + l];
     }
-    for (int i = 0; i < n; i += 16)
-        for (int l = 0; l < 16; l++) sums->weight[l] += s[i + l];
     for (ptrdiff_t c = 0; c < k; c++) {
-        NAME(fo_axpys)(x, rows, f->d, z + n * c, g + c * pad);
+        NAME(fo_axpys)(x, rows, f->d, z + n * c, g + c * pad, c ? x : ahead);
         if (f->intercept) g[k * pad + c] += NAME(fo_sum)(z + n * c, n);
     }
 }
@@ -118,11 +121,3 @@ static ptrdiff_t NAME(fo_batch)(const fo_rows *f, const int64_t *order, ptrdiff_
     }
     return total;
 }
-
-#undef VEC
-#undef UVEC
-#undef HALF
-#undef WIDE
-#undef FO_BASES
-#undef FO_ROW
-#undef FO_ASK

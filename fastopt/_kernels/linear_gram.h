@@ -1,47 +1,132 @@
-/* Tiles of a Gram matrix: 4 rows by two vectors of 64 bytes kept in registers over a block of rows.
+/* Second moments of a block of rows that lies transposed in cache: a column behind the other, so that
+   lanes run over rows and every product of two columns is a plain dot product.
 
-   Lanes are independent and rows are added one after the other, so every level gives the same
-   bits; no fused multiply-add. */
-#ifndef FO_LINEAR_GRAM
-#define FO_LINEAR_GRAM
+   Includes itself for float and double. The products of FO_ROWS pairs of columns run at a time, each
+   in the lanes of linear_lanes.h. */
+#ifndef REAL
 #include <stddef.h>
+#include <stdint.h>
+#include <string.h>
 
-#if defined(__AVX512F__)
-#define FO_GRAM_BYTES 64
-#elif defined(__AVX2__)
-#define FO_GRAM_BYTES 32
+#define REAL float
+#define LANES 16
+#define NAME(x) x##_f32
+#include "linear_gram.h"
+#undef REAL
+#undef LANES
+#undef NAME
+
+#define FO_DOUBLE
+#define REAL double
+#define LANES 8
+#define NAME(x) x##_f64
+#include "linear_gram.h"
+#undef REAL
+#undef LANES
+#undef NAME
+#undef FO_DOUBLE
+
 #else
-#define FO_GRAM_BYTES 16
-#endif
+#include "linear_lanes.h"
 
-#define FO_GRAM(REAL, NAME)                                                                       \
-    typedef REAL NAME##_vec __attribute__((vector_size(FO_GRAM_BYTES), aligned(sizeof(REAL)),     \
-                                           may_alias));                                           \
-    /* out (pad, pad) += upper tiles of sum_r a[r] b[r]', r < rows; a, b (rows, pad), used <= pad. */ \
-    static void NAME(double *out, const REAL *a, const REAL *b, ptrdiff_t rows, ptrdiff_t pad,  \
-                     ptrdiff_t used) {                                                          \
-        enum { WIDE = FO_GRAM_BYTES / sizeof(REAL), VECS = 2 };                                   \
-        for (ptrdiff_t i = 0; i < used; i += 4)                                                   \
-            for (ptrdiff_t j = i / (VECS * WIDE) * (VECS * WIDE); j < pad; j += VECS * WIDE) {    \
-                NAME##_vec s[4][VECS] = {{{0}}};                                                  \
-                const int two = j + WIDE < pad;                                                   \
-                for (ptrdiff_t r = 0; r < rows; r++) {                                            \
-                    const REAL *p = a + r * pad + i, *q = b + r * pad + j;                        \
-                    NAME##_vec v = *(const NAME##_vec *)q;                                        \
-                    NAME##_vec w = two ? *(const NAME##_vec *)(q + WIDE) : v;                     \
-                    for (int l = 0; l < 4; l++) {                                                 \
-                        s[l][0] += p[l] * v;                                                      \
-                        s[l][1] += p[l] * w;                                                      \
-                    }                                                                             \
-                }                                                                                 \
-                for (int l = 0; l < 4; l++)                                                       \
-                    for (int c = 0; c < WIDE; c++) {                                              \
-                        out[(i + l) * pad + j + c] += s[l][0][c];                                 \
-                        if (two) out[(i + l) * pad + j + WIDE + c] += s[l][1][c];                 \
-                    }                                                                             \
-            }                                                                                     \
+#define FO_ACROSS (FO_ROWS == 16 ? 4 : 2)    /* a tile is FO_DOWN by FO_ACROSS columns */
+#define FO_DOWN (FO_ROWS / FO_ACROSS)
+#define FO_HEIGHT (1024 / (int)sizeof(REAL)) /* rows of a block */
+
+/* z = the dot products of FO_DOWN columns at a with FO_ACROSS columns at b, n rows. */
+FO_INLINE void NAME(fo_tile)(const REAL *a, const REAL *b, ptrdiff_t n, const char *ahead, REAL *z) {
+#define ZERO(i) VEC a##i = {0};
+#define MORE(i)                                                                                   \
+    a##i += *(const VEC *)(a + (i / FO_PARTS) / FO_ACROSS * FO_HEIGHT + r + i % FO_PARTS * WIDE) * \
+            *(const VEC *)(b + (i / FO_PARTS) % FO_ACROSS * FO_HEIGHT + r + i % FO_PARTS * WIDE);
+#define LIST(i) a##i,
+    FO_EACH_SUM(ZERO)
+    for (ptrdiff_t r = 0; r < n; r += LANES, ahead += 64) {
+        __builtin_prefetch(ahead, 0, 3);
+        FO_EACH_SUM(MORE)
     }
+    const VEC all[] = {FO_EACH_SUM(LIST)};
+    NAME(fo_folds)(all, z);
+#undef ZERO
+#undef MORE
+#undef LIST
+}
 
-FO_GRAM(float, fo_gram_f32)
-FO_GRAM(double, fo_gram_f64)
+/* out (pad, pad) += the upper triangle of a' b, a and b (pad, FO_HEIGHT) with n rows in use, n whole
+   lanes; the `bytes` at ahead, which come next, are asked for meanwhile. */
+static void NAME(fo_moments)(double *out, const REAL *a, const REAL *b, ptrdiff_t n, ptrdiff_t pad,
+                             const char *ahead, ptrdiff_t bytes) {
+    REAL z[FO_ROWS];
+    ptrdiff_t asked = 0;
+    for (ptrdiff_t i = 0; i < pad; i += FO_DOWN)
+        for (ptrdiff_t j = i / FO_ACROSS * FO_ACROSS; j < pad; j += FO_ACROSS) {
+            NAME(fo_tile)(a + i * FO_HEIGHT, b + j * FO_HEIGHT, n, ahead + asked, z);
+            asked = asked + 2048 < bytes ? asked + 1024 : asked;
+            for (int l = 0; l < FO_ROWS; l++)
+                out[(i + l / FO_ACROSS) * pad + j + l % FO_ACROSS] += z[l];
+        }
+}
+
+/* b (columns, FO_HEIGHT) = the rows of x (rows, d) less shift, transposed four by four. */
+static void NAME(fo_turn)(REAL *b, const REAL *x, const REAL *shift, ptrdiff_t rows, ptrdiff_t d) {
+    enum { SIDE = 16 / sizeof(REAL) };
+    typedef REAL LOOSE __attribute__((vector_size(16), aligned(sizeof(REAL)), may_alias));
+    ptrdiff_t c = 0, r;
+    for (; c + SIDE <= d; c += SIDE) {
+        const HALF move = *(const LOOSE *)(shift + c);
+        REAL *to = b + c * FO_HEIGHT;
+        for (r = 0; r + SIDE <= rows; r += SIDE) {
+            const REAL *p = x + r * d + c;
+            HALF u0 = *(const LOOSE *)p - move, u1 = *(const LOOSE *)(p + d) - move;
+#ifdef FO_DOUBLE
+            *(LOOSE *)(to + r) = (HALF){u0[0], u1[0]};
+            *(LOOSE *)(to + FO_HEIGHT + r) = (HALF){u0[1], u1[1]};
+#else
+            HALF u2 = *(const LOOSE *)(p + 2 * d) - move, u3 = *(const LOOSE *)(p + 3 * d) - move;
+            HALF v0 = (HALF){u0[0], u1[0], u0[1], u1[1]}, v1 = (HALF){u0[2], u1[2], u0[3], u1[3]};
+            HALF v2 = (HALF){u2[0], u3[0], u2[1], u3[1]}, v3 = (HALF){u2[2], u3[2], u2[3], u3[3]};
+            *(LOOSE *)(to + r) = (HALF){v0[0], v0[1], v2[0], v2[1]};
+            *(LOOSE *)(to + FO_HEIGHT + r) = (HALF){v0[2], v0[3], v2[2], v2[3]};
+            *(LOOSE *)(to + 2 * FO_HEIGHT + r) = (HALF){v1[0], v1[1], v3[0], v3[1]};
+            *(LOOSE *)(to + 3 * FO_HEIGHT + r) = (HALF){v1[2], v1[3], v3[2], v3[3]};
+#endif
+        }
+        for (; r < rows; r++)
+            for (int l = 0; l < SIDE; l++) to[l * FO_HEIGHT + r] = x[r * d + c + l] - shift[c + l];
+    }
+    for (; c < d; c++)
+        for (r = 0; r < rows; r++) b[c * FO_HEIGHT + r] = x[r * d + c] - shift[c];
+}
+
+/* Bytes of the two blocks that fo_run needs, from a line's beginning. */
+static ptrdiff_t NAME(fo_blocks)(ptrdiff_t pad) {
+    return 2 * pad * FO_HEIGHT * (ptrdiff_t)sizeof(REAL);
+}
+
+/* out (pad, pad) = moments of z_i = (x_i, y_i, 1) - shift over the rows first..last-1. */
+static void NAME(fo_run)(double *out, const REAL *x, const REAL *y, const REAL *s,
+                         const REAL *shift, REAL *block, ptrdiff_t first, ptrdiff_t last,
+                         ptrdiff_t d, ptrdiff_t k, ptrdiff_t pad) {
+    REAL *a = block, *b = block + pad * FO_HEIGHT;
+    memset(out, 0, (size_t)(pad * pad) * sizeof(double));
+    memset(block, 0, (size_t)NAME(fo_blocks)(pad));
+    for (ptrdiff_t start = first, rows; start < last; start += rows) {
+        rows = last - start < FO_HEIGHT ? last - start : FO_HEIGHT;
+        const ptrdiff_t n = (rows + LANES - 1) / LANES * LANES;
+        const ptrdiff_t more = last - start - rows < rows ? last - start - rows : rows;
+        NAME(fo_turn)(b, x + start * d, shift, rows, d);
+        NAME(fo_turn)(b + d * FO_HEIGHT, y + start * k, shift + d, rows, k);
+        for (ptrdiff_t r = 0; r < rows; r++) b[(d + k) * FO_HEIGHT + r] = 1;
+        for (ptrdiff_t c = 0; c <= d + k; c++) {
+            for (ptrdiff_t r = rows; r < n; r++) b[c * FO_HEIGHT + r] = 0;
+            if (!s) continue;
+            for (ptrdiff_t r = 0; r < rows; r++)
+                a[c * FO_HEIGHT + r] = s[start + r] * b[c * FO_HEIGHT + r];
+            for (ptrdiff_t r = rows; r < n; r++) a[c * FO_HEIGHT + r] = 0;
+        }
+        NAME(fo_moments)(out, s ? a : b, b, n, pad, (const char *)(x + (start + rows) * d),
+                         more * d * (ptrdiff_t)sizeof(REAL));
+    }
+}
+
 #endif

@@ -4,7 +4,6 @@ from numpy.typing import NDArray
 
 def gram(
     out: NDArray[Any],
-    block: NDArray[Any],
     x: NDArray[Any],
     y: NDArray[Any],
     weights: NDArray[Any] | None,

@@ -1,111 +1,90 @@
 """Second moments of (x, y) in one pass: sum_i s_i z_i z_i', z_i = (x_i, y_i, 1) - shift.
 
-Rows are shifted (by a pilot mean, so that large offsets do not cancel digits) into a block that
-stays in the first-level cache, and its Gram matrix is added up in registers, a block at a time in
-x's precision, then in double. The rows are cut into a fixed number of runs, so the bits depend on
-that number and not on the threads.
+Rows are shifted (by a pilot mean, so that large offsets do not cancel digits) and transposed into a
+block that stays in cache; its products are added up in registers, a block at a time in x's
+precision, then in double (linear_gram.h). The rows are cut into a fixed number of runs, so the
+bits depend on that number and not on the threads.
 """
 
 cimport numpy as cnp
 from cython.parallel cimport prange
-from libc.string cimport memset
+from libc.stdlib cimport free, malloc
 
 from fastopt._kernels._args cimport data_of
 
 cnp.import_array()
 
 cdef extern from "linear_gram.h" nogil:
-    void fo_gram_f32(double*, const float*, const float*, Py_ssize_t, Py_ssize_t,
-                     Py_ssize_t) noexcept
-    void fo_gram_f64(double*, const double*, const double*, Py_ssize_t, Py_ssize_t,
-                     Py_ssize_t) noexcept
-
-ctypedef fused real:
-    float
-    double
-
-
-cdef void run(
-    double* out, const real* x, const real* y, const real* s, const real* shift, real* block,
-    Py_ssize_t height, Py_ssize_t first, Py_ssize_t last, Py_ssize_t d, Py_ssize_t k,
-    Py_ssize_t pad,
-) noexcept nogil:
-    """Rows first..last-1 into out (pad, pad); block holds 2 height pad elements."""
-    cdef real *a = block
-    cdef real *b = block + height * pad
-    cdef real *left
-    cdef Py_ssize_t start, rows, r, j
-    memset(out, 0, pad * pad * sizeof(double))
-    memset(block, 0, 2 * height * pad * sizeof(real))
-    start = first
-    while start < last:
-        rows = min(height, last - start)
-        for r in range(rows):
-            for j in range(d):
-                b[r * pad + j] = x[(start + r) * d + j] - shift[j]
-            for j in range(k):
-                b[r * pad + d + j] = y[(start + r) * k + j] - shift[d + j]
-            b[r * pad + d + k] = 1
-            if s != NULL:
-                for j in range(d + k + 1):
-                    a[r * pad + j] = s[start + r] * b[r * pad + j]
-        left = b if s == NULL else a
-        if real is float:
-            fo_gram_f32(out, left, b, rows, pad, d + k + 1)
-        else:
-            fo_gram_f64(out, left, b, rows, pad, d + k + 1)
-        start += rows
+    Py_ssize_t fo_blocks_f32(Py_ssize_t) noexcept
+    Py_ssize_t fo_blocks_f64(Py_ssize_t) noexcept
+    void fo_run_f32(
+        double*, const float*, const float*, const float*, const float*, float*, Py_ssize_t,
+        Py_ssize_t, Py_ssize_t, Py_ssize_t, Py_ssize_t) noexcept
+    void fo_run_f64(
+        double*, const double*, const double*, const double*, const double*, double*, Py_ssize_t,
+        Py_ssize_t, Py_ssize_t, Py_ssize_t, Py_ssize_t) noexcept
 
 
-cdef void runs(
-    double* out, const real* x, const real* y, const real* s, const real* shift, real* block,
-    Py_ssize_t height, Py_ssize_t n, Py_ssize_t d, Py_ssize_t k, Py_ssize_t pad,
-    Py_ssize_t n_runs, int threads,
-) noexcept nogil:
-    cdef Py_ssize_t c
-    if threads == 1:
-        for c in range(n_runs):
-            run(out + c * pad * pad, x, y, s, shift, block + c * 2 * height * pad, height,
-                n * c // n_runs, n * (c + 1) // n_runs, d, k, pad)
+cdef struct Work:
+    bint single
+    const void* x
+    const void* y
+    const void* s
+    const void* shift
+    double* out
+    char* blocks
+    Py_ssize_t room, n, d, k, pad, n_runs
+
+
+cdef void run(const Work* w, Py_ssize_t c) noexcept nogil:
+    """Run c of the rows."""
+    cdef double* out = w.out + c * w.pad * w.pad
+    cdef void* block = w.blocks + c * w.room
+    cdef Py_ssize_t first = w.n * c // w.n_runs, last = w.n * (c + 1) // w.n_runs
+    if w.single:
+        fo_run_f32(out, <const float*> w.x, <const float*> w.y, <const float*> w.s,
+                   <const float*> w.shift, <float*> block, first, last, w.d, w.k, w.pad)
     else:
-        for c in prange(n_runs, num_threads=threads, schedule="dynamic", chunksize=1):
-            run(out + c * pad * pad, x, y, s, shift, block + c * 2 * height * pad, height,
-                n * c // n_runs, n * (c + 1) // n_runs, d, k, pad)
+        fo_run_f64(out, <const double*> w.x, <const double*> w.y, <const double*> w.s,
+                   <const double*> w.shift, <double*> block, first, last, w.d, w.k, w.pad)
 
 
 def gram(
-    cnp.ndarray out not None, cnp.ndarray block not None, cnp.ndarray x not None,
-    cnp.ndarray y not None, weights, cnp.ndarray shift not None, int threads,
+    cnp.ndarray out not None, cnp.ndarray x not None, cnp.ndarray y not None, weights,
+    cnp.ndarray shift not None, int threads,
 ):
     """Moments into out (n_runs, pad, pad) float64, one matrix a run of rows, upper part only.
 
     x (n, d), y (n, k), weights (n,) or None and shift (d + k,) share a dtype, float32 or float64;
-    pad is d + k + 1 rounded up to whole 64 bytes; block (n_runs, 2, rows at a time, pad) of that dtype is
-    scratch. The last column holds the sums.
+    pad is d + k + 1 rounded up to a multiple of 4. Column d + k holds the sums.
     """
+    cdef Work w
     cdef int typenum = cnp.PyArray_TYPE(x)
     if typenum != cnp.NPY_DOUBLE:
         typenum = cnp.NPY_FLOAT
-    cdef Py_ssize_t lanes = 16 if typenum == cnp.NPY_FLOAT else 8
-    cdef const void* px = data_of(x, typenum, -1, False, "x")
-    if x.ndim != 2 or y.ndim != 2 or out.ndim != 3 or block.ndim != 4:
-        raise ValueError("x, y, out, block: expected 2, 2, 3 and 4 dimensions")
-    cdef Py_ssize_t n = x.shape[0], d = x.shape[1], k = y.shape[1], n_runs = out.shape[0]
-    cdef Py_ssize_t pad = (d + k + 1 + lanes - 1) // lanes * lanes
-    cdef Py_ssize_t height = block.shape[2]
-    if n_runs < 1 or height < 1:
-        raise ValueError("out, block: expected at least one run and one row")
-    cdef const void* py = data_of(y, typenum, n * k, False, "y")
-    cdef const void* ps = NULL
+    w.single = typenum == cnp.NPY_FLOAT
+    w.x = data_of(x, typenum, -1, False, "x")
+    if x.ndim != 2 or y.ndim != 2 or out.ndim != 3 or out.shape[0] < 1:
+        raise ValueError("x, y, out: expected 2, 2 and 3 dimensions, and at least one run")
+    w.n, w.d, w.k, w.n_runs = x.shape[0], x.shape[1], y.shape[1], out.shape[0]
+    w.pad = (w.d + w.k + 4) // 4 * 4
+    w.y = data_of(y, typenum, w.n * w.k, False, "y")
+    w.s = NULL
     if weights is not None:
-        ps = data_of(<cnp.ndarray?> weights, typenum, n, False, "weights")
-    cdef const void* ph = data_of(shift, typenum, d + k, False, "shift")
-    cdef double* po = <double*> data_of(out, cnp.NPY_DOUBLE, n_runs * pad * pad, True, "out")
-    cdef void* pb = data_of(block, typenum, n_runs * 2 * height * pad, True, "block")
+        w.s = data_of(<cnp.ndarray?> weights, typenum, w.n, False, "weights")
+    w.shift = data_of(shift, typenum, w.d + w.k, False, "shift")
+    w.out = <double*> data_of(out, cnp.NPY_DOUBLE, w.n_runs * w.pad * w.pad, True, "out")
+    w.room = (fo_blocks_f32(w.pad) if w.single else fo_blocks_f64(w.pad)) + 256
+    cdef char* memory = <char*> malloc((w.n_runs + 1) * w.room)
+    if memory == NULL:
+        raise MemoryError
+    w.blocks = memory + (-<Py_ssize_t> memory & 63)
+    cdef Py_ssize_t c
     with nogil:
-        if typenum == cnp.NPY_FLOAT:
-            runs(po, <const float*> px, <const float*> py, <const float*> ps, <const float*> ph,
-                 <float*> pb, height, n, d, k, pad, n_runs, threads)
+        if threads == 1:
+            for c in range(w.n_runs):
+                run(&w, c)
         else:
-            runs(po, <const double*> px, <const double*> py, <const double*> ps,
-                 <const double*> ph, <double*> pb, height, n, d, k, pad, n_runs, threads)
+            for c in prange(w.n_runs, num_threads=threads, schedule="dynamic", chunksize=1):
+                run(&w, c)
+        free(memory)

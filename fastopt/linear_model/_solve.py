@@ -268,7 +268,10 @@ def stochastic(run: Stochastic, flat: Array, max_iter: int, tol: float, lr: floa
 
 def first_rate(run: Stochastic) -> float:
     """The step for the run's rule and batch: momentum amplifies a batch's noise 1/(1 - momentum)
-    times, and leaves the bound by the curvature as it is."""
+    times, and leaves the bound by the curvature as it is. A batch of all rows has no noise, and
+    then a row of weight two counts as two rows."""
     heavy = run.rule in ("momentum", "nesterov")
     rows = run.batch_size * (1 - run.momentum) if heavy else run.batch_size
+    if run.batch_size >= run.problem.n:
+        rows = np.inf
     return run.caution * step_size(run.problem, rows, run.rule)
