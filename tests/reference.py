@@ -224,7 +224,7 @@ def lamb(p, g, m, v, t, lr, b1, b2, eps, decoupled=0.0, scale=1):
     moments(p, g, m, v, b1, b2, 0.0, scale)
     root = np.sqrt(v) * dt(1 / (1 - b2**t) ** 0.5) + dt(eps)
     u = m * dt(1 / (1 - b1**t)) / root + dt(decoupled) * p
-    norms = [in_order(unit_sums(x)) ** 0.5 for x in (p, u)]
+    norms = [np.sqrt(in_order(unit_sums(x))) for x in (p, u)]
     p[...] = p - dt(lr * (1.0 if 0 in norms else norms[0] / norms[1])) * u
 
 
@@ -569,7 +569,7 @@ def narrow_random(x, words, spec):
         share, bits = (a - v[c]) / gap, 23 - spec.man
         small = (words >> 8) < share * 2.0**24
         normal = (words >> (32 - bits)) + share * 2.0**bits >= 2.0**bits
-        c = c + np.where(a < 2.0 ** (1 - spec.bias), small, normal)
+        c = c + np.where((a < 2.0 ** (1 - spec.bias)) & (spec.bias < 127), small, normal)
     c = np.where(np.isnan(a), spec.nan, np.where(c > spec.max_code, spec.over, c))
     return (c | (np.signbit(x).astype("i8") << (spec.bits - 1))).astype(f"u{spec.bits // 8}")
 
