@@ -58,7 +58,14 @@ def encode(y: Any, n: int, classes: Array | None = None) -> tuple[Array, Array]:
 
 
 def _number(a: Array) -> tuple[Array, Array]:
-    """numpy.unique with its inverse; integers of a small range by counting, not sorting."""
+    """numpy.unique with its inverse; two labels by comparing, integers of a small range by counting,
+    neither by sorting."""
+    if a.dtype.kind in "iub":
+        few = np.unique(a[:256])
+        if len(few) == 2:
+            second = a == few[1]
+            if np.count_nonzero(second) + np.count_nonzero(a == few[0]) == len(a):
+                return few, second.view(np.int8)
     if a.dtype.kind in "iu" and len(a):
         low, high = int(a.min()), int(a.max())
         if high - low < 1 << 16:

@@ -59,6 +59,10 @@ class SGD(LinearEstimator):
     local_workers: int | None
     threads: int | None
 
+    def set_partial_fit_request(self: Self, **wanted: bool | str | None) -> Self:
+        """As set_fit_request, for partial_fit."""
+        return self._ask_for("partial_fit", wanted)
+
     def _check_options(self) -> None:
         choice(self.loss, "loss", self._losses)
         if self.penalty is not None:

@@ -6,6 +6,7 @@ that scikit-learn looks for import it themselves when it calls them.
 
 from __future__ import annotations
 
+import copy
 import inspect
 import sys
 import threading
@@ -68,6 +69,7 @@ class LinearEstimator:
     coef_: Array
     intercept_: Any
     n_features_in_: int
+    _metadata_request: Any
 
     # --- parameters -------------------------------------------------------------------------
     @classmethod
@@ -105,6 +107,51 @@ class LinearEstimator:
         return {name: value for name, value in self.__dict__.items() if name != "_lock"}
 
     # --- scikit-learn -----------------------------------------------------------------------
+    def get_metadata_routing(self) -> Any:
+        """The metadata that fit, partial_fit and score ask a meta-estimator for."""
+        from sklearn.utils.metadata_routing import MetadataRequest
+
+        if "_metadata_request" in self.__dict__:
+            return copy.deepcopy(self._metadata_request)
+        request = MetadataRequest(owner=self)
+        for method in ("fit", "partial_fit", "score"):
+            for name in self._metadata(method):
+                getattr(request, method).add_request(param=name, alias=None)
+        return request
+
+    def _metadata(self, method: str) -> list[str]:
+        """Arguments of a method besides X and y."""
+        taken = (
+            inspect.signature(getattr(self, method)).parameters if hasattr(self, method) else ()
+        )
+        return [name for name in taken if name not in ("X", "y")]
+
+    def _ask_for(self: Self, method: str, wanted: dict[str, Any]) -> Self:
+        known = self._metadata(method)
+        for name in wanted:
+            if name not in known:
+                raise OptionError(f"{name}: {method} takes no such metadata, only {known}")
+        request = self.get_metadata_routing()
+        for name, alias in wanted.items():
+            getattr(request, method).add_request(param=name, alias=alias)
+        self._metadata_request = request
+        return self
+
+    def set_fit_request(self: Self, **wanted: bool | str | None) -> Self:
+        """Ask a meta-estimator to pass metadata to fit, as in set_fit_request(sample_weight=True).
+
+        Parameters
+        ----------
+        **wanted : bool, str or None
+            True: pass it; False: do not; None: raise if it is given; a str: pass what has that
+            name. Needs scikit-learn with enable_metadata_routing=True.
+        """
+        return self._ask_for("fit", wanted)
+
+    def set_score_request(self: Self, **wanted: bool | str | None) -> Self:
+        """The same for score."""
+        return self._ask_for("score", wanted)
+
     def __sklearn_tags__(self) -> Any:
         from sklearn.utils import ClassifierTags, InputTags, RegressorTags, Tags, TargetTags
 

@@ -126,7 +126,7 @@ class LogisticRegression(LinearEstimator, ClassifierFace):
         alpha = 0.0 if self.penalty is None else 1.0 / (strength * total)
         problem = Problem(
             x,
-            np.ascontiguousarray(2.0 * codes - 1 if two else codes, x.dtype),
+            np.ascontiguousarray(2 * codes.astype(np.int8) - 1 if two else codes, x.dtype),
             weights,
             "log_loss" if two else "multinomial",
             n_outputs=1 if two else len(labels),

@@ -307,7 +307,7 @@ class SGDClassifier(SGD, ClassifierFace):
         )
         k = len(labels)
         if k == 2:
-            problem = self._problem(x, 2.0 * codes - 1, weights, 1, 0, self.loss)
+            problem = self._problem(x, 2 * codes.astype(np.int8) - 1, weights, 1, 0, self.loss)
         else:
             loss = "multinomial" if joint else self.loss
             problem = self._problem(x, codes, weights, k, ONE_VS_REST, loss)
