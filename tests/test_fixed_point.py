@@ -16,43 +16,71 @@ from tests.conftest import SIZES, Guarded, kernel, sample
 KEY = 0x1234567890ABCDEF
 
 
+JOINS = [(0, False), (0, True), (1, True), (2, True)]
+
+
+def run(level, out, mask, x, scale, zero, lay, rule, key=KEY, streamed=False, threads=1):
+    """The kernel's encode, or fake where ``out`` holds floats; the words and codes of the twin."""
+    k = kernel("quantize", level)
+    low, high, mode, join, times, wrap = rule
+    place = (lay.rows, lay.depth, lay.width, lay.group, low, high, mode, join, times)
+    if out.dtype.kind == "f":
+        return k.fake(out, mask, x, scale, zero, *place, True, key, streamed, threads)
+    return k.encode(out, x, scale, zero, *place, wrap, True, key, streamed, threads)
+
+
 @pytest.mark.parametrize("wrap", [False, True])
 @pytest.mark.parametrize("mode", range(5))
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_every_size(level, dtype, mode, wrap):
-    k = kernel("quantize_round", level)
-    scale, zero = np.asarray(0.25, dtype), np.zeros((), "i8")
     for code, low, high in [
         ("int8", -128, 127),
+        ("int16", -32768, 32767),
         ("uint16", 0, 4095),
         ("int32", -(2**30), 2**30 - 1),
     ]:
-        for n in SIZES:
+        wide = "float64" if code == "int32" else dtype
+        scale = np.asarray(0.25 if code == "int16" else 0.3, wide)
+        for n in SIZES if code in ("int8", "int16") else SIZES[::9]:
             with np.errstate(over="ignore"):
                 x = sample(n, dtype, special=True) * np.asarray(50, dtype)
             x[1::3] = np.round(x[1::3]) / 8  # ties
             x[np.abs(x) > 2.0**50] = np.inf
-            out = Guarded(np.zeros(n, code))
-            k.encode_rounded(
-                out.array,
-                x,
-                scale,
-                zero,
-                False,
-                max(n, 1),
-                max(n, 1),
-                0,
-                low,
-                high,
-                mode,
-                wrap,
-                KEY,
-                1,
-            )
-            words = reference.noise(KEY, n)
-            wanted = reference.encode_rounded(x, scale, zero, low, high, mode, wrap, words)
+            lay = layout_of((n,), None, None)
+            for zero in (0, 3):
+                zero = np.asarray(zero, wide)
+                for streamed in (False, True):
+                    rule = (low, high, mode, 0, False, wrap)
+                    out = Guarded(np.zeros(n, code))
+                    odd = run(level, out.array, None, x, scale, zero, lay, rule, KEY, streamed)
+                    words = reference.noise16(KEY, n)
+                    _, wanted = reference.encode(x, scale, zero, low, high, *rule[2:], words)
+                    np.testing.assert_array_equal(out.array, wanted)
+                    assert odd == np.isnan(x).any()
+                    out.check()
+
+
+@pytest.mark.parametrize("join", JOINS)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_fake_and_the_other_orders_of_every_size(level, dtype, join):
+    for n in SIZES:
+        x = sample(n, dtype, special=True)
+        scale, zero = np.asarray(0.013, dtype), np.asarray(5, dtype)
+        lay = layout_of((n,), None, None)
+        for mode in (0, 2, 4) if join[0] == 0 else (0,):
+            rule = (-128, 127, mode, *join, False)
+            words = reference.noise16(KEY, n)
+            v, codes = reference.encode(x, scale, zero, *rule, words)
+            out, mask = Guarded(np.zeros(n, dtype)), Guarded(np.zeros(n, bool))
+            whole = Guarded(np.zeros(n, "i1"))
+            run(level, out.array, mask.array, x, scale, zero, lay, rule, streamed=n % 2 == 1)
+            run(level, whole.array, None, x, scale, zero, lay, rule)
+            np.testing.assert_array_equal(whole.array, codes)
+            wanted = (codes.astype(dtype) - zero) * scale
             np.testing.assert_array_equal(out.array, wanted)
-            out.check()
+            np.testing.assert_array_equal(np.signbit(out.array), np.signbit(wanted))
+            np.testing.assert_array_equal(mask.array, (v >= -128) & (v <= 127))
+            out.check(), mask.check(), whole.check()
 
 
 @pytest.mark.parametrize("mode", range(5))
@@ -64,36 +92,30 @@ def test_every_size(level, dtype, mode, wrap):
         ((301, 333), 1, None),
         ((301, 333), 1, 32),
         ((301, 333), 0, 32),
+        ((301, 256), 1, 128),
         ((7, 5, 3), 1, None),
+        ((3, 5, 130), 2, None),
     ],
 )
 def test_layouts_and_threads(level, shape, axis, group, mode, rng):
-    k, lay = kernel("quantize_round", level), layout_of(shape, axis, group)
+    lay = layout_of(shape, axis, group)
     x = sample(int(np.prod(shape)), "float32").reshape(shape)
-    scale = np.exp(rng.standard_normal(lay.scale_shape) - 3).astype("f4")
-    scale, zero = np.asarray(scale), np.asarray(rng.integers(-9, 9, lay.scale_shape))
-    s, z = (reference.spread(a, shape, axis, group) for a in (scale, zero))
-    words = reference.noise(KEY, x.size)
-    wanted = reference.encode_rounded(x, s, z, -128, 127, mode, False, words)
-    for threads in (1, 2, 3):
-        out = np.zeros(shape, "i1")
-        k.encode_rounded(
-            out,
-            x,
-            scale,
-            zero,
-            lay.rows,
-            lay.depth,
-            lay.width,
-            lay.group,
-            -128,
-            127,
-            mode,
-            False,
-            KEY,
-            threads,
-        )
-        np.testing.assert_array_equal(out, wanted)
+    scale = np.asarray(np.exp(rng.standard_normal(lay.scale_shape) - 3).astype("f4"))
+    for centred in (False, True):
+        zero = np.asarray(rng.integers(-9, 9, lay.scale_shape), "f4") * np.float32(not centred)
+        zero = np.asarray(zero)
+        s, z = (reference.spread(a, shape, axis, group) for a in (scale, zero))
+        words = reference.noise16(KEY, x.size)
+        rule = (-128, 127, mode, 0, False, False)
+        v, wanted = reference.encode(x, s, z, *rule, words)
+        for threads in (1, 2, 3):
+            for streamed in (False, True):
+                out, y, mask = np.zeros(shape, "i1"), np.zeros(shape, "f4"), np.zeros(shape, bool)
+                run(level, out, None, x, scale, zero, lay, rule, KEY, streamed, threads)
+                run(level, y, mask, x, scale, zero, lay, rule, KEY, streamed, threads)
+                np.testing.assert_array_equal(out, wanted)
+                np.testing.assert_array_equal(y, (wanted.astype("f4") - z) * s)
+                np.testing.assert_array_equal(mask, (v >= -128) & (v <= 127))
 
 
 MODES = {

@@ -53,24 +53,31 @@ def parameters(shape, axis, group, dtype, code, seed=0):
 
 
 def encode(k, out, x, scale, zero, lay, low, high, streamed=False, threads=1):
-    k.encode_affine(
+    wide = "f8" if x.dtype == "f8" or out.dtype.itemsize == 4 else "f4"
+    assert not k.encode(
         out,
         x,
-        scale,
-        zero,
+        scale.astype(wide),
+        zero.astype(wide),
         lay.rows,
         lay.depth,
         lay.width,
         lay.group,
         low,
         high,
+        0,
+        0,
+        False,
+        False,
+        False,
+        0,
         streamed,
         threads,
     )
 
 
-def decode(k, out, codes, scale, zero, lay, streamed=False, threads=1):
-    k.decode_affine(
+def decode(level, out, codes, scale, zero, lay, streamed=False, threads=1):
+    kernel("dequantize", level).decode(
         out, codes, scale, zero, lay.rows, lay.depth, lay.width, lay.group, streamed, threads
     )
 
@@ -91,7 +98,7 @@ def test_every_size(level, dtype, code):
             encode(k, out.array, x, scale, zero, lay, info.min, info.max, streamed)
             wanted = reference.encode_affine(x, scale, zero, info.min, info.max)
             np.testing.assert_array_equal(out.array, wanted)
-            decode(k, back.array, out.array, scale, zero, lay, streamed)
+            decode(level, back.array, out.array, scale, zero, lay, streamed)
             np.testing.assert_array_equal(back.array, reference.decode_affine(wanted, scale, zero))
             out.check(), back.check()
 
@@ -113,7 +120,7 @@ def test_every_layout(level, shape, axis, group, dtype, threads):
         for streamed in (False, True):
             out, back = Guarded(np.zeros(shape, code)), Guarded(np.zeros(shape, dtype))
             encode(k, out.array, x, scale, zero, lay, info.min, info.max, streamed, threads)
-            decode(k, back.array, out.array, scale, zero, lay, streamed, threads)
+            decode(level, back.array, out.array, scale, zero, lay, streamed, threads)
             np.testing.assert_array_equal(out.array, wanted)
             np.testing.assert_array_equal(back.array, values)
             out.check(), back.check()
@@ -141,7 +148,7 @@ def test_many_chunks_same_bits_on_two_threads(level, shape, axis, group):
         for streamed in (False, True):
             out, back = np.zeros(shape, "int8"), np.zeros(shape, "float32")
             encode(k, out, x, scale, zero, lay, -128, 127, streamed, threads)
-            decode(k, back, out, scale, zero, lay, streamed, threads)
+            decode(level, back, out, scale, zero, lay, streamed, threads)
             np.testing.assert_array_equal(out, wanted)
             np.testing.assert_array_equal(back, values)
 
@@ -208,8 +215,8 @@ def test_ties_need_a_true_division(level):
 def test_kernel_refuses_what_does_not_fit(level):
     k = kernel("quantize", level)
     x, out = np.zeros(12, "f4"), np.full(12, 7, "i1")
-    scale, zero = np.ones(3, "f4"), np.zeros(3, "i1")
-    good = (True, 4, 3, 4)
+    scale, zero = np.ones(3, "f4"), np.zeros(3, "f4")
+    good, rest = (True, 4, 3, 4), (-128, 127, 0, 0, False, False, False, 0, False, 1)
     for args, error in [
         ((out[:6], x, scale, zero, *good), ArrayError),
         ((out, x, scale[:2], zero[:2], *good), ArrayError),
@@ -217,14 +224,31 @@ def test_kernel_refuses_what_does_not_fit(level):
         ((out, x, scale.astype("f8"), zero, *good), DTypeError),
         ((out, x, scale, zero.astype("i2"), *good), DTypeError),
         ((out.astype("i8"), x, scale, zero, *good), DTypeError),
+        ((out.astype("i4"), x, scale, zero, *good), DTypeError),
         ((out, x.astype("f2"), scale, zero, *good), DTypeError),
+        ((out, x.astype("f8"), scale, zero, *good), DTypeError),
         ((out, x, scale, zero, True, 5, 3, 5), ArrayError),
         ((out, x, scale, zero, True, 4, 3, 0), ArrayError),
         ((out, x, scale, zero, False, 0, 3, 0), ArrayError),
     ]:
         with pytest.raises(error):
-            k.encode_affine(*args, -128, 127, False, 1)
+            k.encode(*args, *rest)
     assert (out == 7).all()
+    y = np.full(12, 7, "f4")
+    more = (*good, -128, 127, 0, 0, False, False, 0, False, 1)
+    for args, error in [
+        ((y[:6], None, x, scale, zero), ArrayError),
+        ((y.astype("f8"), None, x, scale, zero), DTypeError),
+        ((y, np.zeros(6, bool), x, scale, zero), ArrayError),
+        ((y, np.zeros(12, "i1"), x, scale, zero), DTypeError),
+    ]:
+        with pytest.raises(error):
+            k.fake(*args, *more)
+    with pytest.raises(ArrayError):
+        kernel("dequantize", level).decode(
+            y, out, scale, zero.astype("i1"), True, 5, 3, 5, False, 1
+        )
+    assert (y == 7).all()
 
 
 # --- quantize and QuantizedArray

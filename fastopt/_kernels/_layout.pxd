@@ -17,6 +17,7 @@ cdef struct Place:  # where an element stands in its layout
     Py_ssize_t outer  # block
     Py_ssize_t inside  # runs: element, rows: row of the block
     Py_ssize_t column  # rows: element of the row
+    Py_ssize_t run  # runs: run of the block
     Py_ssize_t parts  # scales (runs) or rows of scales of a block
 
 
@@ -30,8 +31,11 @@ cdef inline Place place_of(Py_ssize_t i, Layout lay) noexcept nogil:
         p.inside = i
         p.column = 0
         p.parts = (lay.depth + lay.width - 1) // lay.width
+    p.run = 0
     p.outer = p.inside // lay.depth
     p.inside -= p.outer * lay.depth
+    if not lay.rows:
+        p.run = p.inside // lay.width
     return p
 
 
@@ -50,12 +54,14 @@ cdef inline Py_ssize_t take(
             p.column = 0
             p.inside += 1
     else:
-        part = p.inside // lay.width
-        n = min(most, min((part + 1) * lay.width, lay.depth) - p.inside)
-        scale[0] = (p.outer * p.parts if lay.group else 0) + part
+        part = min((p.run + 1) * lay.width, lay.depth)  # the run's end
+        n = min(most, part - p.inside)
+        scale[0] = (p.outer * p.parts if lay.group else 0) + p.run
         p.inside += n
+        p.run += p.inside == part
     if p.inside == lay.depth:
         p.inside = 0
+        p.run = 0
         p.outer += 1
     return n
 

@@ -1,4 +1,4 @@
-"""Random words for stochastic rounding: a function of (key, element index), in blocks of 64."""
+"""Random words for stochastic rounding: a function of (key, index), 128 at a time."""
 
 from libc.stdint cimport uint32_t, uint64_t
 

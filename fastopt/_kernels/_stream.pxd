@@ -8,6 +8,14 @@ cdef extern from *:
 
 cdef extern from "stream.h":
     void stream "fo_stream" (void* target, const void* source, size_t n) noexcept nogil
+    ctypedef struct Window "fo_window":
+        char* line
+        char* window
+        size_t lead
+        size_t done
+        size_t fill
+    void took "fo_took" (Window* w, size_t n, size_t room) noexcept nogil
+    void close "fo_close" (Window* w) noexcept nogil
     void stream_fence "fo_stream_fence" () noexcept nogil
 
 
@@ -18,3 +26,13 @@ cdef inline Py_ssize_t tile_end(
     cdef Py_ssize_t over = ((<uintptr_t> target + <uintptr_t> (start * item)) & 63) // item
     cdef Py_ssize_t end = start + tile - over
     return end if end < stop else stop
+
+
+cdef inline Window window_on(char* out, char* room) noexcept nogil:
+    """An empty window in ``room``, which has 64 bytes to spare in front and behind."""
+    cdef Window w
+    w.window = room + (-<uintptr_t> room & 63)
+    w.lead = w.fill = <uintptr_t> out & 63
+    w.line = out - w.lead
+    w.done = 0
+    return w

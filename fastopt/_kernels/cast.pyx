@@ -15,7 +15,9 @@ from libc.string cimport memcpy
 
 from fastopt._kernels._args cimport data_of
 from fastopt._kernels._noise cimport noise
-from fastopt._kernels._stream cimport prefetch, stream, stream_fence, tile_end
+from fastopt._kernels._stream cimport (
+    Window, close, prefetch, stream, stream_fence, tile_end, took, window_on
+)
 
 cnp.import_array()
 
@@ -48,7 +50,8 @@ ctypedef fused real:
     double
 
 cdef enum:
-    BLOCK = 64  # elements of the innermost loop and of one block of noise
+    BLOCK = 128  # elements of the innermost loop and of one block of noise
+    ROOM = 4096  # bytes of a window on the result
     AHEAD = 1024  # elements between a read and its prefetch
     TILE = 1024
     CHUNK = 65536  # elements a thread takes at a time; a multiple of TILE
@@ -86,34 +89,13 @@ cdef inline void narrow_block(
         else:
             v[k] = to_odd(x[k])
     if random:
-        noise(&word[0], key, <uint64_t> (index // BLOCK))
+        noise(&word[0], key, <uint64_t> (index // 64))
         for k in range(BLOCK):
             made[k] = <code> narrow_random(v[k], word[k], s)
     else:
         for k in range(BLOCK):
             made[k] = <code> narrow_one(v[k], s)
     memcpy(out, &made[0], sizeof(made))
-
-
-cdef void narrow_span(
-    code* out, const real* x, Py_ssize_t start, Py_ssize_t stop, Spec s, bint random, uint64_t key
-) noexcept nogil:
-    """Elements [start, stop), written to out[0:]; with ``random`` start is a multiple of BLOCK."""
-    cdef real[BLOCK] pad
-    cdef code[BLOCK] made
-    cdef Py_ssize_t k
-    while start + BLOCK <= stop:
-        for k in range(<Py_ssize_t> (BLOCK * sizeof(real) // 64)):
-            prefetch(<const char*> (x + start + AHEAD) + 64 * k)
-        narrow_block(out, x + start, s, random, key, start)
-        out += BLOCK
-        start += BLOCK
-    if start < stop:
-        for k in range(BLOCK):
-            pad[k] = 0
-        memcpy(&pad[0], x + start, (stop - start) * sizeof(real))
-        narrow_block(&made[0], &pad[0], s, random, key, start)
-        memcpy(out, &made[0], (stop - start) * sizeof(code))
 
 
 cdef void widen_span(
@@ -143,17 +125,36 @@ cdef void narrow_chunk(
     code* out, const real* x, Py_ssize_t start, Py_ssize_t stop, Spec s, bint random,
     uint64_t key, bint streamed,
 ) noexcept nogil:
-    cdef code[TILE] tile
-    cdef Py_ssize_t end
-    if not streamed:
-        narrow_span(out + start, x, start, stop, s, random, key)
-        return
+    """Elements [start, stop); start is a multiple of BLOCK. ``streamed`` passes the caches."""
+    cdef char[ROOM + 128] room
+    cdef real[BLOCK] pad
+    cdef code[BLOCK] made
+    cdef Window w = window_on(<char*> (out + start), &room[0])
+    cdef Py_ssize_t k, n
     while start < stop:
-        end = min(stop, start + TILE)
-        narrow_span(&tile[0], x, start, end, s, random, key)
-        stream(out + start, &tile[0], (end - start) * sizeof(code))
-        start = end
-    stream_fence()
+        n = min(<Py_ssize_t> BLOCK, stop - start)
+        if n == BLOCK:
+            for k in range(<Py_ssize_t> (BLOCK * sizeof(real) // 64)):
+                prefetch(<const char*> (x + start + AHEAD) + 64 * k)
+            narrow_block(
+                <code*> (w.window + w.fill) if streamed else out + start, x + start, s, random,
+                key, start,
+            )
+        else:
+            for k in range(BLOCK):
+                pad[k] = 0
+            memcpy(&pad[0], x + start, n * sizeof(real))
+            narrow_block(&made[0], &pad[0], s, random, key, start)
+            memcpy(
+                <code*> (w.window + w.fill) if streamed else out + start, &made[0],
+                n * sizeof(code),
+            )
+        if streamed:
+            took(&w, n * sizeof(code), ROOM)
+        start += n
+    if streamed:
+        close(&w)
+        stream_fence()
 
 
 cdef void widen_chunk(

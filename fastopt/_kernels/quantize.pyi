@@ -2,7 +2,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-def encode_affine(
+def encode(
     out: NDArray[Any],
     x: NDArray[Any],
     scale: NDArray[Any],
@@ -13,18 +13,32 @@ def encode_affine(
     group: int,
     low: float,
     high: float,
+    mode: int,
+    join: int,
+    times: bool,
+    wrap: bool,
+    check: bool,
+    key: int,
     streamed: bool,
     threads: int,
-) -> None: ...
-def decode_affine(
+) -> bool: ...
+def fake(
     out: NDArray[Any],
-    codes: NDArray[Any],
+    mask: NDArray[Any] | None,
+    x: NDArray[Any],
     scale: NDArray[Any],
     zero_point: NDArray[Any],
     rows: bool,
     depth: int,
     width: int,
     group: int,
+    low: float,
+    high: float,
+    mode: int,
+    join: int,
+    times: bool,
+    check: bool,
+    key: int,
     streamed: bool,
     threads: int,
-) -> None: ...
+) -> bool: ...

@@ -1,401 +1,274 @@
-"""Quantise and dequantise to integers and fixed point, per tensor, axis or group.
+"""Quantise to integers and fixed point, per tensor, axis or group; or there and back in one pass.
 
-code = clip(round_half_even(x / scale) + zero_point, low, high), x = (code - zero_point) * scale
-(ONNX QuantizeLinear and DequantizeLinear). The division is a true division; the zero point is
-added after rounding; clipping happens in floating point before the conversion, so infinities and
-huge values saturate, and NaN gives ``low``.
+code = overflow(round(x / scale) + zero_point), and for ``fake`` (code - zero_point) * scale: no
+array of codes in between. The layout (``rows``, ``depth``, ``width``, ``group``) is explained in
+_layout.pxd.
 
-The layout (``rows``, ``depth``, ``width``, ``group``) is explained in _layout.pxd.
+Arithmetic has the dtype of ``scale``, which is float64 where x is or where codes have 32 bits.
+Rounding: half to even (ONNX QuantizeLinear), half away from zero, down, toward zero, or up with
+the probability of the fraction, from 16 random bits of the element's index: that probability is
+exact to 2**-17. Overflow saturates in floating point, before the conversion, or wraps modulo the
+codes' range. ``join`` tells when the zero point comes in: 0 after rounding; 1 before it; 2 before
+it in one rounding with the product (torch, whose quotient is x * (1 / scale): ``times``).
+NaN gives ``low`` (``high`` with join > 0), or 0 where it wraps, as infinities do there.
 """
 
 cimport numpy as cnp
 from cpython.exc cimport PyErr_CheckSignals
-from cython cimport floating
 from cython.parallel cimport prange
-from libc.math cimport rint, rintf
-from libc.stdint cimport int8_t, int16_t, int32_t, int64_t, uint8_t, uint16_t, uint32_t
-from libc.string cimport memcpy
+from libc.math cimport NAN, frexp
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.string cimport memcpy, memset
 
 from fastopt._kernels._args cimport data_of
 from fastopt._kernels._layout cimport Layout, Place, place_of, scales_of, take
-from fastopt._kernels._stream cimport prefetch, stream, stream_fence, tile_end
+from fastopt._kernels._noise cimport noise
+from fastopt._kernels._stream cimport Window, close, prefetch, stream_fence, took, window_on
+from fastopt._kernels.quantize_steps cimport (
+    BLOCK, EVEN, HALF, RANDOM, Rule, any_nan, at_once, at_random, limited, quotients, real, rounded, spread,
+    stored
+)
 
 cnp.import_array()
 
-ctypedef fused code:
-    int8_t
-    uint8_t
-    int16_t
-    uint16_t
-    int32_t
-    uint32_t
-
 cdef enum:
-    BLOCK = 32  # elements of the innermost loop
-    AHEAD = 1024  # elements between a read and its prefetch
-    TILE = 1024  # elements of one tile: at most 12 KiB of L1 with its source
+    AHEAD = 1024  # elements between a read and its prefetch (the hardware's comes too late: 1.25x)
+    ROOM = 4096  # bytes of a window on the result: at least three blocks
     CHUNK = 65536  # elements a thread takes at a time
     STEP = 1 << 25  # elements between two looks for Ctrl-C
 
-cdef inline code encode(
-    floating x, floating scale, code zero, double low, double high
+cdef struct Plan:  # pointers and kinds of one call
+    char* out
+    uint8_t* mask  # NULL, or whether an element was in range
+    const void* x
+    bint wide  # x is float64
+    int item  # bytes of a code; 0: values come back, in x's dtype
+    int size  # bytes of an element of out
+    bint centred  # every zero point is 0
+    bint brief  # random rounding whose steps of 2**-16 fit 32 bits
+    Layout lay
+    Rule rule
+
+
+cdef int convert_chunk(
+    Plan* plan, const real* scale, const real* zero, Py_ssize_t start, Py_ssize_t stop,
+    bint streamed,
 ) noexcept nogil:
-    """One element; 32-bit codes go through float64, whose 53 bits hold them."""
-    cdef double wide
-    cdef floating v, lo = <floating> low, hi = <floating> high
-    if code is int32_t or code is uint32_t:
-        wide = rint(<double> x / <double> scale) + <double> zero
-        wide = wide if wide > low else low
-        wide = wide if wide < high else high
-        return <code> <int64_t> wide
-    else:
-        if floating is float:
-            v = rintf(x / scale) + <float> zero
-        else:
-            v = rint(x / scale) + <double> zero
-        v = v if v > lo else lo
-        v = v if v < hi else hi
-        return <code> <int32_t> v
-
-
-cdef inline floating decode(code q, floating scale, code zero) noexcept nogil:
-    """One element, the other way."""
-    if code is int32_t or code is uint32_t:
-        return <floating> ((<double> q - <double> zero) * <double> scale)
-    else:
-        return <floating> (<int32_t> q - <int32_t> zero) * scale
-
-
-cdef inline void encode_run(
-    code* out, const floating* x, Py_ssize_t n, floating scale, code zero, double low, double high
-) noexcept nogil:
-    """n elements under one scale, in blocks of fixed length that the compiler unrolls.
-
-    A block is built in a local array, so that no check for overlap is needed, and asks for the
-    line AHEAD, which the hardware's prefetcher fetches too late (bench_quantize: 1.25x).
-    """
-    cdef code[BLOCK] made
-    cdef floating[BLOCK] pad
-    cdef Py_ssize_t j = 0, k
-    while j + BLOCK <= n:
-        for k in range(<Py_ssize_t> (BLOCK * sizeof(floating) // 64)):
-            prefetch(<const char*> (x + j + AHEAD) + 64 * k)
-        for k in range(BLOCK):
-            made[k] = encode(x[j + k], scale, zero, low, high)
-        memcpy(out + j, &made[0], sizeof(made))
-        j += BLOCK
-    if j < n:
-        for k in range(BLOCK):
-            pad[k] = 0
-        memcpy(&pad[0], x + j, (n - j) * sizeof(floating))
-        for k in range(BLOCK):
-            made[k] = encode(pad[k], scale, zero, low, high)
-        memcpy(out + j, &made[0], (n - j) * sizeof(code))
-
-
-cdef inline void encode_row(
-    code* out, const floating* x, Py_ssize_t n, const floating* scale, const code* zero,
-    double low, double high,
-) noexcept nogil:
-    """n elements, each under its own scale."""
-    cdef code[BLOCK] made
-    cdef code[BLOCK] pad_zero
-    cdef floating[BLOCK] pad
-    cdef floating[BLOCK] pad_scale
-    cdef Py_ssize_t j = 0, k
-    while j + BLOCK <= n:
-        for k in range(<Py_ssize_t> (BLOCK * sizeof(floating) // 64)):
-            prefetch(<const char*> (x + j + AHEAD) + 64 * k)
-        for k in range(BLOCK):
-            made[k] = encode(x[j + k], scale[j + k], zero[j + k], low, high)
-        memcpy(out + j, &made[0], sizeof(made))
-        j += BLOCK
-    if j < n:
-        for k in range(BLOCK):
-            pad[k] = 0
-            pad_scale[k] = 1
-            pad_zero[k] = 0
-        memcpy(&pad[0], x + j, (n - j) * sizeof(floating))
-        memcpy(&pad_scale[0], scale + j, (n - j) * sizeof(floating))
-        memcpy(&pad_zero[0], zero + j, (n - j) * sizeof(code))
-        for k in range(BLOCK):
-            made[k] = encode(pad[k], pad_scale[k], pad_zero[k], low, high)
-        memcpy(out + j, &made[0], (n - j) * sizeof(code))
-
-
-cdef inline void decode_run(
-    floating* out, const code* q, Py_ssize_t n, floating scale, code zero
-) noexcept nogil:
-    """n elements under one scale."""
-    cdef floating[BLOCK] made
-    cdef code[BLOCK] pad
-    cdef Py_ssize_t j = 0, k
-    while j + BLOCK <= n:
-        prefetch(q + j + AHEAD)
-        for k in range(BLOCK):
-            made[k] = decode(q[j + k], scale, zero)
-        memcpy(out + j, &made[0], sizeof(made))
-        j += BLOCK
-    if j < n:
-        for k in range(BLOCK):
-            pad[k] = 0
-        memcpy(&pad[0], q + j, (n - j) * sizeof(code))
-        for k in range(BLOCK):
-            made[k] = decode(pad[k], scale, zero)
-        memcpy(out + j, &made[0], (n - j) * sizeof(floating))
-
-
-cdef inline void decode_row(
-    floating* out, const code* q, Py_ssize_t n, const floating* scale, const code* zero
-) noexcept nogil:
-    """n elements, each under its own scale."""
-    cdef floating[BLOCK] made
-    cdef floating[BLOCK] pad_scale
-    cdef code[BLOCK] pad
-    cdef code[BLOCK] pad_zero
-    cdef Py_ssize_t j = 0, k
-    while j + BLOCK <= n:
-        prefetch(q + j + AHEAD)
-        for k in range(BLOCK):
-            made[k] = decode(q[j + k], scale[j + k], zero[j + k])
-        memcpy(out + j, &made[0], sizeof(made))
-        j += BLOCK
-    if j < n:
-        for k in range(BLOCK):
-            pad[k] = 0
-            pad_scale[k] = 1
-            pad_zero[k] = 0
-        memcpy(&pad[0], q + j, (n - j) * sizeof(code))
-        memcpy(&pad_scale[0], scale + j, (n - j) * sizeof(floating))
-        memcpy(&pad_zero[0], zero + j, (n - j) * sizeof(code))
-        for k in range(BLOCK):
-            made[k] = decode(pad[k], pad_scale[k], pad_zero[k])
-        memcpy(out + j, &made[0], (n - j) * sizeof(floating))
-
-
-cdef void encode_span(
-    code* out, const floating* x, const floating* scale, const code* zero,
-    Py_ssize_t start, Py_ssize_t stop, Layout lay, double low, double high,
-) noexcept nogil:
-    """Elements [start, stop), written to out[0:]."""
+    """Elements [start, stop); start is a multiple of BLOCK. With rule.check: is there a NaN?"""
+    cdef char[ROOM + 128] room
+    cdef real[BLOCK] s
+    cdef real[BLOCK] z
+    cdef real[BLOCK] inverse
+    cdef real[BLOCK] v
+    cdef float[BLOCK] one
+    cdef uint32_t[BLOCK] word
+    cdef double[BLOCK] given  # the last block: its elements and zeros
+    cdef double[BLOCK] made
+    cdef uint8_t[BLOCK] inside
+    cdef const real* by
+    cdef const real* add
+    cdef const char* x
+    cdef char* out = plan.out + start * plan.size
+    cdef char* o
+    cdef uint8_t* mask
+    cdef Window w = window_on(out, &room[0])
+    cdef Rule rule = plan.rule
+    cdef Layout lay = plan.lay
     cdef Place p = place_of(start, lay)
-    cdef Py_ssize_t n, s
+    cdef real base = 0
+    cdef Py_ssize_t n, j, k, m, part = 0, left = 0, have = -1
+    cdef int size = 8 if plan.wide else 4, odd = 0
+    cdef bint plain = plan.item == 1 or plan.item == 2
+    plain = sizeof(real) == 4 and plain and not (rule.wrap or rule.join)
+    spread(&s[0], <real> 1, BLOCK)
+    spread(&z[0], <real> 0, BLOCK)
+    spread(&one[0], 1, BLOCK)
+    spread(&inverse[0], <real> 1, BLOCK)
     while start < stop:
-        n = take(&p, lay, stop - start, &s)
-        if lay.rows:
-            encode_row(out, x + start, n, scale + s, zero + s, low, high)
+        n = min(<Py_ssize_t> BLOCK, stop - start)
+        by = &s[0]
+        add = &z[0]
+        j = 0
+        while j < n:
+            if left == 0:
+                left = take(&p, lay, stop - start - j, &part)
+            m = min(left, n - j)
+            if not lay.rows:
+                if part != have or m < n:
+                    spread(&s[j], scale[part], m)
+                    if rule.times:
+                        spread(&inverse[j], <real> 1 / scale[part], m)
+                    if zero[part] != base:  # base is NaN where z does not hold one number
+                        base = zero[part] if m == n else <real> NAN
+                        spread(&z[0] if m == n else &z[j], zero[part], BLOCK if m == n else m)
+                have = part if m == n else -1
+            else:
+                if m == BLOCK:  # the scales where they stand
+                    by = scale + part
+                    add = &z[0] if plan.centred else zero + part
+                else:
+                    memcpy(&s[j], scale + part, m * sizeof(real))
+                    if not plan.centred:
+                        memcpy(&z[j], zero + part, m * sizeof(real))
+                part += m
+            left -= m
+            j += m
+        if rule.times and lay.rows:
+            for k in range(BLOCK):
+                inverse[k] = <real> 1 / by[k]
+        x = <const char*> plan.x + start * size
+        o = w.window + w.fill if streamed else out
+        mask = plan.mask + start if plan.mask != NULL else NULL
+        if n < BLOCK:
+            memset(&given[0], 0, sizeof(given))
+            memcpy(&given[0], x, n * size)
+            x = <const char*> &given[0]
+            o = <char*> &made[0]
+            mask = &inside[0] if mask != NULL else NULL
         else:
-            encode_run(out, x + start, n, scale[s], zero[s], low, high)
-        out += n
+            for k in range(<Py_ssize_t> (BLOCK * sizeof(real) // 64)):
+                prefetch(x + AHEAD * size + 64 * k)
+        if rule.check:
+            odd |= any_nan(x, plan.wide)
+        if real is float:
+            if plain and rule.mode == EVEN:
+                at_once(
+                    o, <const float*> x, by, &inverse[0], add, plan.item, rule.times, rule
+                )
+        if rule.mode != EVEN or not plain:
+            quotients(&v[0], x, plan.wide, by, &inverse[0], add, rule)
+            if rule.mode == RANDOM and start // BLOCK % 2 == 0:
+                noise(&word[0], rule.key, <uint64_t> (start // BLOCK))
+            if real is float:
+                if plain and plan.brief:
+                    at_random(o, &v[0], &word[start // BLOCK % 2 * HALF], plan.item, rule)
+            if not plan.brief:
+                rounded(&v[0], &word[start // BLOCK % 2 * HALF], rule)
+                if real is float:
+                    if plain:
+                        at_once(o, &v[0], &one[0], &one[0], add, plan.item, True, rule)
+        if not plain:
+            limited(&v[0], add, mask, rule)
+            stored(o, &v[0], by, add, plan.item, plan.wide)
+        if n < BLOCK:
+            memcpy(w.window + w.fill if streamed else out, o, n * plan.size)
+            if mask != NULL:
+                memcpy(plan.mask + start, mask, n)
+        if streamed:
+            took(&w, n * plan.size, ROOM)
+        out += n * plan.size
         start += n
+    if streamed:
+        close(&w)
+        stream_fence()
+    return odd
 
 
-cdef void decode_span(
-    floating* out, const code* q, const floating* scale, const code* zero,
-    Py_ssize_t start, Py_ssize_t stop, Layout lay,
-) noexcept nogil:
-    """Elements [start, stop), written to out[0:]."""
-    cdef Place p = place_of(start, lay)
-    cdef Py_ssize_t n, s
-    while start < stop:
-        n = take(&p, lay, stop - start, &s)
-        if lay.rows:
-            decode_row(out, q + start, n, scale + s, zero + s)
-        else:
-            decode_run(out, q + start, n, scale[s], zero[s])
-        out += n
-        start += n
+cdef bint exact_inverse(double scale) noexcept:
+    """Is multiplying by 1 / scale the same as dividing? It is for powers of two."""
+    cdef int power
+    return frexp(scale, &power) == 0.5 and -120 < power < 120
 
 
-cdef void encode_chunk(
-    code* out, const floating* x, const floating* scale, const code* zero,
-    Py_ssize_t start, Py_ssize_t stop, Layout lay, double low, double high, bint streamed,
-) noexcept nogil:
-    """A chunk, tile by tile; ``streamed`` sends each tile past the caches."""
-    cdef code[TILE] tile
-    cdef Py_ssize_t i = start, end
-    if not streamed:
-        encode_span(out + start, x, scale, zero, start, stop, lay, low, high)
-        return
-    while i < stop:
-        end = tile_end(out, i, stop, sizeof(code), TILE)
-        encode_span(&tile[0], x, scale, zero, i, end, lay, low, high)
-        stream(out + i, &tile[0], (end - i) * sizeof(code))
-        i = end
-    stream_fence()
-
-
-cdef void decode_chunk(
-    floating* out, const code* q, const floating* scale, const code* zero,
-    Py_ssize_t start, Py_ssize_t stop, Layout lay, bint streamed,
-) noexcept nogil:
-    """A chunk, tile by tile; ``streamed`` sends each tile past the caches."""
-    cdef floating[TILE] tile
-    cdef Py_ssize_t i = start, end
-    if not streamed:
-        decode_span(out + start, q, scale, zero, start, stop, lay)
-        return
-    while i < stop:
-        end = tile_end(out, i, stop, sizeof(floating), TILE)
-        decode_span(&tile[0], q, scale, zero, i, end, lay)
-        stream(out + i, &tile[0], (end - i) * sizeof(floating))
-        i = end
-    stream_fence()
-
-
-cdef int encode_all(
-    code* out, const floating* x, const floating* scale, const code* zero,
-    Py_ssize_t n, Layout lay, double low, double high, bint streamed, int threads,
+cdef int convert_all(
+    Plan* plan, const real* scale, const real* zero, Py_ssize_t n, Py_ssize_t parts,
+    bint streamed, int threads,
 ) except -1:
     cdef Py_ssize_t begin = 0, end, k
+    cdef Rule* rule = &plan.rule
+    cdef int odd = 0
+    plan.centred = True
+    for k in range(parts):
+        plan.centred &= zero[k] == 0
+    if parts == 1:
+        rule.times |= exact_inverse(scale[0])
+    plan.brief = sizeof(real) == 4 and (
+        rule.mode == RANDOM and plan.centred and not rule.wrap and plan.item != 0
+        and rule.low >= -32768 and rule.high <= 32767
+    )
     while begin < n:
         end = min(n, begin + STEP)
         with nogil:
             if threads == 1:
-                encode_chunk(out, x, scale, zero, begin, end, lay, low, high, streamed)
+                odd |= convert_chunk(plan, scale, zero, begin, end, streamed)
             else:
                 for k in prange(
                     (end - begin + CHUNK - 1) // CHUNK, num_threads=threads, schedule="dynamic"
                 ):
-                    encode_chunk(
-                        out, x, scale, zero, begin + k * CHUNK,
-                        min(end, begin + (k + 1) * CHUNK), lay, low, high, streamed,
+                    odd |= convert_chunk(
+                        plan, scale, zero, begin + k * CHUNK,
+                        min(end, begin + (k + 1) * CHUNK), streamed,
                     )
         begin = end
         PyErr_CheckSignals()
-    return 0
+    return odd
 
 
-cdef int decode_all(
-    floating* out, const code* q, const floating* scale, const code* zero,
-    Py_ssize_t n, Layout lay, bint streamed, int threads,
-) except -1:
-    cdef Py_ssize_t begin = 0, end, k
-    while begin < n:
-        end = min(n, begin + STEP)
-        with nogil:
-            if threads == 1:
-                decode_chunk(out, q, scale, zero, begin, end, lay, streamed)
-            else:
-                for k in prange(
-                    (end - begin + CHUNK - 1) // CHUNK, num_threads=threads, schedule="dynamic"
-                ):
-                    decode_chunk(
-                        out, q, scale, zero, begin + k * CHUNK,
-                        min(end, begin + (k + 1) * CHUNK), lay, streamed,
-                    )
-        begin = end
-        PyErr_CheckSignals()
-    return 0
-
-
-cdef int encode_to(
-    cnp.ndarray out, cnp.ndarray zero, const floating* x, const floating* scale,
-    Py_ssize_t n, Py_ssize_t parts, Layout lay, double low, double high, bint streamed,
+cdef int convert(
+    Plan* plan, cnp.ndarray x, cnp.ndarray scale, cnp.ndarray zero, Py_ssize_t n, bint streamed,
     int threads,
 ) except -1:
-    """Pick the codes' dtype."""
-    cdef int kind = cnp.PyArray_TYPE(out)
-    cdef void* o
+    """Check what is read, pick the arithmetic and run."""
+    cdef int kind = cnp.NPY_FLOAT32
+    cdef Py_ssize_t parts = scales_of(n, plan.lay) if n else cnp.PyArray_SIZE(scale)
+    cdef void* s
     cdef void* z
-    if kind not in CODES:
-        kind = cnp.NPY_INT8  # refused just below, with the wanted dtype named
-    o = data_of(out, kind, n, True, "out")
+    plan.wide = cnp.PyArray_TYPE(x) == cnp.NPY_FLOAT64
+    plan.x = data_of(x, cnp.NPY_FLOAT64 if plan.wide else kind, n, False, "x")
+    if plan.wide or plan.item == 4 or cnp.PyArray_TYPE(scale) == cnp.NPY_FLOAT64:
+        kind = cnp.NPY_FLOAT64
+    s = data_of(scale, kind, parts, False, "scale")
     z = data_of(zero, kind, parts, False, "zero_point")
-    if kind == cnp.NPY_INT8:
-        encode_all(<int8_t*> o, x, scale, <int8_t*> z, n, lay, low, high, streamed, threads)
-    elif kind == cnp.NPY_UINT8:
-        encode_all(<uint8_t*> o, x, scale, <uint8_t*> z, n, lay, low, high, streamed, threads)
-    elif kind == cnp.NPY_INT16:
-        encode_all(<int16_t*> o, x, scale, <int16_t*> z, n, lay, low, high, streamed, threads)
-    elif kind == cnp.NPY_UINT16:
-        encode_all(<uint16_t*> o, x, scale, <uint16_t*> z, n, lay, low, high, streamed, threads)
-    elif kind == cnp.NPY_INT32:
-        encode_all(<int32_t*> o, x, scale, <int32_t*> z, n, lay, low, high, streamed, threads)
-    else:
-        encode_all(<uint32_t*> o, x, scale, <uint32_t*> z, n, lay, low, high, streamed, threads)
-    return 0
+    if kind == cnp.NPY_FLOAT64:
+        return convert_all(plan, <double*> s, <double*> z, n, parts, streamed, threads)
+    return convert_all(plan, <float*> s, <float*> z, n, parts, streamed, threads)
 
 
-cdef int decode_from(
-    cnp.ndarray q, cnp.ndarray zero, floating* out, const floating* scale,
-    Py_ssize_t n, Py_ssize_t parts, Layout lay, bint streamed, int threads,
-) except -1:
-    """Pick the codes' dtype."""
-    cdef int kind = cnp.PyArray_TYPE(q)
-    cdef void* c
-    cdef void* z
-    if kind not in CODES:
-        kind = cnp.NPY_INT8  # refused just below, with the wanted dtype named
-    c = data_of(q, kind, n, False, "codes")
-    z = data_of(zero, kind, parts, False, "zero_point")
-    if kind == cnp.NPY_INT8:
-        decode_all(out, <int8_t*> c, scale, <int8_t*> z, n, lay, streamed, threads)
-    elif kind == cnp.NPY_UINT8:
-        decode_all(out, <uint8_t*> c, scale, <uint8_t*> z, n, lay, streamed, threads)
-    elif kind == cnp.NPY_INT16:
-        decode_all(out, <int16_t*> c, scale, <int16_t*> z, n, lay, streamed, threads)
-    elif kind == cnp.NPY_UINT16:
-        decode_all(out, <uint16_t*> c, scale, <uint16_t*> z, n, lay, streamed, threads)
-    elif kind == cnp.NPY_INT32:
-        decode_all(out, <int32_t*> c, scale, <int32_t*> z, n, lay, streamed, threads)
-    else:
-        decode_all(out, <uint32_t*> c, scale, <uint32_t*> z, n, lay, streamed, threads)
-    return 0
-
-
-CODES = frozenset((
-    cnp.NPY_INT8, cnp.NPY_UINT8, cnp.NPY_INT16, cnp.NPY_UINT16, cnp.NPY_INT32, cnp.NPY_UINT32
-))
-
-
-def encode_affine(
+def encode(
     cnp.ndarray out not None, cnp.ndarray x not None, cnp.ndarray scale not None,
     cnp.ndarray zero_point not None, bint rows, Py_ssize_t depth, Py_ssize_t width,
-    Py_ssize_t group, double low, double high, bint streamed, int threads,
+    Py_ssize_t group, double low, double high, int mode, int join, bint times, bint wrap,
+    bint check, uint64_t key, bint streamed, int threads,
 ):
-    """out = clip(rint(x / scale) + zero_point, low, high) under the layout."""
-    cdef Layout lay = Layout(rows, depth, width, group)
+    """out = codes of x under the layout, any integer of 1, 2 or 4 bytes; with check: holds x a NaN?"""
+    cdef Plan plan
     cdef Py_ssize_t n = cnp.PyArray_SIZE(x)
-    cdef Py_ssize_t parts = scales_of(n, lay) if n else cnp.PyArray_SIZE(scale)
-    cdef const void* a
-    cdef const void* s
-    if cnp.PyArray_TYPE(x) == cnp.NPY_FLOAT64:
-        a = data_of(x, cnp.NPY_FLOAT64, n, False, "x")
-        s = data_of(scale, cnp.NPY_FLOAT64, parts, False, "scale")
-        encode_to(
-            out, zero_point, <const double*> a, <const double*> s, n, parts, lay, low, high,
-            streamed, threads,
-        )
-    else:
-        a = data_of(x, cnp.NPY_FLOAT32, n, False, "x")
-        s = data_of(scale, cnp.NPY_FLOAT32, parts, False, "scale")
-        encode_to(
-            out, zero_point, <const float*> a, <const float*> s, n, parts, lay, low, high,
-            streamed, threads,
-        )
+    cdef int made = cnp.PyArray_TYPE(out)
+    if made not in CODES:
+        made = cnp.NPY_INT8  # refused just below, with the wanted dtype named
+    plan.lay = Layout(rows, depth, width, group)
+    plan.rule = Rule(mode, join, times, wrap, check, low, high, key)
+    plan.out = <char*> data_of(out, made, n, True, "out")
+    plan.mask = NULL
+    plan.item = plan.size = CODES[made]
+    return convert(&plan, x, scale, zero_point, n, streamed, threads) != 0
 
 
-def decode_affine(
-    cnp.ndarray out not None, cnp.ndarray codes not None, cnp.ndarray scale not None,
-    cnp.ndarray zero_point not None, bint rows, Py_ssize_t depth, Py_ssize_t width,
-    Py_ssize_t group, bint streamed, int threads,
+def fake(
+    cnp.ndarray out not None, cnp.ndarray mask, cnp.ndarray x not None,
+    cnp.ndarray scale not None, cnp.ndarray zero_point not None, bint rows, Py_ssize_t depth,
+    Py_ssize_t width, Py_ssize_t group, double low, double high, int mode, int join, bint times,
+    bint check, uint64_t key, bint streamed, int threads,
 ):
-    """out = (codes - zero_point) * scale under the layout."""
-    cdef Layout lay = Layout(rows, depth, width, group)
-    cdef Py_ssize_t n = cnp.PyArray_SIZE(codes)
-    cdef Py_ssize_t parts = scales_of(n, lay) if n else cnp.PyArray_SIZE(scale)
-    cdef void* o
-    cdef const void* s
-    if cnp.PyArray_TYPE(out) == cnp.NPY_FLOAT64:
-        o = data_of(out, cnp.NPY_FLOAT64, n, True, "out")
-        s = data_of(scale, cnp.NPY_FLOAT64, parts, False, "scale")
-        decode_from(
-            codes, zero_point, <double*> o, <const double*> s, n, parts, lay, streamed, threads
-        )
-    else:
-        o = data_of(out, cnp.NPY_FLOAT32, n, True, "out")
-        s = data_of(scale, cnp.NPY_FLOAT32, parts, False, "scale")
-        decode_from(
-            codes, zero_point, <float*> o, <const float*> s, n, parts, lay, streamed, threads
-        )
+    """out = (codes of x - zero_point) * scale, and mask (bool or None) = the codes were in range
+    before they saturated; with check: holds x a NaN?"""
+    cdef Plan plan
+    cdef Py_ssize_t n = cnp.PyArray_SIZE(x)
+    cdef bint wide = cnp.PyArray_TYPE(x) == cnp.NPY_FLOAT64
+    plan.lay = Layout(rows, depth, width, group)
+    plan.rule = Rule(mode, join, times, False, check, low, high, key)
+    plan.out = <char*> data_of(
+        out, cnp.NPY_FLOAT64 if wide else cnp.NPY_FLOAT32, n, True, "out"
+    )
+    plan.mask = NULL
+    if mask is not None:
+        plan.mask = <uint8_t*> data_of(mask, cnp.NPY_BOOL, n, True, "mask")
+    plan.item = 0
+    plan.size = 8 if wide else 4
+    return convert(&plan, x, scale, zero_point, n, streamed, threads) != 0
+
+
+CODES = {
+    cnp.NPY_INT8: 1, cnp.NPY_UINT8: 1, cnp.NPY_INT16: 2, cnp.NPY_UINT16: 2, cnp.NPY_INT32: 4,
+    cnp.NPY_UINT32: 4,
+}

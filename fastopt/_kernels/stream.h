@@ -37,6 +37,46 @@ static inline void fo_stream(void *target, const void *source, size_t n)
 #endif
 }
 
+/* A window on a result that is made in order and leaves in whole lines, whatever its alignment:
+   bytes [done, fill) of the window still have to go to `line`, a multiple of 64; the first `lead`
+   bytes are somebody else's. Lines leave one block after they were made: a load from a store that
+   is still on its way would wait. */
+typedef struct { char *line, *window; size_t lead, done, fill; } fo_window;
+
+static inline void fo_push(fo_window *w, size_t upto)
+{
+    if (w->lead && upto >= 64) {
+        memcpy(w->line + w->lead, w->window + w->lead, 64 - w->lead);
+        w->lead = 0, w->done = 64;
+    }
+    for (; w->done + 64 <= upto; w->done += 64)
+#ifdef FO_STREAM_WIDTH
+        for (size_t j = w->done; j < w->done + 64; j += FO_STREAM_WIDTH)
+            FO_STREAM_ONE(w->line + j, w->window + j);
+#else
+        memcpy(w->line + w->done, w->window + w->done, 64);
+#endif
+}
+
+/* Take in n bytes; a window that could not hold n more after that starts at its front again. */
+static inline void fo_took(fo_window *w, size_t n, size_t room)
+{
+    fo_push(w, w->fill);
+    w->fill += n;
+    if (w->fill + n > room) {
+        fo_push(w, w->fill);
+        memcpy(w->window, w->window + w->done, 64);
+        w->line += w->done, w->fill -= w->done, w->done = 0;
+    }
+}
+
+static inline void fo_close(fo_window *w)
+{
+    fo_push(w, w->fill);
+    size_t from = w->done + w->lead;
+    memcpy(w->line + from, w->window + from, w->fill - from);
+}
+
 /* Make the streamed stores visible to the other threads. */
 static inline void fo_stream_fence(void)
 {

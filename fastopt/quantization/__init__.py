@@ -8,10 +8,11 @@ from __future__ import annotations
 from fastopt.quantization.array import QuantizedArray
 from fastopt.quantization.casting import cast
 from fastopt.quantization.embedding import EmbeddingQuantizer, TopK
+from fastopt.quantization.fake import fake_quantize
 from fastopt.quantization.feedback import gptq, output_error
 from fastopt.quantization.fixed_point import FixedPoint
 from fastopt.quantization.formats import Format, format_of
-from fastopt.quantization.functions import dequantize, fake_quantize, quantize
+from fastopt.quantization.functions import dequantize, quantize
 from fastopt.quantization.gguf import from_gguf, to_gguf
 from fastopt.quantization.linear import QuantizedLinear
 from fastopt.quantization.matmul import PackedMatrix, matmul_integer, qlinear_matmul

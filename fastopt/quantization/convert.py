@@ -1,4 +1,4 @@
-"""Checked arrays to the conversion kernels: thread count, streaming, overlap."""
+"""Checked arrays to the conversion kernels: arithmetic, thread count, streaming, overlap."""
 
 from __future__ import annotations
 
@@ -6,12 +6,24 @@ import numpy as np
 
 from fastopt import _threads
 from fastopt._arrays import Array, check_disjoint
+from fastopt._kernels import dequantize as decode_kernel
 from fastopt._kernels import quantize as kernel
-from fastopt._kernels import quantize_round as round_kernel
+from fastopt._options import choice
 from fastopt._random import Seed, key_of
+from fastopt.errors import OptionError
 from fastopt.quantization.layout import Layout
 
-__all__ = ["OVERFLOWS", "ROUNDINGS", "STREAM_FROM", "decode", "encode", "encode_rounded"]
+__all__ = [
+    "OVERFLOWS",
+    "PARITIES",
+    "ROUNDINGS",
+    "STREAM_FROM",
+    "check_rules",
+    "decode",
+    "encode",
+    "encode_rounded",
+    "fake",
+]
 
 # Bytes read and written from which the kernels write past the caches: a result of such a pass has
 # left them before anybody reads it, and fetching its lines first wastes bandwidth.
@@ -19,6 +31,18 @@ STREAM_FROM = 32 << 20
 
 ROUNDINGS = ("nearest", "nearest_away", "floor", "trunc", "stochastic")  # in the kernel's order
 OVERFLOWS = ("saturate", "wrap")
+PARITIES = ("onnx", "torch")
+
+# When the zero point comes in, in the kernel's terms.
+_AFTER, _BEFORE, _FUSED = 0, 1, 2
+
+
+def check_rules(rounding: str, parity: str) -> None:
+    """Known names, and torch's rule only with its rounding."""
+    choice(rounding, "rounding", ROUNDINGS)
+    choice(parity, "parity", PARITIES)
+    if parity == "torch" and rounding != "nearest":
+        raise OptionError(f"parity: 'torch' rounds to nearest, not by {rounding!r}")
 
 
 def encode(
@@ -30,23 +54,15 @@ def encode(
     low: float,
     high: float,
     threads: int | None,
+    *,
+    parity: str = "onnx",
 ) -> None:
-    """out = clip(rint(x / scale) + zero_point, low, high); arrays checked by the caller."""
-    check_disjoint([("out", out)], [("x", x), ("scale", scale), ("zero_point", zero_point)])
-    kernel.encode_affine(
-        out,
-        x,
-        scale,
-        zero_point,
-        layout.rows,
-        layout.depth,
-        layout.width,
-        layout.group,
-        low,
-        high,
-        x.nbytes + out.nbytes >= STREAM_FROM,
-        _threads.resolve(threads, x.size),
-    )
+    """out = clip(rint(x / scale) + zero_point, low, high), or as torch rounds; arrays checked by
+    the caller."""
+    encode_rounded(
+        out, x, scale, zero_point, layout, low, high, "nearest", "saturate", None, threads,
+        parity=parity,
+    )  # fmt: skip
 
 
 def encode_rounded(
@@ -61,17 +77,24 @@ def encode_rounded(
     overflow: str,
     seed: Seed,
     threads: int | None,
-) -> None:
-    """As :func:`encode` with any rounding and overflow rule; computes in float64."""
-    if rounding == "nearest" and overflow == "saturate":
-        encode(out, x, scale, zero_point, layout, low, high, threads)
-        return
+    *,
+    parity: str = "onnx",
+    check: bool = False,
+) -> bool:
+    """As :func:`encode` with any rounding and overflow rule; with ``check``: holds x a NaN?
+
+    Computes in x's dtype, or in float64 for 32-bit codes.
+    """
     check_disjoint([("out", out)], [("x", x), ("scale", scale), ("zero_point", zero_point)])
-    round_kernel.encode_rounded(
+    join = _AFTER
+    if parity == "torch":
+        join = _FUSED if layout.scale_shape == () else _BEFORE
+    wide = np.float64 if x.dtype == np.float64 or out.dtype.itemsize == 4 else np.float32
+    return kernel.encode(
         out,
         x,
-        scale,
-        np.asarray(zero_point, np.int64),
+        np.asarray(scale, wide),
+        np.asarray(zero_point, wide),
         layout.rows,
         layout.depth,
         layout.width,
@@ -79,8 +102,53 @@ def encode_rounded(
         low,
         high,
         ROUNDINGS.index(rounding),
+        join,
+        parity == "torch",
         overflow == "wrap",
+        check,
         key_of(seed) if rounding == "stochastic" else 0,
+        x.nbytes + out.nbytes >= STREAM_FROM,
+        _threads.resolve(threads, x.size),
+    )
+
+
+def fake(
+    out: Array,
+    mask: Array | None,
+    x: Array,
+    scale: Array,
+    zero_point: Array,
+    layout: Layout,
+    low: float,
+    high: float,
+    rounding: str,
+    seed: Seed,
+    threads: int | None,
+    *,
+    parity: str = "onnx",
+    check: bool = False,
+) -> bool:
+    """out = what :func:`decode` makes of :func:`encode_rounded`'s codes, in one pass; ``mask`` =
+    where the codes did not saturate. out may be x."""
+    wide = np.float64 if x.dtype == np.float64 or zero_point.dtype.itemsize == 4 else np.float32
+    return kernel.fake(
+        out,
+        mask,
+        x,
+        np.asarray(scale, wide),
+        np.asarray(zero_point, wide),
+        layout.rows,
+        layout.depth,
+        layout.width,
+        layout.group,
+        low,
+        high,
+        ROUNDINGS.index(rounding),
+        _AFTER,
+        parity == "torch",
+        check,
+        key_of(seed) if rounding == "stochastic" else 0,
+        out is not x and x.nbytes + out.nbytes >= STREAM_FROM,
         _threads.resolve(threads, x.size),
     )
 
@@ -97,7 +165,7 @@ def decode(
     check_disjoint(
         [("out", out)], [("codes", codes), ("scale", scale), ("zero_point", zero_point)]
     )
-    kernel.decode_affine(
+    decode_kernel.decode(
         out,
         codes,
         scale,

@@ -15,6 +15,7 @@ from fastopt.quantization.array import QuantizedArray
 from fastopt.quantization.convert import OVERFLOWS, ROUNDINGS, decode, encode_rounded
 from fastopt.quantization.formats import Format, fixed_format
 from fastopt.quantization.layout import layout_of
+from fastopt.quantization.qparams import ranges
 
 __all__ = ["FixedPoint"]
 
@@ -81,6 +82,7 @@ class FixedPoint:
         *,
         rounding: str = "nearest",
         overflow: str = "saturate",
+        out: Any = None,
         seed: Seed = None,
         threads: int | None = None,
     ) -> QuantizedArray:
@@ -95,6 +97,8 @@ class FixedPoint:
         overflow : str
             "saturate", or "wrap": modulo the range, as an integer register does (exact for
             codes up to 2**52; infinity gives 0).
+        out : integer array of x's shape and the format's storage dtype, optional
+            Overwritten with the codes, which the result then holds.
         seed : int, SeedSequence or Generator, optional
             Of stochastic rounding; the codes depend on it and not on the thread count.
         threads : int, optional
@@ -107,22 +111,43 @@ class FixedPoint:
         Raises
         ------
         ArrayError
-            x holds NaN.
+            x holds NaN; ``out`` does not fit.
         OptionError, DTypeError
+
+        Notes
+        -----
+        Memory is read and written once (with ``out`` x is read once more, before the first
+        write). x * 2**frac_bits is exact; stochastic rounding sees it in steps of 2**-16 and adds
+        16 random bits of the element's index (Philox4x32-7), so its bias is below 2**-17 steps.
         """
         a = as_array(x, "x", cast="float32")
         choice(rounding, "rounding", ROUNDINGS)
         choice(overflow, "overflow", OVERFLOWS)
-        if np.isnan(a).any():
-            raise ArrayError("x: holds NaN, which fixed point cannot hold; clean the data first")
         fmt = self.format
+        codes = out_for(out, "out", a.shape, fmt.storage)
+        if (
+            out is not None
+            and a.size
+            and np.isnan(ranges(a, axis=None, group_size=None, threads=threads)[0])
+        ):
+            _refuse_nan(bool(np.isnan(a).any()))  # it may be an infinity
         scale = np.asarray(self.step, a.dtype)
         zero = np.zeros((), fmt.storage)
-        codes = np.empty(a.shape, fmt.storage)
-        layout = layout_of(a.shape, None, None)
-        encode_rounded(
-            codes, a, scale, zero, layout, fmt.qmin, fmt.qmax, rounding, overflow, seed, threads
+        odd = encode_rounded(
+            codes,
+            a,
+            scale,
+            zero,
+            layout_of(a.shape, None, None),
+            fmt.qmin,
+            fmt.qmax,
+            rounding,
+            overflow,
+            seed,
+            threads,
+            check=out is None,
         )
+        _refuse_nan(odd)
         return QuantizedArray(codes, scale, zero, fmt.name, a.shape)
 
     def dequantize(self, codes: Any, *, out: Any = None, threads: int | None = None) -> Array:
@@ -148,3 +173,8 @@ class FixedPoint:
         scale, zero = np.asarray(self.step, dtype), np.zeros((), fmt.storage)
         decode(result, a, scale, zero, layout_of(a.shape, None, None), threads)
         return result
+
+
+def _refuse_nan(found: bool) -> None:
+    if found:
+        raise ArrayError("x: holds NaN, which fixed point cannot hold; clean the data first")

@@ -1,4 +1,4 @@
-"""quantize, dequantize and fake_quantize: choose the scales, then convert."""
+"""quantize and dequantize: choose the scales, then convert."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ from typing import Any
 
 import numpy as np
 
-from fastopt._arrays import Array, as_array, out_for
+from fastopt._arrays import Array, as_array
 from fastopt._options import choice
 from fastopt._random import Seed
 from fastopt.errors import ArrayError, DTypeError, OptionError
 from fastopt.quantization.array import QuantizedArray
-from fastopt.quantization.convert import ROUNDINGS, encode_rounded
+from fastopt.quantization.convert import ROUNDINGS, check_rules, encode_rounded
 from fastopt.quantization.formats import BLOCKS, Format, format_of
 from fastopt.quantization.layout import layout_of, normal_axis
 from fastopt.quantization.narrow import derive_codes, encode_narrow, exponents
 from fastopt.quantization.packing import pack_int4
 from fastopt.quantization.qparams import choose_qparams
 
-__all__ = ["dequantize", "fake_quantize", "quantize"]
+__all__ = ["dequantize", "quantize"]
 
 _ROUNDINGS = {"float": ("nearest", "stochastic"), "codebook": ("nearest",)}
 
@@ -35,6 +35,7 @@ def quantize(
     gram: Any = None,
     scale: Any = None,
     rounding: str = "nearest",
+    parity: str = "onnx",
     saturate: bool = True,
     seed: Seed = None,
     threads: int | None = None,
@@ -69,6 +70,9 @@ def quantize(
         "nearest" (ties to even), "nearest_away" (ties away from zero), "floor", "trunc" (toward
         zero) or "stochastic" (up with the probability of the fraction: the mean is exact).
         Floats take "nearest" and "stochastic", codebooks "nearest" (the nearest value).
+    parity : str
+        "onnx": true division, the zero point added after rounding. "torch" (integers): the codes
+        of torch.quantize_per_tensor and _per_channel, which round x * (1 / scale) + zero_point.
     saturate : bool
         float8: what is too large for a given scale becomes the largest finite value; with False
         NaN (e4m3fn) or infinity (e5m2), as in :func:`fastopt.quantization.cast`.
@@ -97,11 +101,16 @@ def quantize(
     a = as_array(x, "x", cast="float32")
     fmt = format_of(dtype)
     choice(rounding, "rounding", _ROUNDINGS.get(fmt.kind, ROUNDINGS))
+    check_rules(rounding, parity)
+    if parity != "onnx" and fmt.kind in ("float", "codebook"):
+        raise OptionError(f"parity: {parity!r} is a rule for integers, not for {fmt.name}")
     if fmt.kind == "fixed" or (scale is None and fmt.kind == "float" and fmt.bits == 16):
         axis = group_size = None
         scale = 2.0**-fmt.frac_bits
-    if scale is not None and fmt.kind != "float" and np.isnan(a).any():
-        raise ArrayError(f"x: holds NaN, which {fmt.name} cannot hold; clean the data first")
+    given = scale is not None
+    message = f"x: holds NaN, which {fmt.name} cannot hold; clean the data first"
+    if given and fmt.kind == "codebook" and np.isnan(a).any():
+        raise ArrayError(message)
     if axis is None and group_size is None and a.ndim and scale is None:
         group_size = BLOCKS.get(fmt.name)
     if group_size is not None and axis is None:
@@ -130,7 +139,7 @@ def quantize(
             threads=threads,
         )
     else:
-        step = _given_scale(scale, a.dtype.name, layout.scale_shape, fmt, fixed_zero)
+        step = given_scale(scale, a.dtype.name, layout.scale_shape, fmt, fixed_zero)
         zero = np.full(step.shape, fmt.symmetric_zero_point, fmt.storage)
     if fmt.kind in ("float", "codebook"):
         codes = encode_narrow(
@@ -147,15 +156,29 @@ def quantize(
     else:
         codes = np.empty(a.shape, fmt.storage)
         low, high = code_limits(fmt, symmetric)
-        encode_rounded(
-            codes, a, step, zero, layout, low, high, rounding, "saturate", seed, threads
+        odd = encode_rounded(
+            codes,
+            a,
+            step,
+            zero,
+            layout,
+            low,
+            high,
+            rounding,
+            "saturate",
+            seed,
+            threads,
+            parity=parity,
+            check=given,
         )
+        if odd:
+            raise ArrayError(message)
         if fmt.packed:
             codes = pack_int4(codes, threads=threads)
     return QuantizedArray(codes, step, zero, fmt.name, a.shape, axis, group_size, fixed_zero)
 
 
-def _given_scale(
+def given_scale(
     scale: Any, dtype: str, shape: tuple[int, ...], fmt: Format, fixed_zero: bool
 ) -> Array:
     """A caller's scale, checked."""
@@ -208,56 +231,3 @@ def dequantize(q: QuantizedArray, *, out: Any = None, threads: int | None = None
             "for bare codes use quantization.dequantize_linear(codes, scale, zero_point)"
         )
     return q.dequantize(out, threads=threads)
-
-
-def fake_quantize(
-    x: Any,
-    dtype: str | Format = "int8",
-    *,
-    axis: int | None = None,
-    group_size: int | None = None,
-    symmetric: bool = True,
-    method: str = "minmax",
-    rounding: str = "nearest",
-    seed: Seed = None,
-    out: Any = None,
-    threads: int | None = None,
-) -> Array:
-    """Quantise and dequantise: the nearest values that the format can hold.
-
-    Parameters
-    ----------
-    x : array-like, float32 or float64
-        The values; finite.
-    dtype, axis, group_size, symmetric, method, rounding, seed, threads
-        As in :func:`fastopt.quantize`.
-    out : array of x's dtype and shape, optional
-        Overwritten with the result and returned; may be x itself.
-
-    Returns
-    -------
-    ndarray
-
-    Examples
-    --------
-    >>> import numpy as np, fastopt
-    >>> fastopt.fake_quantize(np.array([0.3, 100.0, 127.0], np.float32)).tolist()
-    [0.0, 100.0, 127.0]
-    """
-    a = as_array(x, "x", cast="float32")
-    result = out_for(out, "out", a.shape, a.dtype.name)
-    q = quantize(
-        a,
-        dtype,
-        axis=axis,
-        group_size=group_size,
-        symmetric=symmetric,
-        method=method,
-        rounding=rounding,
-        seed=seed,
-        threads=threads,
-    )
-    if q.scale.dtype == result.dtype:
-        return q.dequantize(result, threads=threads)
-    result[...] = q.dequantize(threads=threads)  # codebooks are float32
-    return result

@@ -12,11 +12,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
 
 from fastopt._options import integer
 from fastopt.errors import ArrayError, OptionError
 
-__all__ = ["Layout", "layout_of", "normal_axis"]
+__all__ = ["Layout", "layout_of", "normal_axis", "spread"]
 
 
 @dataclass(frozen=True)
@@ -74,3 +77,15 @@ def layout_of(shape: Sequence[int], axis: int | None, group_size: int | None) ->
     if inner == 1:
         return Layout(scales, False, max(length, 1), size, 1)
     return Layout(scales, True, max(length, 1), max(inner, 1), size)
+
+
+def spread(
+    scale: np.ndarray[Any, Any], shape: Sequence[int], axis: int | None, group_size: int | None
+) -> np.ndarray[Any, Any]:
+    """Scales in a shape that broadcasts against an array of ``shape``."""
+    if scale.ndim == 0:
+        return scale
+    a = normal_axis(-1 if axis is None else axis, len(shape))
+    if group_size is None:
+        return scale.reshape([-1 if i == a else 1 for i in range(len(shape))])
+    return np.take(scale, np.arange(shape[a]) // group_size, axis=a)

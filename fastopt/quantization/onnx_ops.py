@@ -11,7 +11,7 @@ from fastopt._options import integer
 from fastopt.errors import ArrayError, DTypeError, OptionError
 from fastopt.quantization.array import QuantizedArray
 from fastopt.quantization.casting import cast
-from fastopt.quantization.convert import decode, encode
+from fastopt.quantization.convert import check_rules, decode, encode
 from fastopt.quantization.formats import FORMATS, format_of
 from fastopt.quantization.layout import Layout, layout_of, normal_axis
 from fastopt.quantization.qparams import qparams_from_range, ranges
@@ -34,6 +34,7 @@ def quantize_linear(
     *,
     block_size: int | None = None,
     output_dtype: str | None = None,
+    parity: str = "onnx",
     threads: int | None = None,
 ) -> Array:
     """ONNX QuantizeLinear: y = saturate(round_half_even(x / scale) + zero_point).
@@ -55,6 +56,11 @@ def quantize_linear(
         Elements of a block along ``axis``; default from the shapes.
     output_dtype : str, optional
         The codes' dtype where ``zero_point`` is absent.
+    parity : str
+        "onnx", or "torch" for integer codes: what torch.quantize_per_tensor (scalar scale) and
+        torch.quantize_per_channel (1-D scale) give, round(x * (1 / scale) + zero_point) in
+        float32, the product and the sum rounded once per tensor and separately per channel.
+        There NaN gives the highest code, as torch does per tensor.
     threads : int, optional
         Thread count; the codes do not depend on it.
 
@@ -75,11 +81,14 @@ def quantize_linear(
     """
     a = as_array(x, "x", cast="float32")
     s = as_array(scale, "scale", cast=a.dtype.name).astype(a.dtype, copy=False)
+    check_rules("nearest", parity)
     wanted = (
         output_dtype if zero_point is None else getattr(zero_point, "dtype", np.dtype(int)).name
     )
     if wanted in _FLOAT8:
         _zero_only(zero_point)
+        if parity != "onnx":
+            raise OptionError(f"parity: {parity!r} is a rule for integers, not for {wanted}")
         layout, s, _ = _scales(a.shape, s, s, axis, block_size)
         return cast(a / _spread(s, a.shape, axis, layout), wanted, out=out, threads=threads)
     if wanted in _NIBBLES:
@@ -88,7 +97,7 @@ def quantize_linear(
         layout, s, zero = _scales(a.shape, s, zero, axis, block_size)
         result = out_for(out, "out", a.shape, zero.dtype.name)
         fmt = FORMATS[wanted]
-        encode(result, a, s, zero, layout, fmt.qmin, fmt.qmax, threads)
+        encode(result, a, s, zero, layout, fmt.qmin, fmt.qmax, threads, parity=parity)
         return result
     if zero_point is None:
         if output_dtype is None:
@@ -102,7 +111,7 @@ def quantize_linear(
     layout, s, zero = _scales(a.shape, s, zero, axis, block_size)
     result = out_for(out, "out", a.shape, zero.dtype.name)
     info = np.iinfo(zero.dtype)
-    encode(result, a, s, zero, layout, float(info.min), float(info.max), threads)
+    encode(result, a, s, zero, layout, float(info.min), float(info.max), threads, parity=parity)
     return result
 
 
