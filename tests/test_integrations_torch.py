@@ -10,7 +10,8 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from fastopt.errors import DTypeError, OptionError, UnsupportedError  # noqa: E402
+from fastopt import optim  # noqa: E402
+from fastopt.errors import ArrayError, DTypeError, OptionError, UnsupportedError  # noqa: E402
 from fastopt.integrations import torch as fast  # noqa: E402
 from tests.test_optim import CASES, ids  # noqa: E402
 
@@ -178,3 +179,92 @@ def test_small_transformer_trains_to_the_same_loss():
         ends.append(loss.item())
     assert ends[0] < 0.5
     assert abs(ends[1] - ends[0]) < 1e-3 * ends[0]
+
+
+def test_averages_and_counters_travel():
+    params = tensors(torch.float32)
+    opt = fast.Adam(params, ema_decay=0.5, on_nonfinite="skip")
+    steps(opt, params, 3)
+    params[0].grad = torch.full_like(params[0], np.nan)
+    opt.step()
+    assert opt._fast.n_skipped == 1
+    others = [p.detach().clone().requires_grad_() for p in params]
+    other = fast.Adam(others, ema_decay=0.5, on_nonfinite="skip")
+    buffer = io.BytesIO()
+    torch.save(opt.state_dict(), buffer)
+    buffer.seek(0)
+    other.load_state_dict(torch.load(buffer))
+    assert (other._fast.n_steps, other._fast.n_skipped) == (3, 1)
+    steps(opt, params, 2, 1)
+    steps(other, others, 2, 1)
+    for a, b in zip([*opt.ema, *params], [*other.ema, *others]):
+        assert torch.equal(a, b)
+
+
+def test_tensors_that_move_are_followed():
+    """``p.data = ...`` gives a parameter other memory; the state goes on there."""
+    params = tensors()
+    same = [p.detach().clone().requires_grad_() for p in params]
+    opt, other = fast.AdamW(params, ema_decay=0.9), fast.AdamW(same, ema_decay=0.9)
+    steps(opt, params, 3)
+    steps(other, same, 3)
+    params[0].data = params[0].data.clone()
+    old = params[1].data
+    params[1].data = old.clone()
+    steps(opt, params, 3, 1)
+    steps(other, same, 3, 1)
+    for a, b in zip([*params, *opt.ema], [*same, *other.ema]):
+        assert torch.equal(a, b)
+    assert not torch.equal(old, params[1])
+
+
+def test_gradients_of_other_kinds_are_refused_or_taken():
+    """The memory is read through DLPack's table: shape, dtype and layout are checked there."""
+    w = np.ones((2, 3), "f4")
+    opt = optim.SGD(w, lr=1.0)
+    for bad, error in (
+        (torch.ones(3, 2, dtype=torch.float32), ArrayError),
+        (torch.ones(6, dtype=torch.float32), ArrayError),
+        (torch.ones(2, 3, dtype=torch.float64), DTypeError),
+        (torch.ones(2, 3, dtype=torch.int32), DTypeError),
+        (torch.ones(2, 3, dtype=torch.float32, device="meta"), DTypeError),
+        (torch.ones(2, 3, dtype=torch.float32).to_sparse(), DTypeError),
+        (torch.from_numpy(w), ArrayError),
+    ):
+        with pytest.raises(error, match=r"grads\[0\]"):
+            opt.step([bad])
+    assert (w == 1).all()
+    for good in (
+        torch.ones(2, 3, dtype=torch.float32, requires_grad=True),
+        torch.ones(2, 3, dtype=torch.float16),
+        torch.ones(2, 3, dtype=torch.bfloat16),
+        torch.ones(3, 2, dtype=torch.float32).T,
+        torch.ones(2, 6, dtype=torch.float32)[:, ::2],
+        torch.ones(1, 3, dtype=torch.float32).expand(2, 3),
+    ):
+        before = w.copy()
+        opt.step([good])
+        assert (w == before - 1).all()
+    strided = torch.ones(3, 2, dtype=torch.float32).T
+    zeroing = optim.SGD(w, lr=1.0, zero_grads=True)
+    with pytest.raises(ArrayError, match=r"grads\[0\]"):
+        zeroing.step([strided])
+    p = torch.zeros(2, 3, dtype=torch.float32, requires_grad=True)
+    p.grad = strided
+    fast.SGD([p], lr=1.0, zero_grads=True).step()
+    assert not p.grad.any()
+    assert (p == -1).all()
+
+
+def test_muon_is_torchs():
+    """torch iterates in bfloat16, so both agree to a few per cent of the way."""
+    g = torch.Generator().manual_seed(0)
+    start = torch.randn((12, 5), generator=g, dtype=torch.float32)
+    ends = []
+    for factory in (torch.optim.Muon, fast.Muon):
+        p = start.clone().requires_grad_()
+        opt = factory([p], lr=0.02)
+        schedule = torch.optim.lr_scheduler.ExponentialLR(opt, 0.9)
+        steps(opt, [p], 10, schedule=schedule)
+        ends.append(p.detach())
+    assert (ends[0] - ends[1]).abs().max() < 0.05 * (ends[0] - start).abs().max()

@@ -6,11 +6,9 @@ _Array = np.ndarray[Any, np.dtype[Any]]
 
 RULES: dict[str, tuple[int, tuple[bool, ...], int]]
 
-class Address:
-    def __init__(self, value: int) -> None: ...
-
 class Plan:
     size: int
+    n_missing: int
     counts: list[tuple[int, float]]
     def __init__(
         self,
@@ -29,9 +27,10 @@ class Plan:
         copies: list[_Array | None] | None,
         zero_grads: bool,
     ) -> None: ...
+    def holds(self, tensors: tuple[Any, ...]) -> bool: ...
     def step(
         self,
-        grads: tuple[_Array | Address | None, ...],
+        grads: tuple[Any, ...],
         scale: float,
         max_norm: float,
         guard: bool,

@@ -15,13 +15,16 @@ Adadelta, Zeiler 2012; all in the form and order of torch.optim's loops where it
 
 cimport cython
 cimport numpy as cnp
+from cpython.exc cimport PyErr_Clear
 from cpython.mem cimport PyMem_Calloc, PyMem_Free
 from cpython.tuple cimport PyTuple_GET_ITEM, PyTuple_GET_SIZE
 from libc.math cimport isfinite
 from libc.stdint cimport uint64_t
 from libc.stdlib cimport qsort
+from libc.string cimport memcmp
 
 from fastopt._kernels._args cimport data_of
+from fastopt._kernels._dlpack cimport BRAIN_FLOAT, FLOAT, Borrow, Tensor, borrow_of, is_dense
 from fastopt._kernels.update_factored cimport BROAD, TALL
 from fastopt._kernels.update_refusals cimport (
     refuse_change, refuse_count, refuse_overlap, refuse_shape, refuse_type,
@@ -130,17 +133,6 @@ cdef inline bint same_shape(cnp.ndarray a, cnp.ndarray b) noexcept:
 
 
 @cython.final
-cdef class Address:
-    """Where a gradient lies that the caller has checked (dtype, shape, layout) and keeps alive;
-    for tensors, whose way through an ndarray takes several times as long as a step on them."""
-
-    cdef size_t value
-
-    def __cinit__(self, size_t value):
-        self.value = value
-
-
-@cython.final
 cdef class Plan:
     """Parameters and state of one optimiser, each group bound to one of ``RULES``.
 
@@ -157,9 +149,12 @@ cdef class Plan:
     cdef Py_ssize_t n_spans
     cdef Span* grad_spans  # room to sort the gradients'
     cdef readonly Py_ssize_t size
+    cdef readonly Py_ssize_t n_missing  # gradients that were None at the last step
     cdef uint64_t seed
     cdef bint busy, scaled  # scaled: its rules need a pass for norms
     cdef tuple rules, params, held
+    cdef type kind  # of the last tensor, and how to look at its like
+    cdef Borrow borrow
 
     def __cinit__(self, list rules not None, list params not None, list states not None,
                   list groups not None, list scales=None, uint64_t seed=0):
@@ -333,6 +328,45 @@ cdef class Plan:
         for i in range(self.work.n_rows):
             self.work.rows[i].step, self.work.rows[i].product = values[i]
 
+    cdef int look(self, object item, Tensor* t) except -1:
+        """1 and ``t`` where ``item`` shows its memory through DLPack's table, else 0."""
+        if type(item) is not self.kind:
+            self.kind, self.borrow = type(item), borrow_of(type(item))
+        if self.borrow == NULL:
+            return 0
+        if self.borrow(<void*> item, t) != 0:
+            PyErr_Clear()
+            return 0
+        return 1
+
+    cdef int bind_tensor(self, Py_ssize_t i, Row* r, cnp.ndarray a, object item) except -1:
+        cdef Tensor t
+        if not self.look(item, &t) or not is_dense(&t):
+            return refuse_type(i, item)
+        if t.ndim != cnp.PyArray_NDIM(a) or memcmp(
+            t.shape, cnp.PyArray_DIMS(a), t.ndim * sizeof(Py_ssize_t)
+        ):
+            return refuse_shape(i, a, item)
+        if t.bits == 16 and r.wide == 4 and (t.code == FLOAT or t.code == BRAIN_FLOAT):
+            r.grad_kind = HALF if t.code == FLOAT else BFLOAT
+        elif t.code != FLOAT or t.bits != 8 * r.wide:
+            return refuse_type(i, item)
+        r.g = <char*> t.data + t.byte_offset
+        return 0
+
+    def holds(self, tuple tensors not None):
+        """Whether each parameter's memory is that of the tensor in its place."""
+        cdef Py_ssize_t i
+        cdef Tensor t
+        for i in range(self.work.n_rows):
+            if (
+                not self.look(tensors[i], &t) or not is_dense(&t)
+                or (<char*> t.data + t.byte_offset != self.work.rows[i].p and self.work.rows[i].n)
+                or t.bits != 8 * self.work.rows[i].wide
+            ):
+                return False
+        return True
+
     cdef int bind(self, tuple grads) except -1:
         """Check every gradient and take its pointer; nothing is written to any array."""
         cdef Py_ssize_t i, n = self.work.n_rows, m = 0
@@ -343,11 +377,13 @@ cdef class Plan:
         cdef const Span* met
         if PyTuple_GET_SIZE(grads) != n:
             return refuse_count(n, len(grads))
+        self.n_missing = 0
         for i in range(n):
             r = &self.work.rows[i]
             item = <object> PyTuple_GET_ITEM(grads, i)
             if item is None:
                 r.g = NULL
+                self.n_missing += 1
                 continue
             a = <cnp.ndarray> PyTuple_GET_ITEM(self.params, i)
             if <char*> cnp.PyArray_DATA(a) != r.p or not cnp.PyArray_ISWRITEABLE(a):
@@ -365,10 +401,8 @@ cdef class Plan:
                 if not usable(g, typenum, writes):
                     data_of(g, typenum, r.n, writes, f"grads[{i}]")  # raises
                 r.g = <char*> cnp.PyArray_DATA(g)
-            elif type(item) is Address:
-                r.g = <char*> (<Address> item).value
             else:
-                return refuse_type(i, item)
+                self.bind_tensor(i, r, a, item)
             if r.n == 0:
                 continue
             self.grad_spans[m].lo = r.g

@@ -13,14 +13,14 @@ cdef inline int refuse_count(Py_ssize_t wanted, Py_ssize_t found) except -1:
 cdef inline int refuse_type(Py_ssize_t i, object item) except -1:
     from fastopt.errors import DTypeError
     raise DTypeError(
-        f"grads[{i}]: expected a NumPy array or None, got {type(item).__name__}"
+        f"grads[{i}]: expected an array, a dense CPU tensor or None, got {type(item).__name__}"
     )
 
 
-cdef inline int refuse_shape(Py_ssize_t i, cnp.ndarray param, cnp.ndarray grad) except -1:
+cdef inline int refuse_shape(Py_ssize_t i, cnp.ndarray param, object grad) except -1:
     from fastopt.errors import ArrayError
     raise ArrayError(
-        f"grads[{i}]: expected shape {(<object> param).shape}, got {(<object> grad).shape}"
+        f"grads[{i}]: expected shape {(<object> param).shape}, got {tuple(grad.shape)}"
     )
 
 

@@ -9,6 +9,7 @@ options they take those of :class:`fastopt.optim.Optimizer` (``state_dtype="int8
 from __future__ import annotations
 
 import inspect
+import operator
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -23,18 +24,19 @@ except ImportError:
     ) from None
 
 from fastopt import optim
-from fastopt._kernels import update
 from fastopt.errors import DTypeError, OptionError, UnsupportedError
 
 __all__ = [
     "LAMB",
     "SGD",
     "Adadelta",
+    "Adafactor",
     "Adagrad",
     "Adam",
     "AdamW",
     "Adamax",
     "Lion",
+    "Muon",
     "NAdam",
     "RAdam",
     "RMSprop",
@@ -43,6 +45,7 @@ __all__ = [
 # How torch runs a step, not what it computes; taken so that a call need not change.
 _IGNORED = ("foreach", "fused")
 _REFUSED = ("capturable", "differentiable")
+_grad = operator.attrgetter("grad")
 
 
 class _OnTensors(torch.optim.Optimizer):  # type: ignore[misc]
@@ -65,13 +68,13 @@ class _OnTensors(torch.optim.Optimizer):  # type: ignore[misc]
         self._shared = bound.arguments.get("shared", {})
         self._fast: optim.Optimizer | None = None
         # The family says which options a group has (AdamW's is Adam with decoupled decay).
-        defaults = self._family(np.zeros(1), **given, **self._shared).param_groups[0]
+        defaults = self._family(np.zeros((1, 1)), **given, **self._shared).param_groups[0]
         super().__init__(params, {k: v for k, v in defaults.items() if k != "params"})
         self._start()
 
     def _start(self) -> None:
         """A fastopt optimizer over the memory of the tensors as they are grouped now."""
-        self._tensors = [p for group in self.param_groups for p in group["params"]]
+        self._tensors = tuple(p for group in self.param_groups for p in group["params"])
         groups = [self._as_group(group) for group in self.param_groups]
         self._fast = self._family(groups, **self._shared)
         self._seen = [dict.copy(group) for group in self._fast.param_groups]
@@ -91,12 +94,17 @@ class _OnTensors(torch.optim.Optimizer):  # type: ignore[misc]
             except Exception:
                 self.param_groups.pop()
                 raise
-            self._tensors = [p for group in self.param_groups for p in group["params"]]
+            self._tensors = tuple(p for group in self.param_groups for p in group["params"])
             self._seen = [dict.copy(group) for group in self._fast.param_groups]
 
-    @torch.no_grad()  # type: ignore[untyped-decorator]
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """In place: one step of every tensor that has a gradient; ``closure`` as in torch."""
+        """In place: one step of every tensor that has a gradient; ``closure`` as in torch.
+
+        Raises
+        ------
+        ArrayError, DTypeError
+            A gradient has another shape or dtype, or is sparse; nothing has been written then.
+        """
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -104,27 +112,51 @@ class _OnTensors(torch.optim.Optimizer):  # type: ignore[misc]
         fast = self._fast
         assert fast is not None
         self._sync(fast)
-        grads: list[update.Address | None] = []
-        changed = []
-        for p in self._tensors:
-            g = p.grad
-            if g is None:
-                grads.append(None)
-                continue
-            if g.dtype is not p.dtype or g.layout is not torch.strided:
-                raise DTypeError(
-                    f"grad: expected a dense {p.dtype} tensor, got {g.dtype}, {g.layout}"
+        if not self._in_place(fast):
+            fast = self._rebind()
+        grads = tuple(map(_grad, self._tensors))
+        if fast._zero_grads:  # a copy of a strided gradient would be zeroed in its place
+            for p, g in zip(self._tensors, grads, strict=True):
+                if g is not None and not g.is_contiguous():
+                    p.grad = g.contiguous()
+            grads = tuple(map(_grad, self._tensors))
+        fast.step(grads)
+        missing = sum(g is None for g in grads) if fast._plan.n_missing else 0
+        if not fast.skipped:
+            changed = self._tensors
+            if missing:
+                changed = tuple(
+                    p for p, g in zip(self._tensors, grads, strict=True) if g is not None
                 )
-            if not g.is_contiguous():
-                g = p.grad = g.contiguous()
-            grads.append(update.Address(g.data_ptr()))
-            changed.append(p)
-        fast.step(tuple(grads))
-        if changed and not fast.skipped:
             torch.autograd.graph.increment_version(changed)
-        if len(self.state) < len(changed):
+        if len(self.state) < len(self._tensors) - missing:
             self._show_state(fast)
         return loss
+
+    def _in_place(self, fast: optim.Optimizer) -> bool:
+        """Whether the tensors still lie where the optimizer was bound to them."""
+        if hasattr(torch.Tensor, "__dlpack_c_exchange_api__"):
+            return fast._plan.holds(self._tensors)
+        return all(
+            p.data_ptr() == a.ctypes.data for p, a in zip(self._tensors, fast._params, strict=True)
+        )
+
+    def _rebind(self) -> optim.Optimizer:
+        """Somebody gave a tensor other memory (``p.data = ...``): go on there."""
+        assert self._fast is not None
+        state = self._fast.state_dict()
+        self._start()
+        self._fast.load_state_dict(state)
+        self._show_state(self._fast)
+        return self._fast
+
+    @property
+    def ema(self) -> list[torch.Tensor] | None:
+        """With ``ema_decay``: the averages of the tensors, in their order, over the same memory
+        that ``step`` moves."""
+        assert self._fast is not None
+        averages = self._fast.ema
+        return None if averages is None else [torch.from_numpy(a) for a in averages]
 
     def _sync(self, fast: optim.Optimizer) -> None:
         """Options that were changed in torch's groups, by a scheduler say, since the last step."""
@@ -154,8 +186,10 @@ class _OnTensors(torch.optim.Optimizer):  # type: ignore[misc]
         """State and options in torch.optim's layout; continues in torch's own class and back."""
         assert self._fast is not None
         self._show_state(self._fast)
-        result: dict[str, Any] = super().state_dict()
-        return result
+        extra = self._fast.state_dict()["fastopt"]
+        if "ema" in extra:
+            extra["ema"] = [torch.from_numpy(a) for a in extra["ema"]]
+        return {**super().state_dict(), "fastopt": extra}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """In place: take over the state and options of ``state_dict`` (ours or torch's own)."""
@@ -168,9 +202,11 @@ class _OnTensors(torch.optim.Optimizer):  # type: ignore[misc]
                 {k: v for k, v in group.items() if k in (*self._family._options, "params")}
                 for group in state_dict["param_groups"]
             ],
+            "fastopt": state_dict.get("fastopt", {}),
         }
         self._fast.load_state_dict(plain)
-        super().load_state_dict({**state_dict, "state": {}})
+        theirs = {k: v for k, v in state_dict.items() if k != "fastopt"}
+        super().load_state_dict({**theirs, "state": {}})
         self._seen = [dict.copy(group) for group in self._fast.param_groups]
         self._show_state(self._fast)
 
@@ -231,7 +267,9 @@ NAdam = _named(optim.NAdam)
 RAdam = _named(optim.RAdam)
 Adamax = _named(optim.Adamax)
 RMSprop = _named(optim.RMSprop)
+Adafactor = _named(optim.Adafactor)
 Adagrad = _named(optim.Adagrad)
 Adadelta = _named(optim.Adadelta)
 Lion = _named(optim.Lion)
 LAMB = _named(optim.LAMB)
+Muon = _named(optim.Muon)

@@ -10,7 +10,6 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from fastopt._arrays import Array, as_array, as_target
-from fastopt._kernels import update
 from fastopt._options import number
 from fastopt.errors import ArrayError, DTypeError, OptionError
 
@@ -174,13 +173,15 @@ def flatten(grads: Any, names: Sequence[str | None], single: bool) -> tuple[Any,
     )
 
 
-def as_arrays(flat: tuple[Any, ...]) -> tuple[Any, ...] | None:
-    """Tensors and other array-likes as ndarrays; None where nothing needed it."""
-    if all(g is None or isinstance(g, (np.ndarray, update.Address)) for g in flat):
+def as_arrays(flat: tuple[Any, ...], written: bool) -> tuple[Any, ...] | None:
+    """Tensors and other array-likes as ndarrays (their own memory where it is ``written``);
+    None where nothing needed it."""
+    if all(g is None or isinstance(g, np.ndarray) for g in flat):
         return None
     wanted = ("float32", "float64", "float16", "bfloat16")
+    read = as_target if written else as_array
     return tuple(
-        g if g is None or isinstance(g, np.ndarray) else as_array(g, f"grads[{i}]", dtypes=wanted)
+        g if g is None or isinstance(g, np.ndarray) else read(g, f"grads[{i}]", dtypes=wanted)
         for i, g in enumerate(flat)
     )
 

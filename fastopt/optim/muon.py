@@ -12,7 +12,7 @@ from fastopt._arrays import Array
 from fastopt._kernels import update
 from fastopt._options import choice, integer, number
 from fastopt.errors import ArrayError, ConcurrentUseError, DTypeError
-from fastopt.optim.groups import Params, Validator, flag, fraction, non_negative
+from fastopt.optim.groups import Params, Validator, as_arrays, flag, fraction, non_negative
 from fastopt.optim.optimizer import Optimizer
 
 __all__ = ["Muon"]
@@ -149,6 +149,7 @@ class Muon(Optimizer):
             turn = self._turns.pop()
         except IndexError:
             raise ConcurrentUseError("this optimizer is taking a step in another thread") from None
+        flat = as_arrays(flat, self._zero_grads) or flat
         try:
             norm = self._plan.step(flat, scale, self._max_norm, self._guard, threads)
             if self._guard and not math.isfinite(norm):

@@ -229,7 +229,7 @@ class Optimizer:
         try:
             norm = self._take(flat, scale, threads)
         except DTypeError:
-            converted = as_arrays(flat)
+            converted = as_arrays(flat, self._zero_grads)
             if converted is None:
                 raise
             norm = self._take(converted, scale, threads)
