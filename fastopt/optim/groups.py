@@ -159,6 +159,8 @@ def flatten(grads: Any, names: Sequence[str | None], single: bool) -> tuple[Any,
     """Gradients as a tuple in the order of the parameters, which have these names."""
     if type(grads) is list:
         return tuple(grads)
+    if single and type(grads) is np.ndarray:  # before the check below, which takes 300 ns
+        return (grads,)
     if isinstance(grads, Mapping):
         unknown = [k for k in grads if k not in names]
         if unknown:

@@ -221,7 +221,10 @@ class Optimizer:
             self._reschedule(self.schedule)
         if self._stale:
             self._sync()
-        flat = grads if type(grads) is tuple else flatten(grads, self._names, self._single)
+        kind = type(grads)
+        flat = tuple(grads) if kind is list else grads
+        if kind is not list and kind is not tuple:
+            flat = flatten(grads, self._names, self._single)
         threads = 1 if self._small else resolve(self.threads, self._size, SERIAL_BELOW)
         scale = 1.0
         if loss_scale is not None:
@@ -233,7 +236,7 @@ class Optimizer:
             if converted is None:
                 raise
             norm = self._take(converted, scale, threads)
-        if norm >= 0.0 or norm != norm:  # somebody asked for it
+        if norm != -1.0:  # somebody asked for it
             self.grad_norm = norm
             self.skipped = self._guard and not math.isfinite(norm)
             if self.skipped:
