@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -107,6 +108,8 @@ def adamw_200(threads: int) -> dict[str, Contender | None]:
         "torch default": torch_step("AdamW", shapes, threads, {}),
         "optax": optax_step("adamw", shapes, learning_rate=1e-3),
         "numpy": numpy_adamw(shapes),
+        # as many bytes in one piece: they lie in the last cache
+        "limit": limit("update3", *arrays([sum(shapes)] * 4, 2), threads=threads),
     }
 
 
@@ -119,31 +122,57 @@ def adamw_1(threads: int) -> dict[str, Contender | None]:
     }
 
 
-def lion_10m(threads: int) -> dict[str, Contender | None]:
-    return {
-        "fastopt": ours("Lion", [BIG], threads),
-        "optax": optax_step("lion", [BIG], learning_rate=1e-4),
-        "limit": limit("update2", *arrays([BIG] * 3, 2), threads=threads),
-    }
+def family_10m(
+    name: str, states: int, optax: str | None = None, fused: bool = False
+) -> Callable[[int], dict[str, Contender | None]]:
+    """The step of one family with ``states`` state arrays, torch's (if it has one), optax's."""
+
+    def contenders(threads: int) -> dict[str, Contender | None]:
+        torch = peer("torch")
+        found: dict[str, Contender | None] = {"fastopt": ours(name, [BIG], threads)}
+        if fused:
+            found["torch fused"] = torch_step(name, [BIG], threads, {}, fused=True)
+        if torch is not None and hasattr(torch.optim, name):
+            found["torch default"] = torch_step(name, [BIG], threads, {})
+        if optax is not None:
+            found["optax"] = optax_step(optax, [BIG], learning_rate=1e-4)
+        streams = arrays([BIG] * (states + 2), 2)
+        found["limit"] = limit(f"update{states + 1}", *streams, threads=threads)
+        return found
+
+    return contenders
 
 
-def rmsprop_10m(threads: int) -> dict[str, Contender | None]:
-    return {
-        "fastopt": ours("RMSprop", [BIG], threads),
-        "torch default": torch_step("RMSprop", [BIG], threads, {}),
-        "limit": limit("update2", *arrays([BIG] * 3, 2), threads=threads),
-    }
+def matrix(name: str) -> Callable[[int], dict[str, Contender | None]]:
+    """A family that works on matrices, on one of 2048 x 2048."""
+
+    def contenders(threads: int) -> dict[str, Contender | None]:
+        p, g = (a.reshape(2048, 2048) for seed in (0, 1) for a in arrays([2048 * 2048], seed))
+        mine = getattr(optim, name)(p.copy(), threads=threads)
+        found: dict[str, Contender | None] = {"fastopt": lambda: mine.step(g)}
+        torch = peer("torch")
+        if torch is not None and hasattr(torch.optim, name):
+            torch.set_num_threads(threads)
+            theirs = torch.from_numpy(p.copy()).requires_grad_()
+            theirs.grad = torch.from_numpy(g)
+            found["torch default"] = getattr(torch.optim, name)([theirs]).step
+        found["limit"] = limit("update1", *arrays([p.size] * 2, 2), threads=threads)
+        return found
+
+    return contenders
 
 
 def narrow_10m(threads: int) -> dict[str, Contender | None]:
     """int8 state: "float32 state" and "bfloat16 state" are our own steps."""
+    p, g = arrays([BIG] * 2, 2)
+    codes = [np.zeros(BIG, "i1") for _ in range(2)]
     return {
         "fastopt": ours("AdamW", [BIG], threads, state_dtype="int8"),
         "float32 state": ours("AdamW", [BIG], threads),
         "bfloat16 state": ours("AdamW", [BIG], threads, state_dtype="bfloat16"),
         "torch fused": torch_step("AdamW", [BIG], threads, {}, fused=True),
         "bitsandbytes": bitsandbytes_step([BIG], threads),
-        "limit": limit("update1", *arrays([BIG] * 2, 2), threads=threads),
+        "limit": limit("update1b2", p, *codes, g, threads=threads),
     }
 
 
@@ -204,12 +233,27 @@ CASES = [
     Case("SGD with momentum, one 10M float32 array", sgd_10m, threads=2, targets={"limit": 0.95}),
     Case("AdamW, 200 arrays of 1,000", adamw_200, threads=2, targets={"torch fused": 25}),
     Case("AdamW, 200 arrays of 1,000", adamw_200, threads=1, targets={"torch fused": 15}),
-    Case("Lion, one 10M float32 array", lion_10m, threads=2, targets={"limit": 0.95}),
+    Case("Lion, one 10M float32 array", family_10m("Lion", 1, "lion"), 2, {"limit": 0.95}),
     Case(
         "RMSprop, one 10M float32 array",
-        rmsprop_10m,
+        family_10m("RMSprop", 1),
         threads=2,
         targets={"limit": 0.95, "torch default": 5},
+    ),
+    *(
+        Case(f"{name}, one 10M float32 array", family_10m(name, *how), 2, targets, rounds=5)
+        for name, how, targets in (
+            ("NAdam", (2,), {"torch default": 5}),
+            ("RAdam", (2,), {"torch default": 5}),
+            ("Adamax", (2,), {"torch default": 5}),
+            ("Adagrad", (1, None, True), {"torch fused": 1}),
+            ("Adadelta", (2,), {"torch default": 5}),
+            ("LAMB", (2, "lamb"), {"optax": 1.6}),
+        )
+    ),
+    *(
+        Case(f"{name}, one 2048 x 2048 float32 matrix", matrix(name), 2, targets, rounds=5)
+        for name, targets in (("Adafactor", {"torch default": 5}), ("Muon", {"torch default": 1}))
     ),
     Case(
         "AdamW with int8 state, one 10M float32 array",

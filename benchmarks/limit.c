@@ -58,3 +58,11 @@ void copy2to4(const uint16_t *restrict a, uint32_t *restrict out, ptrdiff_t n, i
 void copy1to1(const uint8_t *restrict a, uint8_t *restrict out, ptrdiff_t n, int threads) {
     EACH_BLOCK(memcpy(out + b, a + b, (size_t)(end - b));)
 }
+
+/* update1 with two arrays of bytes beside it: an optimiser with 8-bit state. */
+void update1b2(float *restrict p, uint8_t *restrict m, uint8_t *restrict v, const float *restrict g,
+               ptrdiff_t n, int threads) {
+    EACH_BLOCK(for (ptrdiff_t i = b; i < end; i++) m[i]++;
+               for (ptrdiff_t i = b; i < end; i++) v[i]++;
+               for (ptrdiff_t i = b; i < end; i++) p[i] += g[i];)
+}
