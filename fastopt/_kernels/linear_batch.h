@@ -30,7 +30,7 @@ static ptrdiff_t NAME(fo_room)(const fo_rows *f) {
 
 static const REAL NAME(fo_ones)[FO_CHUNK] = {
 #define ONES 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1
-    ONES, ONES
+    ONES, ONES, ONES, ONES
 #undef ONES
 };
 

@@ -67,35 +67,41 @@ static void NAME(fo_moments)(double *out, const REAL *a, const REAL *b, ptrdiff_
         }
 }
 
-/* b (columns, FO_HEIGHT) = the rows of x (rows, d) less shift, transposed four by four. */
+/* b (columns, FO_HEIGHT) = the rows of x (rows, d) less shift, transposed, 16 bytes of rows at a
+   time where the machine has the shuffles. */
 static void NAME(fo_turn)(REAL *b, const REAL *x, const REAL *shift, ptrdiff_t rows, ptrdiff_t d) {
+    ptrdiff_t whole = 0, turned = 0;
+#ifdef __SSE2__
     enum { SIDE = 16 / sizeof(REAL) };
-    typedef REAL LOOSE __attribute__((vector_size(16), aligned(sizeof(REAL)), may_alias));
-    ptrdiff_t c = 0, r;
-    for (; c + SIDE <= d; c += SIDE) {
-        const HALF move = *(const LOOSE *)(shift + c);
-        REAL *to = b + c * FO_HEIGHT;
-        for (r = 0; r + SIDE <= rows; r += SIDE) {
-            const REAL *p = x + r * d + c;
-            HALF u0 = *(const LOOSE *)p - move, u1 = *(const LOOSE *)(p + d) - move;
+    whole = d & ~(ptrdiff_t)(SIDE - 1), turned = rows & ~(ptrdiff_t)(SIDE - 1);
+    for (ptrdiff_t r = 0; r < turned; r += SIDE) {
+        const REAL *p = x + r * d;
+        REAL *to = b + r;
+        for (ptrdiff_t c = 0; c < whole; c += SIDE, p += SIDE, to += SIDE * FO_HEIGHT) {
 #ifdef FO_DOUBLE
-            *(LOOSE *)(to + r) = (HALF){u0[0], u1[0]};
-            *(LOOSE *)(to + FO_HEIGHT + r) = (HALF){u0[1], u1[1]};
+            const __m128d move = _mm_loadu_pd(shift + c);
+            const __m128d u = _mm_sub_pd(_mm_loadu_pd(p), move);
+            const __m128d v = _mm_sub_pd(_mm_loadu_pd(p + d), move);
+            _mm_store_pd(to, _mm_unpacklo_pd(u, v));
+            _mm_store_pd(to + FO_HEIGHT, _mm_unpackhi_pd(u, v));
 #else
-            HALF u2 = *(const LOOSE *)(p + 2 * d) - move, u3 = *(const LOOSE *)(p + 3 * d) - move;
-            HALF v0 = (HALF){u0[0], u1[0], u0[1], u1[1]}, v1 = (HALF){u0[2], u1[2], u0[3], u1[3]};
-            HALF v2 = (HALF){u2[0], u3[0], u2[1], u3[1]}, v3 = (HALF){u2[2], u3[2], u2[3], u3[3]};
-            *(LOOSE *)(to + r) = (HALF){v0[0], v0[1], v2[0], v2[1]};
-            *(LOOSE *)(to + FO_HEIGHT + r) = (HALF){v0[2], v0[3], v2[2], v2[3]};
-            *(LOOSE *)(to + 2 * FO_HEIGHT + r) = (HALF){v1[0], v1[1], v3[0], v3[1]};
-            *(LOOSE *)(to + 3 * FO_HEIGHT + r) = (HALF){v1[2], v1[3], v3[2], v3[3]};
+            const __m128 move = _mm_loadu_ps(shift + c);
+            __m128 u0 = _mm_sub_ps(_mm_loadu_ps(p), move);
+            __m128 u1 = _mm_sub_ps(_mm_loadu_ps(p + d), move);
+            __m128 u2 = _mm_sub_ps(_mm_loadu_ps(p + 2 * d), move);
+            __m128 u3 = _mm_sub_ps(_mm_loadu_ps(p + 3 * d), move);
+            _MM_TRANSPOSE4_PS(u0, u1, u2, u3);
+            _mm_store_ps(to, u0);
+            _mm_store_ps(to + FO_HEIGHT, u1);
+            _mm_store_ps(to + 2 * FO_HEIGHT, u2);
+            _mm_store_ps(to + 3 * FO_HEIGHT, u3);
 #endif
         }
-        for (; r < rows; r++)
-            for (int l = 0; l < SIDE; l++) to[l * FO_HEIGHT + r] = x[r * d + c + l] - shift[c + l];
     }
-    for (; c < d; c++)
-        for (r = 0; r < rows; r++) b[c * FO_HEIGHT + r] = x[r * d + c] - shift[c];
+#endif
+    for (ptrdiff_t c = 0; c < d; c++)
+        for (ptrdiff_t r = c < whole ? turned : 0; r < rows; r++)
+            b[c * FO_HEIGHT + r] = x[r * d + c] - shift[c];
 }
 
 /* Bytes of the two blocks that fo_run needs, from a line's beginning. */

@@ -37,11 +37,11 @@ LOSSES: dict[str, tuple[int, float]] = {
     "multinomial": (9, 0.5),
 }
 RULES = {"sgd": 0, "momentum": 1, "nesterov": 2, "adam": 3}
-CALM = 0.25  # largest step of an intercept beside sparse rows, in Newton steps of its own
+CALM = 0.1  # largest step of an intercept beside sparse rows, in Newton steps of its own
 DIRECT, ONE_VS_REST = 0, 1
 CHUNKS = 64  # runs that a full pass is cut into, whatever the threads
 ROWS_IN_CACHE = 1 << 19  # elements of X up to which single rows are shuffled, not groups
-GROUP_BYTES = 8192  # rows that stay together in a shuffle of larger data: memory likes runs
+GROUP_BYTES = 16384  # rows that stay together in a shuffle of larger data: memory likes runs
 LOCAL_WORK = 1 << 22  # elements of X from which an epoch is split over local workers
 SYNC_WORK = 1 << 17  # elements of X between two averagings of the local workers
 

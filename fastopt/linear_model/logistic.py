@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 
 from fastopt._arrays import Array
-from fastopt._options import choice, integer, number
+from fastopt._options import choice, number
 from fastopt.errors import OptionError
 from fastopt.linear_model._classes import ClassifierFace, class_weights, encode
 from fastopt.linear_model._data import check_weights, check_x
-from fastopt.linear_model._estimator import LinearEstimator, key_of_state, warn_not_converged
-from fastopt.linear_model._solve import descend, lbfgs, stochastic
-from fastopt.linear_model._train import ONE_VS_REST, Problem, Stochastic
+from fastopt.linear_model._estimator import LinearEstimator
+from fastopt.linear_model._solve import Solver
+from fastopt.linear_model._train import ONE_VS_REST, Problem
 
 __all__ = ["LogisticRegression"]
 
@@ -69,6 +69,12 @@ class LogisticRegression(LinearEstimator, ClassifierFace):
     """
 
     _estimator_type = "classifier"
+    penalty: str | None
+    C: float
+    l1_ratio: float
+    class_weight: Any
+    tol: float
+    lr: float | None
 
     def __init__(
         self,
@@ -88,35 +94,18 @@ class LogisticRegression(LinearEstimator, ClassifierFace):
         random_state: Any = None,
         threads: int | None = None,
     ) -> None:
-        self.penalty = penalty
-        self.C = C
-        self.solver = solver
-        self.fit_intercept = fit_intercept
-        self.l1_ratio = l1_ratio
-        self.class_weight = class_weight
-        self.max_iter = max_iter
-        self.tol = tol
-        self.lr = lr
-        self.batch_size = batch_size
-        self.momentum = momentum
-        self.warm_start = warm_start
-        self.random_state = random_state
-        self.threads = threads
+        self._keep_parameters(locals())
 
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> LogisticRegression:
         """Fit to X (n, d) and the labels y (n,); returns the estimator."""
-        solver = choice(self.solver, "solver", SOLVERS)
+        solver = Solver.of(self, SOLVERS)
         share = {None: 0.0, "l2": 0.0, "l1": 1.0}.get(self.penalty, self.l1_ratio)
         if self.penalty is not None:
             choice(self.penalty, "penalty", ("l2", "l1", "elasticnet"))
         share = number(share, "l1_ratio", low=0, high=1)
-        if solver == "lbfgs" and share > 0:
+        if solver.name == "lbfgs" and share > 0:
             raise OptionError("penalty: solver='lbfgs' takes 'l2' or None; use 'gd' for L1")
         strength = number(self.C, "C", low=0, low_open=True)
-        max_iter = integer(self.max_iter, "max_iter", low=1)
-        tol = number(self.tol, "tol", low=0)
-        lr = None if self.lr is None else number(self.lr, "lr", low=0, low_open=True)
-        momentum = number(self.momentum, "momentum", low=0, high=1, high_open=True)
         x = check_x(X, finite=False)
         labels, codes = encode(y, len(x))
         weights, total = check_weights(
@@ -137,35 +126,14 @@ class LogisticRegression(LinearEstimator, ClassifierFace):
         )
         lock = self._busy()
         try:
-            flat = self._start(problem)
-            if solver == "lbfgs":
-                fit = lbfgs(problem, flat, max_iter, tol, self.threads)
-            elif solver == "gd":
-                fit = descend(problem, flat, max_iter, tol, lr, self.threads)
-            else:
-                size = 32 if problem.n < 8192 else 128
-                if self.batch_size is not None:
-                    size = integer(self.batch_size, "batch_size", low=1)
-                run = Stochastic(
-                    problem,
-                    solver,
-                    min(size, problem.n),
-                    key_of_state(self.random_state),
-                    momentum=momentum,
-                    threads=self.threads,
-                )
-                fit = stochastic(run, flat, max_iter, tol, lr)
+            fit = solver(problem, self._start(problem))
             self.coef_, intercept = problem.unpack(fit.flat)
             self.intercept_ = intercept if problem.intercept else np.zeros_like(intercept)
             self.classes_, self.n_iter_, self.loss_curve_ = labels, fit.n_iter, fit.curve
             self._note_features(X, problem.d)
         finally:
             lock.release()
-        if not fit.converged:
-            warn_not_converged(
-                f"LogisticRegression: solver={solver!r} stopped at max_iter={max_iter} before "
-                f"tol={tol:g}; scale the features, raise max_iter, or use solver='lbfgs'"
-            )
+        solver.warn(fit, "LogisticRegression", "lbfgs")
         return self
 
     def _start(self, problem: Problem) -> Array:

@@ -35,7 +35,7 @@ class SGDRegressor(SGD):
         fallen by the share ``tol`` for ``n_iter_no_change`` epochs; None runs all epochs.
     shuffle : bool
         A new order each epoch: of single rows on small data, of runs of neighbouring rows (at
-        least 16, about 8 KB, four to a batch) on large.
+        least 16, up to 16 KB, four to a batch) on large.
     epsilon : float
         Of the Huber and epsilon-insensitive losses.
     random_state : int, SeedSequence, Generator or RandomState, optional
@@ -123,29 +123,7 @@ class SGDRegressor(SGD):
         local_workers: int | None = None,
         threads: int | None = None,
     ) -> None:
-        self.loss = loss
-        self.penalty = penalty
-        self.alpha = alpha
-        self.l1_ratio = l1_ratio
-        self.fit_intercept = fit_intercept
-        self.max_iter = max_iter
-        self.tol = tol
-        self.shuffle = shuffle
-        self.epsilon = epsilon
-        self.random_state = random_state
-        self.learning_rate = learning_rate
-        self.eta0 = eta0
-        self.power_t = power_t
-        self.early_stopping = early_stopping
-        self.validation_fraction = validation_fraction
-        self.n_iter_no_change = n_iter_no_change
-        self.warm_start = warm_start
-        self.average = average
-        self.solver = solver
-        self.batch_size = batch_size
-        self.momentum = momentum
-        self.local_workers = local_workers
-        self.threads = threads
+        self._keep_parameters(locals())
 
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> SGDRegressor:
         """Fit to X (n, d) and y (n,); returns the estimator."""
@@ -223,6 +201,8 @@ class SGDClassifier(SGD, ClassifierFace):
 
     _estimator_type = "classifier"
     _losses = tuple(name for name in LOSSES if name != "multinomial")
+    class_weight: Any
+    multi_class: str
 
     def __init__(
         self,
@@ -253,31 +233,7 @@ class SGDClassifier(SGD, ClassifierFace):
         local_workers: int | None = None,
         threads: int | None = None,
     ) -> None:
-        self.loss = loss
-        self.penalty = penalty
-        self.alpha = alpha
-        self.l1_ratio = l1_ratio
-        self.fit_intercept = fit_intercept
-        self.max_iter = max_iter
-        self.tol = tol
-        self.shuffle = shuffle
-        self.epsilon = epsilon
-        self.random_state = random_state
-        self.learning_rate = learning_rate
-        self.eta0 = eta0
-        self.power_t = power_t
-        self.early_stopping = early_stopping
-        self.validation_fraction = validation_fraction
-        self.n_iter_no_change = n_iter_no_change
-        self.class_weight = class_weight
-        self.warm_start = warm_start
-        self.average = average
-        self.multi_class = multi_class
-        self.solver = solver
-        self.batch_size = batch_size
-        self.momentum = momentum
-        self.local_workers = local_workers
-        self.threads = threads
+        self._keep_parameters(locals())
 
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> SGDClassifier:
         """Fit to X (n, d) and the labels y (n,); returns the estimator."""
