@@ -27,8 +27,17 @@ from typing import Any
 import numpy as np
 
 import fastopt
-from fastopt.calibration import Gram
-from fastopt.quantization import gptq, output_error
+from fastopt.calibration import Gram, MinMaxObserver
+from fastopt.quantization import (
+    awq,
+    dequantize_linear,
+    gptq,
+    hqq,
+    output_error,
+    qparams_from_range,
+    quantize_linear,
+    smoothquant,
+)
 
 HEADS = 12
 SOURCES = "argparse asyncio collections csv decimal email fractions functools http inspect json "
@@ -153,32 +162,93 @@ def _docstrings(module: Any) -> Iterator[str]:
 
 
 # ---------------------------------------------------------------- schemes
-Scheme = Callable[[np.ndarray, Gram], Any]
+Made = tuple[fastopt.QuantizedArray, np.ndarray]  # what is kept, and the weight that it gives
+Scheme = Callable[[np.ndarray, Gram], Made]
 
 
-def rtn(dtype: str, **options: Any) -> Scheme:
-    return lambda w, gram: fastopt.quantize(w, dtype, **options)
+def made(q: fastopt.QuantizedArray) -> Made:
+    return q, q.dequantize()
+
+
+def rtn(dtype: str, weighted: bool = False, **options: Any) -> Scheme:
+    """Round to nearest; ``weighted``: the squared error weighed by the Gram."""
+    return lambda w, gram: made(
+        fastopt.quantize(w, dtype, gram=gram if weighted else None, **options)
+    )
 
 
 def feedback(dtype: str, **options: Any) -> Scheme:
-    return lambda w, gram: gptq(w, gram, dtype, **options)
+    return lambda w, gram: made(gptq(w, gram, dtype, **options))
 
 
+def scaled(dtype: str, **options: Any) -> Scheme:
+    """AWQ: the weight stands for scale times the layer's, so it is divided again."""
+
+    def scheme(w: np.ndarray, gram: Gram) -> Made:
+        found = awq(w, gram, dtype, **options)
+        return found.weight, found.weight.dequantize() / found.scale
+
+    return scheme
+
+
+def half_quadratic(dtype: str, **options: Any) -> Scheme:
+    return lambda w, gram: made(hqq(w, dtype, **options))
+
+
+G32: dict[str, Any] = {"group_size": 32, "symmetric": False}
+G128: dict[str, Any] = {"group_size": 128, "symmetric": False}
 SCHEMES: dict[str, Scheme] = {
+    "float16": rtn("float16"),
+    "bfloat16": rtn("bfloat16"),
+    "float8_e4m3fn channel": rtn("float8_e4m3fn", axis=0),
+    "float8_e5m2 channel": rtn("float8_e5m2", axis=0),
     "int8 tensor symmetric": rtn("int8"),
+    "int8 tensor symmetric MSE": rtn("int8", method="mse"),
+    "int8 tensor symmetric MSE by Gram": rtn("int8", method="mse", weighted=True),
     "int8 channel symmetric": rtn("int8", axis=0),
     "int8 channel affine": rtn("int8", axis=0, symmetric=False),
-    "int8 group 32 symmetric": rtn("int8", group_size=32),
     "int8 channel GPTQ": feedback("int8"),
+    "int8 group 32 symmetric (Q8_0)": rtn("int8", group_size=32),
+    "int4 channel symmetric": rtn("int4", axis=0),
+    "int4 channel symmetric MSE": rtn("int4", axis=0, method="mse"),
     "int4 channel GPTQ": feedback("int4"),
-    "int4 group 128 affine GPTQ": feedback("int4", group_size=128, symmetric=False),
-    "int4 group 128 affine GPTQ act-order": feedback(
-        "int4", group_size=128, symmetric=False, act_order=True
-    ),
-    "int4 group 32 affine GPTQ": feedback("int4", group_size=32, symmetric=False),
-    "int4 group 32 affine GPTQ act-order": feedback(
-        "int4", group_size=32, symmetric=False, act_order=True
-    ),
+    "int4 group 128 affine": rtn("int4", **G128),
+    "int4 group 128 affine MSE": rtn("int4", method="mse", **G128),
+    "int4 group 128 affine MSE by Gram": rtn("int4", method="mse", weighted=True, **G128),
+    "int4 group 128 affine AWQ": scaled("int4", **G128),
+    "int4 group 128 affine AWQ MSE": scaled("int4", method="mse", **G128),
+    "int4 group 128 affine HQQ": half_quadratic("int4", **G128),
+    "int4 group 128 affine GPTQ": feedback("int4", **G128),
+    "int4 group 128 affine GPTQ act-order": feedback("int4", act_order=True, **G128),
+    "nf4 group 64": rtn("nf4"),
+    "nf4 group 64 MSE": rtn("nf4", method="mse", group_size=64),
+    "nf4 group 64 AWQ": scaled("nf4", group_size=64),
+    "mxfp4 group 32": rtn("mxfp4"),
+    "mxfp4 group 32 MSE": rtn("mxfp4", method="mse", group_size=32),
+    "int4 group 32 affine": rtn("int4", **G32),
+    "int4 group 32 affine MSE": rtn("int4", method="mse", **G32),
+    "int4 group 32 affine AWQ": scaled("int4", **G32),
+    "int4 group 32 affine HQQ": half_quadratic("int4", **G32),
+    "int4 group 32 affine GPTQ": feedback("int4", **G32),
+    "int4 group 32 affine GPTQ act-order": feedback("int4", act_order=True, **G32),
+    "int3 channel affine MSE": rtn("int3", axis=0, symmetric=False, method="mse"),
+    "int3 channel GPTQ": feedback("int3"),
+    "int3 group 128 affine": rtn("int3", **G128),
+    "int3 group 128 affine MSE": rtn("int3", method="mse", **G128),
+    "int3 group 128 affine AWQ MSE": scaled("int3", method="mse", **G128),
+    "int3 group 128 affine HQQ": half_quadratic("int3", **G128),
+    "int3 group 128 affine GPTQ": feedback("int3", **G128),
+    "int3 group 32 affine": rtn("int3", **G32),
+    "int3 group 32 affine MSE": rtn("int3", method="mse", **G32),
+    "int3 group 32 affine HQQ": half_quadratic("int3", **G32),
+    "int3 group 32 affine GPTQ": feedback("int3", **G32),
+}
+TARGETS = {  # mean cosine
+    "int8 channel symmetric": 0.9995,
+    "int8 group 32 symmetric (Q8_0)": 0.9998,
+    "int4 group 32 affine GPTQ": 0.989,
+    "int4 group 128 affine GPTQ": 0.983,
+    "W8A8: channel affine x token affine, embeddings by row": 0.999,
 }
 
 
@@ -197,15 +267,17 @@ def main(argv: list[str] | None = None) -> int:
     calibration, test = lines[:128], lines[128:]
     names = model.linear_names()
     grams = {n: Gram(model.w[f"{n}.weight"].shape[1]) for n in names}
+    ranges = {n: MinMaxObserver(axis=1) for n in names}
 
     def watch(name: str, x: np.ndarray) -> np.ndarray:
         grams[name].update(x)
+        ranges[name].partial_fit(x)
         return x
 
     model.embed(calibration, tap=watch)
     reference = model.embed(test)
     print(
-        f"{'scheme':<56}{'bits':>6}{'relW':>8}{'relOut':>8}{'cos':>9}{'min':>8}{'pair':>8}{'s':>7}"
+        f"{'scheme':<66}{'bits':>6}{'relW':>8}{'relOut':>8}{'cos':>9}{'min':>8}{'pair':>8}{'s':>7}"
     )
     for title, scheme in SCHEMES.items():
         if only not in title:
@@ -213,8 +285,8 @@ def main(argv: list[str] | None = None) -> int:
         weights, n_bytes, count, start = {}, 0, 0, time.perf_counter()
         quantised = {n: scheme(model.w[f"{n}.weight"], grams[n]) for n in names}
         seconds = time.perf_counter() - start
-        for n, q in quantised.items():
-            weights[f"{n}.weight"] = np.asarray(q, dtype=np.float32)
+        for n, (q, values) in quantised.items():
+            weights[f"{n}.weight"] = values
             n_bytes, count = n_bytes + bits(q) / 8, count + q.size
         lost, out = relative(model, grams, {n: weights[f"{n}.weight"] for n in names})
         report(
@@ -226,25 +298,51 @@ def main(argv: list[str] | None = None) -> int:
             model.embed(test, weights),
             seconds,
         )
-    title = "W8A8: channel affine x token affine, embeddings by row"
-    if only in title:
+    table = "embeddings.word_embeddings.weight"
+    rows = fastopt.fake_quantize(model.w[table], axis=0, symmetric=False)
+    for title, alpha in (
+        ("W8A8: channel affine x token affine, embeddings by row", None),
+        ("W8A8: the same with SmoothQuant 0.5", 0.5),
+        ("W8A8: channel affine x tensor affine (static), embeddings by row", None),
+        ("W8A8: the same static with SmoothQuant 0.5", 0.5),
+    ):
+        if only not in title:
+            continue
         start = time.perf_counter()
-        eight = {
-            n: fastopt.quantize(model.w[f"{n}.weight"], axis=0, symmetric=False) for n in names
-        }
-        weights = {f"{n}.weight": q.dequantize() for n, q in eight.items()}
-        table = "embeddings.word_embeddings.weight"
-        weights[table] = fastopt.fake_quantize(model.w[table], axis=0, symmetric=False)
+        weights, divisor = {table: rows}, {}
+        for n in names:
+            w = model.w[f"{n}.weight"]
+            scale = np.ones(w.shape[1], np.float32)
+            if alpha is not None:
+                w, scale = smoothquant(w, ranges[n], alpha=alpha)
+            weights[f"{n}.weight"] = fastopt.fake_quantize(w, axis=0, symmetric=False)
+            divisor[n] = scale
         seconds = time.perf_counter() - start
-        got = model.embed(test, weights, tap=lambda _, x: by_token(x))
-        lost, out = relative(model, grams, {n: weights[f"{n}.weight"] for n in names})
+        by = by_tensor(ranges, divisor) if "static" in title else by_token(divisor)
+        got = model.embed(test, weights, tap=by)
+        plain = {n: weights[f"{n}.weight"] / divisor[n] for n in names}
+        lost, out = relative(model, grams, plain)
         report(title, 8.0, lost, out, reference, got, seconds)
     return 0
 
 
-def by_token(x: np.ndarray) -> np.ndarray:
+def by_token(divisor: dict[str, np.ndarray]) -> Callable[[str, np.ndarray], np.ndarray]:
     """Activations through uint8 with a range of their own for each token."""
-    return fastopt.fake_quantize(x, "uint8", axis=0, symmetric=False)
+    return lambda n, x: fastopt.fake_quantize(x / divisor[n], "uint8", axis=0, symmetric=False)
+
+
+def by_tensor(
+    ranges: dict[str, MinMaxObserver], divisor: dict[str, np.ndarray]
+) -> Callable[[str, np.ndarray], np.ndarray]:
+    """Activations through uint8 with the range of the whole calibration text."""
+
+    def tap(n: str, x: np.ndarray) -> np.ndarray:
+        low = np.float32((ranges[n].min_ / divisor[n]).min())
+        high = np.float32((ranges[n].max_ / divisor[n]).max())
+        scale, zero = qparams_from_range(low, high, "uint8", symmetric=False)
+        return dequantize_linear(quantize_linear(x / divisor[n], scale, zero), scale, zero)
+
+    return tap
 
 
 def relative(
@@ -260,9 +358,10 @@ def relative(
 
 
 def bits(q: Any) -> float:
-    """Bits to keep of a quantised weight: packed codes, 16-bit scales, packed zero points."""
+    """Bits to keep of a quantised weight: packed codes, 16-bit scales (mxfp4: 8), zero points."""
     width = q.format.bits
-    return q.size * width + q.scale.size * (16 + (0 if q.symmetric else width))
+    scale = 8 if q.dtype == "mxfp4" else 16
+    return q.size * width + q.scale.size * (scale + (0 if q.symmetric else width))
 
 
 def report(
@@ -275,10 +374,12 @@ def report(
     seconds: float,
 ) -> None:
     cosine = (wanted * got).sum(1)
+    target = TARGETS.get(title)
+    verdict = "" if target is None else f"  >= {target}: {cosine.mean() >= target}"
     pairs = np.sqrt(np.mean((wanted @ wanted.T - got @ got.T) ** 2))
     print(
-        f"{title:<56}{width:>6.2f}{lost:>8.4f}{out:>8.4f}{cosine.mean():>9.5f}{cosine.min():>8.4f}"
-        f"{pairs:>8.4f}{seconds:>7.2f}",
+        f"{title:<66}{width:>6.2f}{lost:>8.4f}{out:>8.4f}{cosine.mean():>9.5f}{cosine.min():>8.4f}"
+        f"{pairs:>8.4f}{seconds:>7.2f}{verdict}",
         flush=True,
     )
 

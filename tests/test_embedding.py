@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import warnings
 
 import numpy as np
 import pytest
@@ -163,6 +164,26 @@ def test_scikit_learn_pipeline_and_clone(rng):
     assert pipe.transform(x).dtype == np.uint8
 
 
+@pytest.mark.parametrize("dtype", ["int8", "uint8", "int4", "binary"])
+def test_scikit_learn_checks(dtype):
+    checks = pytest.importorskip("sklearn.utils.estimator_checks")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        done = checks.check_estimator(EmbeddingQuantizer(dtype), on_skip=None)
+    assert sum(one["status"] == "passed" for one in done) > 40
+
+
+@pytest.mark.parametrize("dtype", ["int8", "uint8", "int4", "binary"])
+def test_a_single_vector_works(dtype, rng):
+    x = unit(rng, 1)
+    q = EmbeddingQuantizer(dtype)
+    codes = q.fit_transform(x)
+    assert len(np.unique(codes)) > 3
+    cosine = (q.inverse_transform(codes) @ x[0]) / np.linalg.norm(q.inverse_transform(codes))
+    assert cosine > (0.7 if dtype == "binary" else 0.98)
+    assert q.top_k(x[0], 1).indices.tolist() == [0]
+
+
 def test_import_needs_no_scikit_learn():
     import subprocess
     import sys
@@ -187,10 +208,12 @@ def test_refused(rng):
         (lambda: EmbeddingQuantizer("int3").fit(x), OptionError, "dtype"),
         (lambda: EmbeddingQuantizer(percentile=0).fit(x), OptionError, "percentile"),
         (lambda: EmbeddingQuantizer().transform(x), OptionError, "not fitted"),
-        (lambda: EmbeddingQuantizer().fit(x[:0]), ArrayError, "at least one row"),
-        (lambda: EmbeddingQuantizer().fit(x[0]), ArrayError, "X"),
+        (lambda: EmbeddingQuantizer().fit(x[:0]), ArrayError, "0 sample"),
+        (lambda: EmbeddingQuantizer().fit(x[0]), ArrayError, "Reshape"),
+        (lambda: EmbeddingQuantizer().fit(x[:, :0]), ArrayError, "0 feature"),
+        (lambda: EmbeddingQuantizer().fit(x * 1j), ArrayError, "Complex"),
         (lambda: q.add(x * np.nan), ArrayError, "X: holds NaN"),
-        (lambda: q.transform(x[:, 1:]), ArrayError, "X"),
+        (lambda: q.transform(x[:, 1:]), ArrayError, "39 features"),
         (lambda: q.inverse_transform(x), DTypeError, "codes"),
         (lambda: q.top_k(x[0], 11), OptionError, "k"),
         (lambda: q.top_k(x[0], 0), OptionError, "k"),

@@ -38,10 +38,13 @@ static inline uint32_t fo_absmax(const float *x, ptrdiff_t n)
 {
 #if defined(__AVX512BW__)
     __m512i most = _mm512_setzero_si512(), magnitude = _mm512_set1_epi32(0x7fffffff);
-    for (ptrdiff_t k = 0; k < n; k += 16) {
-        __mmask16 m = n - k < 16 ? (__mmask16)((1u << (n - k)) - 1) : 0xffff;
-        __m512i a = _mm512_maskz_loadu_epi32(m, x + k);
-        most = _mm512_max_epu32(most, _mm512_and_si512(a, magnitude));
+    ptrdiff_t k = 0;
+    for (; k + 16 <= n; k += 16)
+        most = _mm512_max_epu32(most, _mm512_and_si512(_mm512_loadu_si512(x + k), magnitude));
+    if (k < n) {
+        __mmask16 tail = (__mmask16)((1u << (n - k)) - 1);
+        __m512i rest = _mm512_maskz_loadu_epi32(tail, x + k);
+        most = _mm512_max_epu32(most, _mm512_and_si512(rest, magnitude));
     }
     return _mm512_reduce_max_epu32(most);
 #else

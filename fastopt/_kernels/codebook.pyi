@@ -13,7 +13,7 @@ def encode(
     depth: int,
     width: int,
     group: int,
-    derive: bool,
+    deriving: bool,
     power: bool,
     peak: float,
     threads: int,

@@ -41,7 +41,6 @@ cdef enum:
     BLOCK = 32  # elements of the innermost routine
     BYTES = 16  # their codes
     TILE = 2048  # of the decoder
-    FEW = 256  # elements whose scales are derived at a time
     AHEAD = 1024  # elements between a read and its prefetch
     CHUNK = 65536  # elements a thread takes at a time
     STEP = 1 << 25  # elements between two looks for Ctrl-C
@@ -79,45 +78,48 @@ cdef inline Py_ssize_t next_run(Place* p, Layout lay, Py_ssize_t* s) noexcept no
     return n
 
 
-cdef uint32_t derive_span(
-    float* scale, const float* x, Py_ssize_t start, Py_ssize_t stop, Layout lay, Rule rule
-) noexcept nogil:
-    """The scales of the runs from ``start``, the beginning of one; the largest magnitude's bits."""
-    cdef Place p = place_of(start, lay)
-    cdef Py_ssize_t s = 0, n = take(&p, lay, stop - start, &s), k
-    cdef uint32_t top, largest = 0
-    while True:
-        for k in range(0, n, 16):
-            prefetch(x + start + k + AHEAD)
-        top = absmax(x + start, n)
-        largest = max(largest, top)
-        scale[s] = scale_of(top, rule)
-        start += n
-        if start == stop:
-            return largest
-        n = next_run(&p, lay, &s)
+cdef inline uint32_t derive(float* scale, const float* x, Py_ssize_t n, Rule rule) noexcept nogil:
+    """The scale of a run; the bits of its largest magnitude."""
+    cdef uint32_t top = absmax(x, n)
+    scale[0] = scale_of(top, rule)
+    return top
 
 
-cdef void encode_span(
-    uint8_t* out, const float* scale, const float* x, Py_ssize_t start, Py_ssize_t stop,
-    Layout lay, const Table* t,
+cdef uint32_t encode_span(
+    uint8_t* out, float* scale, const float* x, Py_ssize_t start, Py_ssize_t stop, Layout lay,
+    Rule rule, const Table* given,
 ) noexcept nogil:
-    """Elements [start, stop), start even, written to out[0:]."""
+    """Elements [start, stop), start even, written to out[0:]; the bits of the largest magnitude
+    where scales are derived (then start is the beginning of a run).
+
+    A run is read for its scale while the one before is encoded, so that neither waits."""
+    cdef Table t = given[0]  # a copy that no store can change
     cdef float[BLOCK] v
     cdef uint8_t[BYTES] made
     cdef Place p = place_of(start, lay)
-    cdef Py_ssize_t left, n, s = 0, filled = 0, k
+    cdef Py_ssize_t left, ahead, n, s = 0, s_next, n_next = 0, filled = 0, k
+    cdef uint32_t largest = 0
     cdef float inverse = 1.0
     left = take(&p, lay, stop - start, &s)
+    ahead = start + left
+    if rule.derive:
+        largest = derive(scale + s, x + start, left, rule)
     while True:  # a run, or a row
+        s_next = s
         if not lay.rows:
             inverse = <float> 1.0 / scale[s]
+            if ahead < stop:
+                n_next = min(next_run(&p, lay, &s_next), stop - ahead)
+                if rule.derive:
+                    largest = max(largest, derive(scale + s_next, x + ahead, n_next, rule))
+        elif ahead < stop:
+            n_next = take(&p, lay, stop - ahead, &s_next)
         k = 0
         while left:
             if filled == 0 and left >= BLOCK and not lay.rows:
                 prefetch(x + start + AHEAD)
                 prefetch(x + start + AHEAD + 16)
-                encode_block(out, x + start, inverse, t)
+                encode_block(out, x + start, inverse, &t)
                 n = BLOCK
                 out += BYTES
             else:  # a block that meets several scales, gathered in v
@@ -125,7 +127,7 @@ cdef void encode_span(
                 gather(&v[filled], x + start, n, inverse, scale + s + k if lay.rows else NULL)
                 filled += n
                 if filled == BLOCK:
-                    encode_block(out, &v[0], 1.0, t)
+                    encode_block(out, &v[0], 1.0, &t)
                     out += BYTES
                     filled = 0
             start += n
@@ -133,17 +135,16 @@ cdef void encode_span(
             k += n
         if start == stop:
             break
-        if lay.rows:
-            left = take(&p, lay, stop - start, &s)
-        else:
-            left = min(next_run(&p, lay, &s), stop - start)
+        left, s = n_next, s_next
+        ahead += n_next
     if filled:
         for k in range(filled, BLOCK):
             v[k] = 0
-        encode_block(&made[0], &v[0], 1.0, t)
+        encode_block(&made[0], &v[0], 1.0, &t)
         if filled % 2:
             made[filled // 2] &= 15
         memcpy(out, &made[0], (filled + 1) // 2)
+    return largest
 
 
 cdef inline void gather(
@@ -160,9 +161,10 @@ cdef inline void gather(
 
 cdef void decode_span(
     float* out, const uint8_t* q, const float* scale, Py_ssize_t start, Py_ssize_t stop,
-    Layout lay, const Table* t,
+    Layout lay, const Table* given,
 ) noexcept nogil:
     """Elements [start, stop), written to out[0:]; start is even."""
+    cdef Table t = given[0]
     cdef float[BLOCK] v
     cdef uint8_t[BYTES] pad
     cdef Place p = place_of(start, lay)
@@ -172,14 +174,14 @@ cdef void decode_span(
         while left:
             if used == BLOCK and left >= BLOCK and not lay.rows:
                 prefetch(q + start // 2 + AHEAD)
-                decode_block(out, q + start // 2, scale[s], t)
+                decode_block(out, q + start // 2, scale[s], &t)
                 n = BLOCK
             else:  # a block that meets several scales, decoded into v
                 if used == BLOCK:
                     for k in range(BYTES):
                         pad[k] = 0
                     memcpy(&pad[0], q + start // 2, (min(<Py_ssize_t> BLOCK, stop - start) + 1) // 2)
-                    decode_block(&v[0], &pad[0], 1.0, t)
+                    decode_block(&v[0], &pad[0], 1.0, &t)
                     used = 0
                 n = min(left, <Py_ssize_t> BLOCK - used)
                 if lay.rows:
@@ -203,19 +205,11 @@ cdef void decode_span(
 
 cdef void encode_chunk(
     uint8_t* out, float* scale, const float* x, Py_ssize_t start, Py_ssize_t stop, Layout lay,
-    Rule rule, Py_ssize_t tile, const Table* t, uint32_t* largest,
+    Rule rule, const Table* t, uint32_t* largest,
 ) noexcept nogil:
-    """A chunk, ``tile`` elements at a time: read for their scales, then in L1 for their codes."""
-    cdef Py_ssize_t end
-    cdef uint32_t top
-    while start < stop:
-        end = min(stop, start + tile)
-        if rule.derive:
-            top = derive_span(scale, x, start, end, lay, rule)
-            if top >= INFINITE:
-                largest[0] = top  # any thread may say so
-        encode_span(out + start // 2, scale, x, start, end, lay, t)
-        start = end
+    cdef uint32_t top = encode_span(out + start // 2, scale, x, start, stop, lay, rule, t)
+    if top >= INFINITE:
+        largest[0] = top  # any thread may say so
 
 
 cdef void decode_chunk(
@@ -255,46 +249,45 @@ def encode(
     cnp.ndarray out not None, cnp.ndarray scale not None, cnp.ndarray x not None,
     cnp.ndarray bound not None, cnp.ndarray value not None, bint sign,
     bint rows, Py_ssize_t depth, Py_ssize_t width, Py_ssize_t group,
-    bint derive, bint power, float peak, int threads,
+    bint deriving, bint power, float peak, int threads,
 ):
-    """out (uint8) = codes of x (float32), two to a byte; with ``derive`` scale is written too.
+    """out (uint8) = codes of x (float32), two to a byte; with ``deriving`` scale is written too.
 
     Returns whether all that the scales were derived from is finite. To derive needs runs that meet
     each scale once (``group``, or one outer block)."""
-    cdef Py_ssize_t n = cnp.PyArray_SIZE(x), unit, begin, end, step, tile, k
+    cdef Py_ssize_t n = cnp.PyArray_SIZE(x), unit, begin, end, step, k
     cdef Layout lay = Layout(rows, depth, width, group)
-    cdef Rule rule = Rule(derive, power, <float> 1.0 / peak)
+    cdef Rule rule = Rule(deriving, power, <float> 1.0 / peak)
     cdef Table t
     cdef uint32_t largest = 0
     cdef const float* a = <const float*> data_of(x, cnp.NPY_FLOAT32, n, False, "x")
     cdef uint8_t* o = <uint8_t*> data_of(out, cnp.NPY_UINT8, (n + 1) // 2, True, "out")
     cdef float* s = <float*> data_of(
-        scale, cnp.NPY_FLOAT32, scales_of(n, lay), derive, "scale"
+        scale, cnp.NPY_FLOAT32, scales_of(n, lay), deriving, "scale"
     )
     table_of(&t, bound, value, sign)
-    if derive and (rows or (group == 0 and n != depth)):
+    if deriving and (rows or (group == 0 and n != depth)):
         from fastopt.errors import ArrayError
 
         raise ArrayError("layout: scales can be derived only from runs that meet each one once")
     unit = 2
-    if derive:  # a thread takes whole runs and whole bytes
+    if deriving:  # a thread takes whole runs and whole bytes
         unit = width if depth % width == 0 else depth
         unit *= 1 + unit % 2
     step = max(<Py_ssize_t> 1, CHUNK // unit) * unit
-    tile = max(<Py_ssize_t> 1, FEW // unit) * unit if derive else STEP
     begin = 0
     while begin < n:
         end = min(n, begin + max(<Py_ssize_t> 1, STEP // step) * step)
         with nogil:
             if threads == 1:
-                encode_chunk(o, s, a, begin, end, lay, rule, tile, &t, &largest)
+                encode_chunk(o, s, a, begin, end, lay, rule, &t, &largest)
             else:
                 for k in prange(
                     (end - begin + step - 1) // step, num_threads=threads, schedule="dynamic"
                 ):
                     encode_chunk(
                         o, s, a, begin + k * step, min(end, begin + (k + 1) * step), lay, rule,
-                        tile, &t, &largest,
+                        &t, &largest,
                     )
         begin = end
         PyErr_CheckSignals()

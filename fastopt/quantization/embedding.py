@@ -100,7 +100,7 @@ class EmbeddingQuantizer:
         return Tags(
             estimator_type="transformer",
             target_tags=TargetTags(required=False),
-            transformer_tags=TransformerTags(),
+            transformer_tags=TransformerTags(preserves_dtype=[]),
             input_tags=InputTags(),
         )
 
@@ -113,8 +113,6 @@ class EmbeddingQuantizer:
         choice(self.dtype, "dtype", (*_LEVELS, "binary"))
         keep = number(self.percentile, "percentile", low=0.0, high=100.0, low_open=True)
         a = self._rows(X)
-        if a.size == 0:
-            raise ArrayError(f"X: expected at least one row and one feature, got {a.shape}")
         part = a if len(a) >= _ENOUGH else a.reshape(-1, 1)
         if self.dtype == "int8":
             high = np.percentile(np.abs(part), keep, axis=0)
@@ -227,7 +225,32 @@ class EmbeddingQuantizer:
 
     # ---------------------------------------------------------------- inside
     def _rows(self, X: Any, d: int | None = None, name: str = "X") -> Array:
-        a = as_array(X, name, cast="float32", shape=(None, d)).astype(np.float32)
+        """Finite float32 rows; the words of a refusal are those that scikit-learn looks for."""
+        if hasattr(X, "nnz"):
+            raise ArrayError(f"{name}: sparse input is not supported; pass {name}.toarray()")
+        if not hasattr(X, "__dlpack__") or isinstance(X, np.ndarray):
+            X = np.asarray(X)
+            if X.dtype.kind == "c":
+                raise ArrayError(f"{name}: Complex data not supported, got dtype {X.dtype}")
+            if X.dtype == object:
+                X = X.astype(np.float64)  # TypeError or ValueError where one is no number
+        a = as_array(X, name, cast="float32")
+        if a.ndim != 2:
+            raise ArrayError(
+                f"{name}: expected 2 dimensions (rows, features), got shape {a.shape}. "
+                "Reshape your data: a single vector v is v[None]"
+            )
+        for axis, what in enumerate(("sample", "feature")):
+            if a.shape[axis] == 0 and d is None:
+                raise ArrayError(
+                    f"{name}: 0 {what}(s) (shape={a.shape}) while a minimum of 1 is required."
+                )
+        if d is not None and a.shape[1] != d:
+            raise ArrayError(
+                f"{name}: X has {a.shape[1]} features, but EmbeddingQuantizer is expecting {d} "
+                "features as input"
+            )
+        a = a.astype(np.float32, copy=False)
         check_finite(a, name)
         return a
 

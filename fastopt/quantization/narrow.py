@@ -7,6 +7,8 @@ Formats v1.0). float16 and float8: IEEE and OCP FP8 elements under any scale.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -30,6 +32,9 @@ _NF4 = [-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453]
 _NF4 += [-0.28444138169288635, -0.18477343022823334, -0.09105003625154495, 0.0]
 _NF4 += [0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224]
 _NF4 += [0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0]
+
+
+_BLOCK = 1 << 17  # elements of the temporaries of scaled floats
 
 
 class Codebook(NamedTuple):
@@ -114,12 +119,31 @@ def encode_narrow(
     if fmt.kind == "codebook":
         return _codebook_codes(x, fmt, scale, axis, group_size, False, threads)
     codes = np.empty(x.shape, fmt.storage)
-    if not (scale.ndim == 0 and scale == 1.0):
-        scaled = np.empty_like(x)
+    if scale.ndim == 0 and scale == 1.0:
+        cast(
+            x,
+            fmt.name,
+            rounding=rounding,
+            saturate=saturate,
+            out=codes,
+            seed=seed,
+            threads=threads,
+        )
+        return codes
+    # stochastic rounding depends on the element's index, so there it is one block
+    size = x.size if rounding == "stochastic" else _BLOCK
+    for rows, parts in _blocks(x.shape, scale, axis, group_size, size):
         with np.errstate(over="ignore", invalid="ignore"):
-            _under_scales(np.divide, x, scale, axis, group_size, scaled)
-        x = scaled
-    cast(x, fmt.name, rounding=rounding, saturate=saturate, out=codes, seed=seed, threads=threads)
+            scaled = _under_scales(np.divide, x[rows], scale[parts], axis, group_size)
+        cast(
+            scaled,
+            fmt.name,
+            rounding=rounding,
+            saturate=saturate,
+            out=codes[rows],
+            seed=seed,
+            threads=threads,
+        )
     return codes
 
 
@@ -143,13 +167,15 @@ def decode_narrow(
             codes.nbytes + out.nbytes >= STREAM_FROM, _threads.resolve(threads, out.size),
         )  # fmt: skip
         return
-    if out.dtype == np.float32:
-        cast(codes, "float32", source=fmt.name, out=out, threads=threads)
-    else:
-        out[...] = cast(codes, "float32", source=fmt.name, threads=threads)
-    if not (scale.ndim == 0 and scale == 1.0):
-        with np.errstate(over="ignore", invalid="ignore"):
-            _under_scales(np.multiply, out, scale, axis, group_size, out)
+    for rows, parts in _blocks(out.shape, scale, axis, group_size, _BLOCK):
+        value = out[rows]
+        if value.dtype == np.float32:
+            cast(codes[rows], "float32", source=fmt.name, out=value, threads=threads)
+        else:
+            value[...] = cast(codes[rows], "float32", source=fmt.name, threads=threads)
+        if scale.ndim or scale != 1.0:
+            with np.errstate(over="ignore", invalid="ignore"):
+                value[...] = _under_scales(np.multiply, value, scale[parts], axis, group_size)
 
 
 def exponents(scale: Array) -> Array:
@@ -181,31 +207,41 @@ def _codebook_codes(
     return codes
 
 
-def _under_scales(
-    operation: np.ufunc,
-    x: Array,
-    scale: Array,
-    axis: int | None,
-    group_size: int | None,
-    out: Array,
-) -> None:
-    """out = operation(x, scale), each scale spread over its part."""
-    if scale.ndim == 0:
-        operation(x, scale, out=out)
+def _blocks(
+    shape: tuple[int, ...], scale: Array, axis: int | None, group_size: int | None, size: int
+) -> Iterator[tuple[Any, Any]]:
+    """Rows of about ``size`` elements, which stay in the cache, and the index of their scales."""
+    if not shape or not shape[0]:
+        yield ..., ...
         return
+    at = (-1 if axis is None else axis) % len(shape)
+    step = max(1, size * shape[0] // max(1, math.prod(shape)))
+    group = 1
+    if group_size is not None and at == 0:
+        group = group_size
+        step = -(-step // group) * group
+    shared = scale.ndim == 0 or (group_size is None and at > 0)
+    for start in range(0, shape[0], step):
+        stop = min(start + step, shape[0])
+        yield slice(start, stop), ... if shared else slice(start // group, -(-stop // group))
+
+
+def _under_scales(
+    operation: np.ufunc, x: Array, scale: Array, axis: int | None, group_size: int | None
+) -> Array:
+    """operation(x, scale), each scale spread over its part."""
+    if scale.ndim == 0:
+        return np.asarray(operation(x, scale))
     at = (-1 if axis is None else axis) % x.ndim
     if group_size is None:
-        operation(x, scale.reshape(-1, *(1,) * (x.ndim - 1 - at)), out=out)
-        return
-    whole = x.shape[at] // group_size  # groups of full length
-    before = (slice(None),) * at
-    for part, groups, size in (
-        (slice(0, whole * group_size), slice(0, whole), group_size),
-        (slice(whole * group_size, None), slice(whole, None), x.shape[at] - whole * group_size),
-    ):
-        if size:
-            shape = (*x.shape[:at], -1, size, *x.shape[at + 1 :])
-            index, parts = (*before, part), (*before, groups)
-            a = x[index].reshape(shape)
-            spread = np.expand_dims(scale[parts], at + 1)
-            out[index] = operation(a, spread).reshape(x[index].shape)
+        return np.asarray(operation(x, scale.reshape(-1, *(1,) * (x.ndim - 1 - at))))
+    before, whole = (slice(None),) * at, x.shape[at] // group_size  # groups of full length
+    full = x[(*before, slice(0, whole * group_size))]
+    shape = (*x.shape[:at], whole, group_size, *x.shape[at + 1 :])
+    spread = np.expand_dims(scale[(*before, slice(0, whole))], at + 1)
+    result = operation(full.reshape(shape), spread).reshape(full.shape)
+    if full.shape == x.shape:
+        return np.asarray(result)
+    rest = (*before, slice(whole * group_size, None))
+    last = operation(x[rest], scale[(*before, slice(whole, None))])
+    return np.concatenate([result, last], axis=at)
