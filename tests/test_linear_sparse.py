@@ -165,7 +165,7 @@ def test_lazy_walk_with_more_rows_than_a_tile_and_the_intercepts_cap():
     w, b = np.zeros(5000), 0.0
     for rows in np.arange(300).reshape(3, 100):
         e = dense_x[rows] @ w + b - y[rows]
-        w, b = w - 4.0 * dense_x[rows].T @ e / 100, b - 0.25 * e.mean()
+        w, b = w - 4.0 * dense_x[rows].T @ e / 100, b - 0.1 * e.mean()
     np.testing.assert_allclose(run.flat[:5000], w, atol=1e-12)
     np.testing.assert_allclose(run.problem.unpack(run.flat)[1], [b], atol=1e-12)
 

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 
 from fastopt._arrays import Array, as_array, check_finite
-from fastopt._kernels import linear_sparse
 from fastopt.errors import ArrayError, DTypeError
 from fastopt.linear_model import _rows
 from fastopt.linear_model._rows import CSR, Rows, Stream
@@ -136,8 +135,6 @@ def _csr(x: Any, name: str, finite: bool) -> CSR:
     if d >= 2**31:
         raise ArrayError(f"{name}: expected fewer than 2^31 columns, got {d}")
     indices = as_array(m.indices, f"{name}.indices", dtypes=("int32", "int64"), ndim=1)
-    if sys.byteorder == "big":
-        indices = indices.astype(np.int64).astype(np.int32)  # the kernel reads low halves
     csr = CSR(
         as_array(m.data, f"{name}.data", cast="float64", ndim=1),
         indices,
@@ -151,13 +148,16 @@ def _csr(x: Any, name: str, finite: bool) -> CSR:
             f"{name}: the sparse matrix' arrays do not fit its shape {csr.shape}: "
             f"{len(csr.indptr)} row starts, {len(csr.indices)} columns, {len(csr.data)} values"
         )
-    wrong = linear_sparse.check(csr.indices, csr.indptr, d)
-    if wrong == 1:
+    rising = csr.indptr[0] == 0 and (csr.indptr[1:] >= csr.indptr[:-1]).all()
+    if not rising or csr.indptr[-1] != len(csr.data):
         raise ArrayError(
             f"{name}.indptr: expected row starts that rise from 0 to the {len(csr.data)} values"
         )
-    if wrong == 2:
+    # As unsigned numbers the negative ones are large: one pass finds both ends.
+    if len(indices) and indices.view(indices.dtype.str.replace("i", "u")).max() >= d:
         raise ArrayError(f"{name}.indices: expected columns in 0..{d - 1}")
+    if sys.byteorder == "big":  # the kernel reads the half that comes first
+        csr = csr._replace(indices=indices.astype(np.int32))
     if finite:
         _finite(csr.data, name)
     return csr

@@ -39,25 +39,17 @@ class SGD(LinearEstimator):
     penalty: str | None
     alpha: float
     l1_ratio: float
-    fit_intercept: bool
-    max_iter: int
     tol: float | None
     shuffle: bool
     epsilon: float
-    random_state: Any
     learning_rate: str
     eta0: float | None
     power_t: float
     early_stopping: bool
     validation_fraction: float
     n_iter_no_change: int
-    warm_start: bool
     average: bool | int
-    solver: str
-    batch_size: int | None
-    momentum: float
     local_workers: int | None
-    threads: int | None
 
     def set_partial_fit_request(self: Self, **wanted: bool | str | None) -> Self:
         """As set_fit_request, for partial_fit."""

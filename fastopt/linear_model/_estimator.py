@@ -70,8 +70,21 @@ class LinearEstimator:
     intercept_: Any
     n_features_in_: int
     _metadata_request: Any
+    # The options that every constructor has; the others are declared where they are used.
+    solver: str
+    fit_intercept: bool
+    max_iter: int
+    batch_size: int | None
+    momentum: float
+    warm_start: bool
+    random_state: Any
+    threads: int | None
 
     # --- parameters -------------------------------------------------------------------------
+    def _keep_parameters(self, given: dict[str, Any]) -> None:
+        """The constructor's arguments (its ``locals()``) as attributes of the same names."""
+        self.__dict__.update((name, given[name]) for name in self._param_names())
+
     @classmethod
     def _param_names(cls) -> list[str]:
         return [p for p in inspect.signature(cls.__init__).parameters if p != "self"]

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from fastopt import _threads
 from fastopt._arrays import Array
 from fastopt._kernels import linear_gram
+from fastopt._options import choice, integer, number
 from fastopt.errors import OptionError
+from fastopt.linear_model._estimator import key_of_state, warn_not_converged
 from fastopt.linear_model._rows import CSR, dense_pieces, refuse_nonfinite
 from fastopt.linear_model._train import Problem, Stochastic, loss_gradient, step_size
 from fastopt.optim import descend as minimise
 
-__all__ = ["Fit", "Quadratic", "descend", "first_rate", "lbfgs", "solve_gram", "stochastic"]
+__all__ = ["Fit", "Quadratic", "Solver", "first_rate", "moments", "stochastic"]
 
 FUSED_UP_TO = 256  # columns and outputs up to which the fused kernel beats blocks of BLAS
 GRAM_UP_TO = 64  # columns up to which a Gram matrix pays for exact gradients of squared loss
@@ -275,3 +279,57 @@ def first_rate(run: Stochastic) -> float:
     if run.batch_size >= run.problem.n:
         rows = np.inf
     return run.caution * step_size(run.problem, rows, run.rule)
+
+
+@dataclass(frozen=True)
+class Solver:
+    """The checked solver options of an estimator; called with a problem and a start, it solves."""
+
+    name: str
+    max_iter: int
+    tol: float
+    lr: float | None
+    batch_size: int | None
+    momentum: float
+    random_state: Any
+    threads: int | None
+
+    @classmethod
+    def of(cls, model: Any, names: Iterable[str]) -> Solver:
+        """From the attributes of the estimator, which takes the solvers of those names."""
+        return cls(
+            choice(model.solver, "solver", names),
+            integer(model.max_iter, "max_iter", low=1),
+            number(model.tol, "tol", low=0),
+            None if model.lr is None else number(model.lr, "lr", low=0, low_open=True),
+            None if model.batch_size is None else integer(model.batch_size, "batch_size", low=1),
+            number(model.momentum, "momentum", low=0, high=1, high_open=True),
+            model.random_state,
+            model.threads,
+        )
+
+    def __call__(self, problem: Problem, flat: Array) -> Fit:
+        if self.name == "gram":
+            return solve_gram(problem, self.threads)
+        if self.name == "lbfgs":
+            return lbfgs(problem, flat, self.max_iter, self.tol, self.threads)
+        if self.name == "gd":
+            return descend(problem, flat, self.max_iter, self.tol, self.lr, self.threads)
+        size = self.batch_size or (32 if problem.n < 8192 else 128)
+        run = Stochastic(
+            problem,
+            self.name,
+            min(size, problem.n),
+            key_of_state(self.random_state),
+            momentum=self.momentum,
+            threads=self.threads,
+        )
+        return stochastic(run, flat, self.max_iter, self.tol, self.lr)
+
+    def warn(self, fit: Fit, model: str, exact: str) -> None:
+        """ConvergenceWarning if the fit is not done; ``exact`` names the solver to try."""
+        if not fit.converged:
+            warn_not_converged(
+                f"{model}: solver={self.name!r} stopped at max_iter={self.max_iter} before "
+                f"tol={self.tol:g}; scale the features, raise max_iter, or use solver={exact!r}"
+            )

@@ -7,16 +7,11 @@ from typing import Any, TypeVar
 import numpy as np
 
 from fastopt._arrays import Array
-from fastopt._options import choice, integer, number
+from fastopt._options import number
 from fastopt.linear_model._data import check_weights, check_x, check_y
-from fastopt.linear_model._estimator import (
-    LinearEstimator,
-    key_of_state,
-    r2_score,
-    warn_not_converged,
-)
-from fastopt.linear_model._solve import Fit, descend, lbfgs, solve_gram, stochastic
-from fastopt.linear_model._train import Problem, Stochastic
+from fastopt.linear_model._estimator import LinearEstimator, r2_score
+from fastopt.linear_model._solve import Fit, Solver
+from fastopt.linear_model._train import Problem
 
 __all__ = ["LinearRegression", "Ridge"]
 
@@ -29,16 +24,8 @@ class LeastSquares(LinearEstimator):
     """What LinearRegression and Ridge share: the fit, predict and score of squared loss."""
 
     _estimator_type = "regressor"
-    solver: str
-    fit_intercept: bool
-    max_iter: int
     tol: float
     lr: float | None
-    batch_size: int | None
-    momentum: float
-    warm_start: bool
-    random_state: Any
-    threads: int | None
 
     def _multi_output(self) -> bool:
         return True
@@ -48,11 +35,7 @@ class LeastSquares(LinearEstimator):
 
     def fit(self: Self, X: Any, y: Any, sample_weight: Any = None) -> Self:
         """Fit the coefficients to X (n, d) and y (n,) or (n, k); returns the estimator."""
-        solver = choice(self.solver, "solver", SOLVERS)
-        max_iter = integer(self.max_iter, "max_iter", low=1)
-        tol = number(self.tol, "tol", low=0)
-        lr = None if self.lr is None else number(self.lr, "lr", low=0, low_open=True)
-        momentum = number(self.momentum, "momentum", low=0, high=1, high_open=True)
+        solver = Solver.of(self, SOLVERS)
         x = check_x(X, finite=False)
         targets = check_y(y, len(x), multi=True)
         weights, total = check_weights(sample_weight, len(x), x.dtype)
@@ -69,23 +52,12 @@ class LeastSquares(LinearEstimator):
         lock = self._busy()
         try:
             flat = self._start(problem, targets.ndim)
-            if solver == "gram":
-                fit = solve_gram(problem, self.threads)
-            elif solver == "lbfgs":
-                fit = lbfgs(problem, flat, max_iter, tol, self.threads)
-            elif solver == "gd":
-                fit = descend(problem, flat, max_iter, tol, lr, self.threads)
-            else:
-                fit = stochastic(self._run(problem, solver, momentum), flat, max_iter, tol, lr)
+            fit = solver(problem, flat)
             self._keep(problem, fit, targets.ndim)
             self._note_features(X, problem.d)
         finally:
             lock.release()
-        if not fit.converged:
-            warn_not_converged(
-                f"{type(self).__name__}: solver={solver!r} stopped at max_iter={max_iter} before "
-                f"tol={tol:g}; scale the features, raise max_iter, or use solver='gram'"
-            )
+        solver.warn(fit, type(self).__name__, "gram")
         return self
 
     def _start(self, problem: Problem, ndim: int) -> Array:
@@ -96,19 +68,6 @@ class LeastSquares(LinearEstimator):
         ):
             return problem.pack(np.reshape(self.coef_, (k, d)), np.reshape(self.intercept_, -1))
         return np.zeros(problem.length, problem.x.dtype)
-
-    def _run(self, problem: Problem, solver: str, momentum: float) -> Stochastic:
-        size = 32 if problem.n < 8192 else 128
-        if self.batch_size is not None:
-            size = integer(self.batch_size, "batch_size", low=1)
-        return Stochastic(
-            problem,
-            solver,
-            min(size, problem.n),
-            key_of_state(self.random_state),
-            momentum=momentum,
-            threads=self.threads,
-        )
 
     def _keep(self, problem: Problem, fit: Fit, ndim: int) -> None:
         coef, intercept = problem.unpack(fit.flat)
@@ -209,16 +168,7 @@ class LinearRegression(LeastSquares):
         random_state: Any = None,
         threads: int | None = None,
     ) -> None:
-        self.solver = solver
-        self.fit_intercept = fit_intercept
-        self.max_iter = max_iter
-        self.tol = tol
-        self.lr = lr
-        self.batch_size = batch_size
-        self.momentum = momentum
-        self.warm_start = warm_start
-        self.random_state = random_state
-        self.threads = threads
+        self._keep_parameters(locals())
 
 
 class Ridge(LeastSquares):
@@ -243,6 +193,8 @@ threads
     (0.5, 0.5)
     """
 
+    alpha: float
+
     def __init__(
         self,
         alpha: float = 1.0,
@@ -258,17 +210,7 @@ threads
         random_state: Any = None,
         threads: int | None = None,
     ) -> None:
-        self.alpha = alpha
-        self.solver = solver
-        self.fit_intercept = fit_intercept
-        self.max_iter = max_iter
-        self.tol = tol
-        self.lr = lr
-        self.batch_size = batch_size
-        self.momentum = momentum
-        self.warm_start = warm_start
-        self.random_state = random_state
-        self.threads = threads
+        self._keep_parameters(locals())
 
     def _penalty(self, total_weight: float) -> float:
         return number(self.alpha, "alpha", low=0) / total_weight
