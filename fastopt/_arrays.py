@@ -15,11 +15,33 @@ import numpy as np
 
 from fastopt.errors import ArrayError, DTypeError
 
-__all__ = ["FLOATS", "Array", "as_array", "as_target", "check_disjoint", "check_finite", "out_for"]
+__all__ = [
+    "FLOATS",
+    "Array",
+    "as_array",
+    "as_target",
+    "check_disjoint",
+    "check_finite",
+    "name_of",
+    "out_for",
+]
 
 Array: TypeAlias = "np.ndarray[Any, np.dtype[Any]]"
 
+PAIRWISE = 16  # arrays up to which check_disjoint compares every two
+
 FLOATS: tuple[str, ...] = ("float32", "float64")
+
+
+_names: dict[Any, str] = {}
+
+
+def name_of(dtype: Any) -> str:
+    """``dtype.name``, which NumPy puts together anew every time (4 us)."""
+    name = _names.get(dtype)
+    if name is None:
+        name = _names[dtype] = dtype.name
+    return name
 
 
 def as_array(
@@ -55,19 +77,23 @@ def as_array(
     DTypeError, ArrayError
     """
     a = _ndarray(x, name)
-    if a.dtype.name not in dtypes:
-        if cast is None or not (a.dtype.kind in "fiub" or a.dtype.name == "bfloat16"):
-            raise DTypeError(f"{name}: expected dtype {' or '.join(dtypes)}, got {a.dtype}")
+    dtype = a.dtype
+    if name_of(dtype) not in dtypes:
+        if cast is None or not (dtype.kind in "fiub" or name_of(dtype) == "bfloat16"):
+            raise DTypeError(f"{name}: expected dtype {' or '.join(dtypes)}, got {dtype}")
         a = a.astype(cast)
-    if not a.dtype.isnative:
+        dtype = a.dtype
+    if not dtype.isnative:
         raise DTypeError(
             f"{name}: expected native byte order, got {a.dtype.str}; "
             f"convert with .astype('{a.dtype.newbyteorder('=').str}')"
         )
-    _check_shape(a, name, ndim, shape)
-    if not a.flags.aligned:
+    if ndim is not None or shape is not None:
+        _check_shape(a, name, ndim, shape)
+    flags = a.flags
+    if not flags.aligned:
         a = a.copy()
-    if contiguous and not a.flags.c_contiguous:
+    if contiguous and not flags.c_contiguous:
         a = np.ascontiguousarray(a)
     return a
 
@@ -86,16 +112,17 @@ def as_target(
             f"{name}: is written in place, so it must be an array, not {type(x).__name__}"
         )
     a = _ndarray(x, name)
-    if a.dtype.name not in dtypes:
+    if name_of(a.dtype) not in dtypes:
         raise DTypeError(f"{name}: expected dtype {' or '.join(dtypes)}, got {a.dtype}")
     if not a.dtype.isnative:
         raise DTypeError(f"{name}: is written in place and must have native byte order")
     _check_shape(a, name, ndim, shape)
-    if not a.flags.writeable:
+    flags = a.flags
+    if not flags.writeable:
         raise ArrayError(f"{name}: is written in place but is read-only")
-    if not a.flags.aligned:
+    if not flags.aligned:
         raise ArrayError(f"{name}: is written in place but is misaligned; pass an aligned copy")
-    if not a.flags.c_contiguous:
+    if not flags.c_contiguous:
         raise ArrayError(
             f"{name}: is written in place and must be C-contiguous; "
             "pass numpy.ascontiguousarray(x) and copy the result back"
@@ -113,16 +140,38 @@ def out_for(out: Any, name: str, shape: Sequence[int], dtype: str) -> Array:
 def check_disjoint(
     written: Iterable[tuple[str, Array]], read: Iterable[tuple[str, Array]]
 ) -> None:
-    """Refuse a written array that shares memory with another one.
+    """Refuse a written array that shares memory with another one; n log n for n of them.
 
-    Bounds are compared (numpy.may_share_memory), which is exact for the contiguous arrays that
-    kernels get.
+    Bounds are compared (as numpy.may_share_memory does), which is exact for the contiguous arrays
+    that kernels get.
     """
     writes, reads = list(written), list(read)
-    for i, (name, a) in enumerate(writes):
-        for other, b in (*writes[i + 1 :], *reads):
-            if np.may_share_memory(a, b):
-                raise ArrayError(f"{name}: shares memory with {other}; pass separate arrays")
+    named = [*writes, *reads]
+    if len(named) <= PAIRWISE:  # an address costs more than a few comparisons
+        for i, (name, a) in enumerate(writes):
+            for other, b in named[i + 1 :]:
+                if np.may_share_memory(a, b):
+                    raise ArrayError(f"{name}: shares memory with {other}; pass separate arrays")
+        return
+    spans = sorted((*_bounds(a), i) for i, (_, a) in enumerate(named) if a.size)
+    furthest = furthest_written = (0, -1)  # end of an array that begins before this one, which
+    for low, high, i in spans:
+        end, j = furthest if i < len(writes) else furthest_written
+        if low < end:
+            name, other = named[min(i, j)][0], named[max(i, j)][0]
+            raise ArrayError(f"{name}: shares memory with {other}; pass separate arrays")
+        furthest = max(furthest, (high, i))
+        if i < len(writes):
+            furthest_written = max(furthest_written, (high, i))
+
+
+def _bounds(a: Array) -> tuple[int, int]:
+    """First and last byte address of an array that is not empty, the last one excluded."""
+    low = high = a.ctypes.data
+    for n, stride in zip(a.shape, a.strides, strict=True):
+        low += min(0, (n - 1) * stride)
+        high += max(0, (n - 1) * stride)
+    return low, high + a.itemsize
 
 
 def check_finite(a: Array, name: str) -> None:
@@ -155,9 +204,12 @@ def _ndarray(x: Any, name: str) -> Array:
             a = np.asarray(x)
         except (TypeError, ValueError) as error:
             raise DTypeError(f"{name}: cannot be read as an array: {error}") from None
-    if a.dtype.kind not in "fiub" and a.dtype.kind != "V":
+    kind = a.dtype.kind
+    if kind in "fiub":
+        return a
+    if kind != "V":
         raise DTypeError(f"{name}: expected real numbers, got dtype {a.dtype}")
-    if a.dtype.kind == "V" and (a.dtype.names or a.dtype.name.startswith("void")):
+    if a.dtype.names or a.dtype.name.startswith("void"):
         raise DTypeError(f"{name}: expected real numbers, got dtype {a.dtype}")
     return a
 
@@ -198,8 +250,9 @@ def _check_shape(
             wanted = " or ".join(map(str, ranks))
             raise ArrayError(f"{name}: expected {wanted} dimensions, got shape {a.shape}")
     if shape is not None:
-        fits = len(shape) == a.ndim and all(
-            s is None or s == n for s, n in zip(shape, a.shape, strict=True)
+        fits = a.shape == shape or (
+            len(shape) == a.ndim
+            and all(s is None or s == n for s, n in zip(shape, a.shape, strict=True))
         )
         if not fits:
             wanted = "(" + ", ".join("any" if s is None else str(s) for s in shape) + ")"

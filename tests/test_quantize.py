@@ -427,6 +427,12 @@ def test_inputs_other_than_float32(rng):
         fastopt.quantize(np.asfortranarray(w), axis=0).codes, fastopt.quantize(w, axis=0).codes
     )
     torch = pytest.importorskip("torch")
+    codes = Q.quantize_linear(torch.from_numpy(w), 0.1, torch.tensor(3, dtype=torch.int8))
+    np.testing.assert_array_equal(codes, Q.quantize_linear(w, 0.1, np.int8(3)))
+    np.testing.assert_array_equal(
+        Q.dequantize_linear(torch.from_numpy(codes), 0.1, np.int8(3)),
+        Q.dequantize_linear(codes, 0.1, np.int8(3)),
+    )
     np.testing.assert_array_equal(
         fastopt.quantize(torch.from_numpy(w)).codes, fastopt.quantize(w).codes
     )

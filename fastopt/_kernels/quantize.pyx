@@ -79,6 +79,12 @@ cdef int convert_chunk(
     cdef Py_ssize_t n, j, k, m, part = 0, left = 0, have = -1
     cdef int size = 8 if plan.wide else 4, odd = 0
     cdef bint plain = plan.item == 1 or plan.item == 2
+    cdef bint even = (
+        not lay.rows and lay.group != 0 and lay.width < BLOCK and BLOCK % lay.width == 0
+        and lay.depth % lay.width == 0
+    )
+    if even:
+        part = start // lay.width
     plain = sizeof(real) == 4 and plain and not (rule.wrap or rule.join)
     spread(&s[0], <real> 1, BLOCK)
     spread(&z[0], <real> 0, BLOCK)
@@ -89,6 +95,14 @@ cdef int convert_chunk(
         by = &s[0]
         add = &z[0]
         j = 0
+        while even and j < n:  # short runs that fill blocks, their scales one after the other
+            spread(&s[j], scale[part], lay.width)
+            if rule.times:
+                spread(&inverse[j], <real> 1 / scale[part], lay.width)
+            if not plan.centred:
+                spread(&z[j], zero[part], lay.width)
+            part += 1
+            j += lay.width
         while j < n:
             if left == 0:
                 left = take(&p, lay, stop - start - j, &part)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from fastopt import _threads
-from fastopt._arrays import Array, as_array, as_target, check_disjoint
+from fastopt._arrays import Array, as_array, as_target, check_disjoint, name_of
 from fastopt._kernels import cast as kernel
 from fastopt._options import choice
 from fastopt._random import Seed, key_of
@@ -111,7 +111,7 @@ def _source(x: Any, source: str | None) -> tuple[Array, str]:
         wanted = (f"uint{width}", source)
         return _codes_of(as_array(x, "x", dtypes=wanted), width), source
     a = as_array(x, "x", dtypes=(*_WIDE, *FLOAT_SPECS))
-    name = a.dtype.name
+    name = name_of(a.dtype)
     return (a if name in _WIDE else _codes_of(a, FLOAT_SPECS[name].bits)), name
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from fastopt._arrays import Array, as_array, check_disjoint, out_for
+from fastopt._arrays import Array, as_array, check_disjoint, name_of, out_for
 from fastopt._random import Seed
 from fastopt.errors import ArrayError, OptionError
 from fastopt.quantization.convert import check_rules, fake
@@ -89,7 +89,7 @@ def fake_quantize(
     """
     a = as_array(x, "x", cast="float32")
     fmt = format_of(dtype)
-    result = out_for(out, "out", a.shape, a.dtype.name)
+    result = out_for(out, "out", a.shape, name_of(a.dtype))
     if fmt.kind not in ("int", "fixed"):
         if zero_point is not None or parity != "onnx":
             raise OptionError(f"zero_point, parity: are of integers, {fmt.name} has neither")
@@ -128,7 +128,7 @@ def fake_quantize(
         axis = normal_axis(axis, a.ndim)
     layout = layout_of(a.shape, axis, group_size)
     if given:
-        step = given_scale(scale, a.dtype.name, layout.scale_shape, fmt, fixed_zero=True)
+        step = given_scale(scale, name_of(a.dtype), layout.scale_shape, fmt, fixed_zero=True)
         zero = _given_zero(zero_point, fmt, step.shape)
     else:
         step, zero = choose_qparams(

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from fastopt._arrays import Array, as_array, out_for
+from fastopt._arrays import Array, as_array, name_of, out_for
 from fastopt._options import integer
 from fastopt.errors import ArrayError, DTypeError, OptionError
 from fastopt.quantization.array import QuantizedArray
@@ -19,6 +19,7 @@ from fastopt.quantization.qparams import qparams_from_range, ranges
 __all__ = ["dequantize_linear", "dynamic_quantize", "dynamic_quantize_linear", "quantize_linear"]
 
 _CODES = ("int8", "uint8", "int16", "uint16", "int32", "uint32")
+_LIMITS = {name: (float(np.iinfo(name).min), float(np.iinfo(name).max)) for name in _CODES}
 _NIBBLES = {"int4": "int8", "uint4": "uint8"}  # ml_dtypes' 4-bit types, one code a byte
 _FLOAT8 = ("float8_e4m3fn", "float8_e5m2")
 # Elements of the blocks of rows that dynamic_quantize reads twice: they stay in the L2 cache.
@@ -80,11 +81,9 @@ def quantize_linear(
     [1, 3, 255]
     """
     a = as_array(x, "x", cast="float32")
-    s = as_array(scale, "scale", cast=a.dtype.name).astype(a.dtype, copy=False)
+    s = as_array(scale, "scale", cast=name_of(a.dtype)).astype(a.dtype, copy=False)
     check_rules("nearest", parity)
-    wanted = (
-        output_dtype if zero_point is None else getattr(zero_point, "dtype", np.dtype(int)).name
-    )
+    wanted = output_dtype if zero_point is None else _dtype_name(zero_point)
     if wanted in _FLOAT8:
         _zero_only(zero_point)
         if parity != "onnx":
@@ -109,9 +108,9 @@ def quantize_linear(
     else:
         zero = _codes(zero_point, "zero_point", s.shape)
     layout, s, zero = _scales(a.shape, s, zero, axis, block_size)
-    result = out_for(out, "out", a.shape, zero.dtype.name)
-    info = np.iinfo(zero.dtype)
-    encode(result, a, s, zero, layout, float(info.min), float(info.max), threads, parity=parity)
+    result = out_for(out, "out", a.shape, name_of(zero.dtype))
+    low, high = _LIMITS[name_of(zero.dtype)]
+    encode(result, a, s, zero, layout, low, high, threads, parity=parity)
     return result
 
 
@@ -156,7 +155,7 @@ def dequantize_linear(
     [-0.5, 1.0]
     """
     s = as_array(scale, "scale", cast="float32")
-    given = getattr(x, "dtype", np.dtype(int)).name
+    given = _dtype_name(x)
     half = getattr(scale, "dtype", None) == np.float16
     if given in _FLOAT8:
         _zero_only(zero_point)
@@ -181,7 +180,7 @@ def dequantize_linear(
                 f"zero_point: expected the dtype of x {codes.dtype}, got {zero.dtype}"
             )
     layout, s, zero = _scales(codes.shape, s, zero, axis, block_size)
-    result = out_for(out, "out", codes.shape, s.dtype.name)
+    result = out_for(out, "out", codes.shape, name_of(s.dtype))
     decode(result, codes, s, zero, layout, threads)
     return result
 
@@ -302,6 +301,12 @@ def dynamic_quantize(
         width,
         symmetric,
     )
+
+
+def _dtype_name(a: Any) -> str:
+    """Name of a NumPy dtype, "" where there is none (a torch tensor, a list)."""
+    dtype = getattr(a, "dtype", None)
+    return name_of(dtype) if isinstance(dtype, np.dtype) else ""
 
 
 def _zero_only(zero_point: Any) -> None:
