@@ -34,7 +34,7 @@ class LeastSquares(LinearEstimator):
         return 0.0
 
     def fit(self: Self, X: Any, y: Any, sample_weight: Any = None) -> Self:
-        """Fit the coefficients to X (n, d) and y (n,) or (n, k); returns the estimator."""
+        """Fit to X (n, d), dense, sparse or mapped, and y (n,) or (n, k); returns itself."""
         solver = Solver.of(self, SOLVERS)
         x = check_x(X, finite=False)
         targets = check_y(y, len(x), multi=True)

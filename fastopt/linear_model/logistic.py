@@ -97,7 +97,7 @@ class LogisticRegression(LinearEstimator, ClassifierFace):
         self._keep_parameters(locals())
 
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> LogisticRegression:
-        """Fit to X (n, d) and the labels y (n,); returns the estimator."""
+        """Fit to X (n, d), dense, sparse or mapped, and the labels y (n,); returns itself."""
         solver = Solver.of(self, SOLVERS)
         share = {None: 0.0, "l2": 0.0, "l1": 1.0}.get(self.penalty, self.l1_ratio)
         if self.penalty is not None:

@@ -126,7 +126,7 @@ class SGDRegressor(SGD):
         self._keep_parameters(locals())
 
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> SGDRegressor:
-        """Fit to X (n, d) and y (n,); returns the estimator."""
+        """Fit to X (n, d), dense, sparse or mapped, and y (n,); returns itself."""
         return self._fit(X, y, sample_weight, partial=False)
 
     def partial_fit(self, X: Any, y: Any, sample_weight: Any = None) -> SGDRegressor:
@@ -236,7 +236,7 @@ class SGDClassifier(SGD, ClassifierFace):
         self._keep_parameters(locals())
 
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> SGDClassifier:
-        """Fit to X (n, d) and the labels y (n,); returns the estimator."""
+        """Fit to X (n, d), dense, sparse or mapped, and the labels y (n,); returns itself."""
         return self._fit(X, y, None, sample_weight, partial=False)
 
     def partial_fit(
