@@ -131,6 +131,18 @@ def test_overlap_nan_and_out() -> None:
     with pytest.raises(ArrayError, match="p: shares memory with g"):
         check_disjoint([("p", a[:6])], [("g", a[5:])])
     check_disjoint([("p", a[:5])], [("g", a[5:])])
+    block = np.zeros((40, 10))
+    parts = [(f"p[{i}]", block[i]) for i in range(30)]
+    reads = [("g", block[30:]), ("g again", block[30:]), ("h", block[35]), ("none", block[:0])]
+    check_disjoint(parts, reads)  # many: sorted; inputs may share memory with each other
+    for written, read, match in (
+        ([*parts, ("q", block[3:5])], reads, r"p\[3\]: shares memory with q"),
+        (parts, [*reads, ("all", block)], r"shares memory with all"),
+        (parts, [*reads, ("column", block[5:, 3])], r"p\[\d+\]: shares memory with column"),
+        (parts, [*reads, ("back", block[20::-1, ::-1])], "shares memory with back"),
+    ):
+        with pytest.raises(ArrayError, match=match):
+            check_disjoint(written, read)
     with pytest.raises(ArrayError, match="x: holds NaN"):
         check_finite(np.array([1.0, np.nan]), "x")
     assert out_for(None, "out", (2, 3), "int8").shape == (2, 3)

@@ -268,3 +268,25 @@ def test_muon_is_torchs():
         steps(opt, [p], 10, schedule=schedule)
         ends.append(p.detach())
     assert (ends[0] - ends[1]).abs().max() < 0.05 * (ends[0] - start).abs().max()
+
+
+def test_hooks_and_profiles_see_the_step():
+    w = torch.zeros(3, requires_grad=True)
+    opt, seen = fast.SGD([w], lr=1.0), []
+    w.grad = torch.ones(3)
+    before = opt.register_step_pre_hook(lambda *_: seen.append("before"))
+    after = opt.register_step_post_hook(lambda *_: seen.append("after"))
+    opt.step()
+    before.remove()
+    after.remove()
+    opt.step()
+    from torch.optim.optimizer import register_optimizer_step_post_hook
+
+    every = register_optimizer_step_post_hook(lambda *_: seen.append("all"))
+    opt.step()
+    every.remove()
+    assert seen == ["before", "after", "all"]
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        opt.step()
+    assert any("Optimizer.step#SGD.step" in e.key for e in profile.key_averages())
+    assert (w == -4).all()

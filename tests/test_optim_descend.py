@@ -57,7 +57,7 @@ def test_bowl(optimizer, lr, dtype):
 
 @pytest.mark.parametrize(
     ("optimizer", "lr", "most"),
-    [("lbfgs", None, 60), ("gd", "bb", 200), ("nesterov", None, 600), ("nesterov", 1e-4, 1500)],
+    [("lbfgs", None, 60), ("gd", "bb", 120), ("nesterov", None, 600), ("nesterov", 1e-4, 1500)],
 )
 def test_rosenbrock(optimizer, lr, most):
     res = descend(rosenbrock, [-1.2, 1.0], optimizer=optimizer, lr=lr, max_iter=most)
@@ -80,6 +80,18 @@ def test_lbfgs_needs_about_as_many_evaluations_as_scipy():
         assert res.converged
         assert res.fun <= theirs.fun + 1e-12
         assert res.n_evals <= 1.5 * theirs.nfev + 10
+
+
+@pytest.mark.parametrize(("condition", "most"), [(1e2, 130), (1e3, 450), (1e4, 1500)])
+def test_barzilai_borwein_on_ill_conditioned_bowls(condition, most):
+    """About the iterations of conjugate directions, where steepest descent needs the condition
+    number itself; few trial points are refused."""
+    a = np.logspace(0, np.log10(condition), 1000)
+    res = descend(
+        lambda x: (0.5 * (a * x * x).sum(), a * x), np.ones(1000), lr="bb", max_iter=most
+    )
+    assert res.converged
+    assert res.n_evals < 1.3 * res.n_iter
 
 
 def test_least_squares_line():

@@ -26,6 +26,7 @@ METHODS = ("gd", "momentum", "nesterov", "adam", "lbfgs")
 ARMIJO = 1e-4  # share of the predicted decrease that a step must bring (Nocedal & Wright, eq. 3.6)
 CURVATURE = 0.9  # share of the slope that may be left at a step's end (ibid., eq. 3.7b)
 MEMORY = 10  # pairs that L-BFGS keeps
+SHORT = 6  # short steps that Barzilai-Borwein keeps
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,8 @@ def descend(
     -----
     A later value that is not finite ends the run with the best point so far (fixed steps) or is
     stepped back from (line searches). Deterministic. Sources: backtracking, Armijo 1966; "bb",
-    Barzilai and Borwein 1988 with the nonmonotone search of Raydan 1997; nesterov, Beck and
+    Barzilai and Borwein 1988 with the nonmonotone search of Raydan 1997 and the short steps of
+    Bonettini, Zanella and Zanni 2009; nesterov, Beck and
     Teboulle 2009 (FISTA) with the restarts of O'Donoghue and Candes 2015; lbfgs, Nocedal and
     Wright 2006, algorithms 7.4, 3.5 and 3.6.
 
@@ -308,8 +310,12 @@ def _backtracking(evaluate: Evaluate, x: Array, f: float, g: Array) -> Iterator[
 
 
 def _barzilai_borwein(evaluate: Evaluate, x: Array, f: float, g: Array) -> Iterator[Point]:
-    """Steps s's/s'y, accepted against the worst of the last ten values."""
+    """Steps s's/s'y, or the smallest of the last s'y/y'y where the two differ (ABBmin with the
+    adaptive threshold of Bonettini, Zanella and Zanni 2009); accepted against the worst of the
+    last ten values."""
     t, recent = _first_step(x, g), [f]
+    short: list[float] = []
+    alike = 0.5  # share of the long step from which on the short one counts as as long
     while True:
         found = _armijo(evaluate, x, max(recent), g, t)
         if found is None:
@@ -317,7 +323,15 @@ def _barzilai_borwein(evaluate: Evaluate, x: Array, f: float, g: Array) -> Itera
         (x_new, f, g_new), t = found
         s, y = x_new - x, g_new - g
         curvature = _dot(s, y)
-        t = min(max(_dot(s, s) / curvature, 1e-10), 1e10) if curvature > 0 else 4 * t
+        if curvature > 0:
+            long = min(max(_dot(s, s) / curvature, 1e-10), 1e10)
+            short = [*short[1 - SHORT :], min(max(curvature / _dot(y, y), 1e-10), 1e10)]
+            if short[-1] < alike * long:
+                t, alike = min(short), 0.9 * alike
+            else:
+                t, alike = long, 1.1 * alike
+        else:
+            t, short = 4 * t, []
         x, g, recent = x_new, g_new, [*recent[-9:], f]
         yield x, f, g
 
