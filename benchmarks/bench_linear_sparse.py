@@ -59,11 +59,10 @@ def epoch(threads: int, skewed: bool) -> dict[str, Contender]:
         return SGDClassifier("log_loss", batch_size=32, local_workers=threads, threads=threads,
                              **common, **options)  # fmt: skip
 
-    schedules = [("cosine", 0.5), ("invscaling", 0.05), ("invscaling", 0.15)]
     options = [
-        {"eta0": 32 * step, "learning_rate": name, "power_t": power}
-        for name, power in schedules
-        for step in (1.0, 1.4, 2.0, 2.8)
+        {"eta0": 32 * step, "learning_rate": "invscaling", "power_t": power}
+        for power in (0.05, 0.1, 0.15, 0.2)
+        for step in (0.85, 1.0, 1.2, 1.45, 1.75, 2.1)
     ]
     contenders = {"fastopt": tuned(make, options, x, y, "fastopt")}
     if sklearn := peer("sklearn.linear_model"):
@@ -73,8 +72,8 @@ def epoch(threads: int, skewed: bool) -> dict[str, Contender]:
 
         options = [
             {"eta0": step, "learning_rate": "invscaling", "power_t": power}
-            for power in (0.05, 0.1)
-            for step in (1.0, 1.4, 2.0, 2.8)
+            for power in (0.05, 0.1, 0.15)
+            for step in (1.0, 1.2, 1.45, 1.75, 2.1)
         ]
         contenders["scikit-learn"] = tuned(theirs, options, x, y, "scikit-learn")
     return contenders

@@ -154,6 +154,40 @@ def test_waiting_decay_and_thresholds_equal_dense_steps(dtype, l2, l1):
             assert l1 == 0 or ((got == 0) == (want == 0)).mean() > 0.99
 
 
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize(("l2", "l1"), [(0, 0), (0.3, 0.003)])
+def test_lazy_workers_moves_are_added_up(dtype, l2, l1):
+    """Three workers with a segment each: alone they end where their moves come from."""
+    dense_x, m = sparse(192, 3000, dtype, share=0.003)
+    y = np.random.default_rng(0).choice([-1, 1], 192).astype(dtype)
+    problem = Problem(check_x(m), y, None, "log_loss", l2=l2, l1=l1)
+    start = problem.pack(np.random.default_rng(2).standard_normal((1, 3000)) * 0.1, np.zeros(1))
+
+    def ends(rows, workers, threads):
+        run = Stochastic(problem, "sgd", 2, 0, shuffle=False, n_workers=workers, threads=threads)
+        run.rows = rows
+        run.start(start)
+        x = problem.x
+        order, lr = run.entries.copy(), np.full(-(-len(run.entries) // 2), 0.5)
+        stiff = run._stiffness(x) if workers > 1 else None
+        linear_sparse.sgd_epoch(
+            run.slab, run.steps, x.data, x.indices, x.indptr, 3000, y, None, order, lr, 1, 1, 2,
+            32, 4, 0, 0.1, True, 0, l2, l1, 0.9, 0.999, 1e-8, False, True, stiff, 0.4, threads,
+        )  # fmt: skip
+        return run.slab[:, 0].copy(), stiff
+
+    moves = sum(ends(np.arange(a, a + 64), 1, 1)[0][0] - start for a in (0, 64, 128))
+    both = [ends(None, 3, t) for t in (1, 2)]
+    got, stiff = both[0]
+    assert (got == got[0]).all()
+    assert got.tobytes() == both[1][0].tobytes()
+    factor = np.full(len(start), 1 / 3)
+    factor[: len(stiff)] += (1 - 1 / 3) / (1 + 1.5 * stiff.astype(float) * 32 * 0.5)
+    np.testing.assert_allclose(got[0], start + factor * moves, atol=10 * TOLERANCE[dtype])
+    square = 0.25 * (dense_x.astype(float) ** 2).mean(axis=0)
+    assert np.corrcoef(stiff[:3000], square)[0, 1] > 0.2
+
+
 def test_lazy_walk_with_more_rows_than_a_tile_and_the_intercepts_cap():
     dense_x, m = sparse(300, 5000, share=0.0004)
     y = np.random.default_rng(0).standard_normal(300)
@@ -314,7 +348,7 @@ def test_kernel_doors_refuse_what_does_not_fit():
         linear_sparse.product(out, data, indices, np.array([0, 3]), w.astype("float32"), 1)
     slab, steps, y = np.zeros((1, 4, 16)), np.zeros((1, 2), np.int64), np.ones(1)
     rest = (1, y, None, np.array([1]), np.ones(1), 1, 1, 1, 1, 0, 0, 0.1, True, 0, 0.0, 0.0, 0.9,
-            0.999, 1e-8, False, True, np.inf, 1)  # fmt: skip
+            0.999, 1e-8, False, True, None, np.inf, 1)  # fmt: skip
     with pytest.raises(IndexError, match="order"):
         linear_sparse.sgd_epoch(slab, steps, data, indices, np.array([0, 3]), *rest)
 

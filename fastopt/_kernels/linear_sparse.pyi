@@ -29,6 +29,7 @@ def sgd_epoch(
     eps: float,
     average: bool,
     lazy: bool,
+    stiff: NDArray[Any] | None,
     cap: float,
     threads: int,
 ) -> tuple[float, float, int]: ...

@@ -6,6 +6,7 @@ gradient descent tricks", 2012), and the L1 soft thresholds of the steps since a
 seen, which add up, in units of v, to one (Langford, Li & Zhang, JMLR 10, 2009; the cumulative
 penalty of Tsuruoka et al., ACL 2009, without its clipping). Every other rule, and averaging, adds
 the batch's gradient up in a dense vector and takes the dense step.
+Workers are local SGD as there, except that lazy ones are not averaged but added up (``mix``).
 Columns may come in any order and more than once in a row. Indices are read as 32 bits, of 64-bit
 ones the low half; who calls has checked them.
 """
@@ -21,7 +22,7 @@ from fastopt._kernels._args cimport data_of
 from fastopt._kernels.linear_csr cimport (
     FO_CHUNK, FO_ONE_VS_REST, FO_SOFTMAX, Rows, Sums, Tile, collect, dot, slopes, spread,
 )
-from fastopt._kernels.linear_step cimport ADAM, SGD, Rule, real, soft, update
+from fastopt._kernels.linear_step cimport ADAM, SGD, Rule, meet, real, soft, update
 
 cnp.import_array()
 
@@ -151,27 +152,6 @@ cdef void walk_lazily(
     finish(w, coef, scale, seen, sum_l1, l1)
 
 
-cdef void meet(
-    real* slab, Py_ssize_t n_workers, Py_ssize_t length, Py_ssize_t first, Py_ssize_t sync,
-    Py_ssize_t last, int which,
-) noexcept nogil:
-    """Average one row of the slab over the workers, each by the batches it just did."""
-    cdef Py_ssize_t p, j
-    cdef double total = last - first
-    cdef real* mean = slab + which * length
-    cdef real* other
-    cdef real share
-    for p in range(n_workers):
-        share = <real> (min(sync, max(0, last - first - p * sync)) / total)
-        other = slab + (p * N_SLABS + which) * length
-        for j in range(length):
-            mean[j] = other[j] * share if p == 0 else mean[j] + other[j] * share
-    for p in range(1, n_workers):
-        other = slab + (p * N_SLABS + which) * length
-        for j in range(length):
-            other[j] = mean[j]
-
-
 cdef inline void segment(
     const Rows* f, const int64_t* order, Py_ssize_t entries, Py_ssize_t size, const double* lr,
     Py_ssize_t first, Py_ssize_t last, real* slab, Py_ssize_t length, const Rule* rule,
@@ -186,10 +166,13 @@ cdef inline void segment(
 cdef int epoch(
     const Rows* f, const int64_t* order, Py_ssize_t entries, Py_ssize_t size, const double* lr,
     real* slab, Py_ssize_t length, Py_ssize_t n_workers, Py_ssize_t sync, const Rule* rule,
-    int64_t* steps, char* scratch, Py_ssize_t room, bint lazy, Sums* total, int threads,
+    int64_t* steps, char* scratch, Py_ssize_t room, bint lazy, const real* stiff, real* before,
+    Sums* total, int threads,
 ) except -1 nogil:
-    cdef Py_ssize_t n_batches = (entries + size - 1) // size, first = 0, last, p
-    cdef double polled = fo_seconds(), now
+    cdef Py_ssize_t n_batches = (entries + size - 1) // size, first = 0, last, p, b
+    cdef double polled = fo_seconds(), now, rates
+    for p in range(length if stiff != NULL else 0):
+        before[p] = slab[p]
     while first < n_batches:
         last = min(n_batches, first + n_workers * sync)
         if threads == 1 or n_workers == 1:
@@ -202,12 +185,17 @@ cdef int epoch(
                 segment(f, order, entries, size, lr, min(last, first + p * sync),
                         min(last, first + p * sync + sync), slab + p * N_SLABS * length, length,
                         rule, steps + 2 * p, scratch + p * room, lazy, total + p)
-        if n_workers > 1:
-            meet(slab, n_workers, length, first, sync, last, WEIGHT)
+        if n_workers > 1 and stiff != NULL:
+            rates = 0
+            for b in range(first, last):
+                rates += lr[b] / n_workers
+            mix(slab, n_workers, length, stiff, f.k * f.pad, rates, before)
+        elif n_workers > 1:
+            meet(slab, n_workers, N_SLABS, length, first, sync, last, WEIGHT)
             if rule.kind != SGD:
-                meet(slab, n_workers, length, first, sync, last, FIRST)
+                meet(slab, n_workers, N_SLABS, length, first, sync, last, FIRST)
             if rule.kind == ADAM:
-                meet(slab, n_workers, length, first, sync, last, SECOND)
+                meet(slab, n_workers, N_SLABS, length, first, sync, last, SECOND)
         first = last
         now = fo_seconds()
         if now - polled > POLL_S:
@@ -309,13 +297,14 @@ def sgd_epoch(
     weights, cnp.ndarray order not None, cnp.ndarray lr not None, Py_ssize_t k, Py_ssize_t group,
     Py_ssize_t size, Py_ssize_t sync, int loss, int targets, double epsilon, bint intercept,
     int kind, double l2, double l1, double momentum, double beta2, double eps, bint average,
-    bint lazy, double cap, int threads,
+    bint lazy, stiff, double cap, int threads,
 ):
     """In place: the batches of one epoch on slab (n_workers, 4, length), as linear.sgd_epoch.
 
     data (nnz,), indices (nnz,) int32 or int64, indptr (n + 1,) int64: the n rows of d columns.
     lazy: plain SGD without averaging touches only the columns that occur. cap: the intercepts' step
     is at most that: their column is in every row, so that steps made for rare columns shake them.
+    stiff (k pad,) or None: curvature of each weight, for lazy workers to add their moves up by.
     Returns (sum of the losses as seen before each step, sum of weights, 1 if a margin was not
     finite). A signal's exception leaves whole steps.
     """
@@ -345,7 +334,12 @@ def sgd_epoch(
         room += k * f.pad * sizeof(double) if l1 > 0 else 0
     else:
         room = length * sizeof(double) + tile
-    cdef char* scratch = <char*> calloc(n_workers, room)
+    cdef void* h = NULL
+    if stiff is not None:
+        h = data_of(<cnp.ndarray?> stiff, typenum, k * f.pad, False, "stiff")
+    room = (room + 7) // 8 * 8
+    cdef char* scratch = <char*> calloc(n_workers * room + length * sizeof(double), 1)
+    cdef void* before = scratch + n_workers * room
     if scratch == NULL:
         raise MemoryError
     memset(sums_of, 0, sizeof(sums_of))
@@ -353,10 +347,12 @@ def sgd_epoch(
         with nogil:
             if typenum == cnp.NPY_FLOAT:
                 epoch(&f, path, entries, size, rate, <float*> state, length, n_workers, sync,
-                      &rule, count, scratch, room, lazy, sums_of, threads)
+                      &rule, count, scratch, room, lazy, <const float*> h, <float*> before, sums_of,
+                      threads)
             else:
                 epoch(&f, path, entries, size, rate, <double*> state, length, n_workers, sync,
-                      &rule, count, scratch, room, lazy, sums_of, threads)
+                      &rule, count, scratch, room, lazy, <const double*> h, <double*> before, sums_of,
+                      threads)
         return result(sums_of, n_workers)
     finally:
         free(scratch)

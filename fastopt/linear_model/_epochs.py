@@ -15,7 +15,7 @@ from fastopt.linear_model._estimator import (
     key_of_state,
     warn_not_converged,
 )
-from fastopt.linear_model._rows import CSR, Rows, matmul, take_rows
+from fastopt.linear_model._rows import Rows, matmul, take_rows
 from fastopt.linear_model._solve import first_rate
 from fastopt.linear_model._train import (
     LOCAL_WORK,
@@ -109,8 +109,7 @@ class SGD(LinearEstimator):
         size = self.batch_size or (32 if problem.n < 8192 else 128)
         workers = self.local_workers
         if workers is None:
-            split = problem.size >= LOCAL_WORK and not isinstance(problem.x, CSR)
-            workers = 4 if split else 1
+            workers = 1 if problem.size < LOCAL_WORK else 4
         return Stochastic(
             problem,
             self.solver,

@@ -225,6 +225,7 @@ class Stochastic:
     slab: Array = field(default_factory=lambda: np.empty(0))
     steps: Array = field(default_factory=lambda: np.empty(0))
     group: int = 1
+    stiff: Array | None = None
 
     def __post_init__(self) -> None:
         p = self.problem
@@ -342,5 +343,21 @@ class Stochastic:
         lazy = self.rule == "sgd" and not average and rare
         return linear_sparse.sgd_epoch(
             self.slab, self.steps, x.data, x.indices, x.indptr, p.d, *rest, lazy,
-            CALM / curvature, threads,
+            self._stiffness(x) if lazy and self.n_workers > 1 else None, CALM / curvature, threads,
         )  # fmt: skip
+
+    def _stiffness(self, x: CSR) -> Array:
+        """Bound on the curvature of each weight, packed: the loss's times the columns' mean
+        squares, from a sixteenth of the rows in runs; made once."""
+        if self.stiff is None:
+            p = self.problem
+            squares, seen = np.zeros(p.pad), 0
+            for part in range(16):
+                first = p.n * part // 16
+                last = first + -(-p.n // 256)
+                a, b = int(x.indptr[first]), int(x.indptr[min(last, p.n)])
+                squares += np.bincount(x.indices[a:b], x.data[a:b] ** 2, p.pad)
+                seen += min(last, p.n) - first
+            row = (squares * (LOSSES[p.loss][1] / seen)).astype(x.dtype)
+            self.stiff = np.tile(row, p.n_outputs)
+        return self.stiff
