@@ -236,12 +236,12 @@ def _under_scales(
     if group_size is None:
         return np.asarray(operation(x, scale.reshape(-1, *(1,) * (x.ndim - 1 - at))))
     before, whole = (slice(None),) * at, x.shape[at] // group_size  # groups of full length
-    full = x[(*before, slice(0, whole * group_size))]
+    most, groups = (*before, slice(0, whole * group_size)), (*before, slice(0, whole))
+    rest, last = (*before, slice(whole * group_size, None)), (*before, slice(whole, None))
+    full = x[most]
     shape = (*x.shape[:at], whole, group_size, *x.shape[at + 1 :])
-    spread = np.expand_dims(scale[(*before, slice(0, whole))], at + 1)
+    spread = np.expand_dims(scale[groups], at + 1)
     result = operation(full.reshape(shape), spread).reshape(full.shape)
     if full.shape == x.shape:
         return np.asarray(result)
-    rest = (*before, slice(whole * group_size, None))
-    last = operation(x[rest], scale[(*before, slice(whole, None))])
-    return np.concatenate([result, last], axis=at)
+    return np.concatenate([result, operation(x[rest], scale[last])], axis=at)
