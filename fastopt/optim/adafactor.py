@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from fastopt._arrays import Array
 from fastopt._options import number
 from fastopt.errors import DTypeError
-from fastopt.optim.groups import Params, Validator, flag, non_negative
+from fastopt.optim.groups import Params, Shared, Validator, flag, non_negative
 from fastopt.optim.optimizer import Optimizer
 from fastopt.optim.state import Kept
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 __all__ = ["Adafactor"]
 
@@ -94,17 +97,9 @@ class Adafactor(Optimizer):
         weight_decay: float = 0.0,
         *,
         maximize: bool = False,
-        **shared: Any,
+        **shared: Unpack[Shared],
     ) -> None:
-        defaults = {
-            "lr": lr,
-            "beta2_decay": beta2_decay,
-            "eps": eps,
-            "d": d,
-            "weight_decay": weight_decay,
-            "maximize": maximize,
-        }
-        super().__init__(params, defaults, **shared)
+        super().__init__(params, locals(), **shared)
 
     def _rule(self, group: Mapping[str, Any]) -> str:
         return "adafactor"

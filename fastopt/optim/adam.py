@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from fastopt.optim.groups import Params, Validator, betas, flag, non_negative
+from fastopt.optim.groups import Params, Shared, Validator, betas, flag, non_negative
 from fastopt.optim.optimizer import Optimizer
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 __all__ = ["Adam", "AdamW"]
 
@@ -80,18 +83,9 @@ class Adam(Optimizer):
         *,
         maximize: bool = False,
         decoupled_weight_decay: bool = False,
-        **shared: Any,
+        **shared: Unpack[Shared],
     ) -> None:
-        defaults = {
-            "lr": lr,
-            "betas": betas,
-            "eps": eps,
-            "weight_decay": weight_decay,
-            "amsgrad": amsgrad,
-            "maximize": maximize,
-            "decoupled_weight_decay": decoupled_weight_decay,
-        }
-        super().__init__(params, defaults, **shared)
+        super().__init__(params, locals(), **shared)
 
     def _rule(self, group: Mapping[str, Any]) -> str:
         return "adam_amsgrad" if group["amsgrad"] else "adam"
@@ -137,7 +131,7 @@ class AdamW(Adam):
         amsgrad: bool = False,
         *,
         maximize: bool = False,
-        **shared: Any,
+        **shared: Unpack[Shared],
     ) -> None:
         super().__init__(
             params,

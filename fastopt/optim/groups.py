@@ -5,27 +5,48 @@ from __future__ import annotations
 import copy
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypedDict
 
 import numpy as np
 
 from fastopt._arrays import Array, as_array, as_target
 from fastopt._options import number
+from fastopt._random import Seed
 from fastopt.errors import ArrayError, DTypeError, OptionError
 
 __all__ = [
     "ParamGroup",
     "Params",
+    "Shared",
     "Validator",
     "betas",
     "flag",
     "fraction",
     "non_negative",
+    "positive",
     "real",
 ]
 
 Params: TypeAlias = "Any"
 Validator: TypeAlias = "Callable[[Any], Any]"
+
+
+class Shared(TypedDict, total=False):
+    """What every optimizer takes besides its own options; :class:`Optimizer` says what it does."""
+
+    state_dtype: str
+    max_grad_norm: float | None
+    on_nonfinite: str
+    zero_grads: bool
+    ema_decay: float | None
+    copy_out: Any
+    schedule: Callable[[int], float] | None
+    seed: Seed
+    threads: int | None
+
+
+def positive(name: str) -> Validator:
+    return lambda value: number(value, name, low=0.0, low_open=True)
 
 
 def non_negative(name: str) -> Validator:

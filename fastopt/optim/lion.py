@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from fastopt.optim.groups import Params, Validator, betas, flag, non_negative
+from fastopt.optim.groups import Params, Shared, Validator, betas, flag, non_negative
 from fastopt.optim.optimizer import Optimizer
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 __all__ = ["Lion"]
 
@@ -59,10 +62,9 @@ class Lion(Optimizer):
         weight_decay: float = 0.0,
         *,
         maximize: bool = False,
-        **shared: Any,
+        **shared: Unpack[Shared],
     ) -> None:
-        defaults = {"lr": lr, "betas": betas, "weight_decay": weight_decay, "maximize": maximize}
-        super().__init__(params, defaults, **shared)
+        super().__init__(params, locals(), **shared)
 
     def _rule(self, group: Mapping[str, Any]) -> str:
         return "lion"

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from fastopt.optim.groups import Params, Validator, betas, flag, non_negative
+from fastopt.optim.groups import Params, Shared, Validator, betas, flag, non_negative
 from fastopt.optim.optimizer import Optimizer
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 __all__ = ["LAMB", "Adamax", "NAdam", "RAdam"]
 
@@ -83,18 +86,9 @@ class NAdam(_Moments):
         decoupled_weight_decay: bool = False,
         *,
         maximize: bool = False,
-        **shared: Any,
+        **shared: Unpack[Shared],
     ) -> None:
-        defaults = {
-            "lr": lr,
-            "betas": betas,
-            "eps": eps,
-            "weight_decay": weight_decay,
-            "momentum_decay": momentum_decay,
-            "maximize": maximize,
-            "decoupled_weight_decay": decoupled_weight_decay,
-        }
-        super().__init__(params, defaults, **shared)
+        super().__init__(params, locals(), **shared)
 
     def _rule(self, group: Mapping[str, Any]) -> str:
         return "nadam"
@@ -145,17 +139,9 @@ class RAdam(_Moments):
         decoupled_weight_decay: bool = False,
         *,
         maximize: bool = False,
-        **shared: Any,
+        **shared: Unpack[Shared],
     ) -> None:
-        defaults = {
-            "lr": lr,
-            "betas": betas,
-            "eps": eps,
-            "weight_decay": weight_decay,
-            "maximize": maximize,
-            "decoupled_weight_decay": decoupled_weight_decay,
-        }
-        super().__init__(params, defaults, **shared)
+        super().__init__(params, locals(), **shared)
 
     def _rule(self, group: Mapping[str, Any]) -> str:
         return "radam"
@@ -199,16 +185,9 @@ class Adamax(_Moments):
         weight_decay: float = 0.0,
         *,
         maximize: bool = False,
-        **shared: Any,
+        **shared: Unpack[Shared],
     ) -> None:
-        defaults = {
-            "lr": lr,
-            "betas": betas,
-            "eps": eps,
-            "weight_decay": weight_decay,
-            "maximize": maximize,
-        }
-        super().__init__(params, defaults, **shared)
+        super().__init__(params, locals(), **shared)
 
     def _rule(self, group: Mapping[str, Any]) -> str:
         return "adamax"
@@ -258,16 +237,9 @@ class LAMB(_Moments):
         weight_decay: float = 0.0,
         *,
         maximize: bool = False,
-        **shared: Any,
+        **shared: Unpack[Shared],
     ) -> None:
-        defaults = {
-            "lr": lr,
-            "betas": betas,
-            "eps": eps,
-            "weight_decay": weight_decay,
-            "maximize": maximize,
-        }
-        super().__init__(params, defaults, **shared)
+        super().__init__(params, locals(), **shared)
 
     def _rule(self, group: Mapping[str, Any]) -> str:
         return "lamb"

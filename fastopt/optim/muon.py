@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -12,8 +12,11 @@ from fastopt._arrays import Array
 from fastopt._kernels import update
 from fastopt._options import choice, integer, number
 from fastopt.errors import ArrayError, ConcurrentUseError, DTypeError
-from fastopt.optim.groups import Params, Validator, as_arrays, flag, fraction, non_negative
+from fastopt.optim.groups import Params, Shared, Validator, as_arrays, flag, fraction, non_negative
 from fastopt.optim.optimizer import Optimizer
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 __all__ = ["Muon"]
 
@@ -98,19 +101,9 @@ class Muon(Optimizer):
         eps: float = 1e-7,
         ns_steps: int = 5,
         adjust_lr_fn: str | None = None,
-        **shared: Any,
+        **shared: Unpack[Shared],
     ) -> None:
-        defaults = {
-            "lr": lr,
-            "weight_decay": weight_decay,
-            "momentum": momentum,
-            "nesterov": nesterov,
-            "ns_coefficients": ns_coefficients,
-            "eps": eps,
-            "ns_steps": ns_steps,
-            "adjust_lr_fn": adjust_lr_fn,
-        }
-        super().__init__(params, defaults, **shared)
+        super().__init__(params, locals(), **shared)
 
     def _check_groups(self, groups: Iterable[Mapping[str, Any]]) -> None:
         for group in groups:

@@ -24,6 +24,7 @@ from fastopt.optim.groups import (
     check_separate,
     flatten,
     named_targets,
+    positive,
     read_copies,
 )
 
@@ -97,7 +98,7 @@ class Optimizer:
     def __init__(
         self,
         params: Params,
-        defaults: dict[str, Any],
+        given: Mapping[str, Any],
         *,
         state_dtype: str = "float32",
         max_grad_norm: float | None = None,
@@ -109,15 +110,12 @@ class Optimizer:
         seed: Seed = 0,
         threads: int | None = None,
     ) -> None:
-        self._defaults = {k: self._options[k](v) for k, v in defaults.items()}
+        # a family hands over the locals of its constructor: its options are among them
+        self._defaults = {name: check(given[name]) for name, check in self._options.items()}
         self._state_dtype = choice(state_dtype, "state_dtype", states.STATE_DTYPES)
         if self._state_dtype != "float32" and not self._narrow_state:
             raise OptionError(f"state_dtype: {type(self).__name__} keeps its state in float32")
-        self._max_norm = (
-            0.0
-            if max_grad_norm is None
-            else number(max_grad_norm, "max_grad_norm", low=0.0, low_open=True)
-        )
+        self._max_norm = 0.0 if max_grad_norm is None else positive("max_grad_norm")(max_grad_norm)
         self._on_nonfinite = choice(on_nonfinite, "on_nonfinite", ("ignore", "skip", "raise"))
         self._zero_grads = bool(zero_grads)
         self._ema_decay = (
@@ -226,9 +224,7 @@ class Optimizer:
         if kind is not list and kind is not tuple:
             flat = flatten(grads, self._names, self._single)
         threads = 1 if self._small else resolve(self.threads, self._size, SERIAL_BELOW)
-        scale = 1.0
-        if loss_scale is not None:
-            scale = 1.0 / number(loss_scale, "loss_scale", low=0.0, low_open=True)
+        scale = 1.0 if loss_scale is None else 1.0 / positive("loss_scale")(loss_scale)
         try:
             norm = self._take(flat, scale, threads)
         except DTypeError:
@@ -239,18 +235,13 @@ class Optimizer:
         if norm != -1.0:  # somebody asked for it
             self.grad_norm = norm
             self.skipped = self._guard and not math.isfinite(norm)
-            if self.skipped:
-                self._leave_out()
-                return
-        self.n_steps += 1
-
-    def _leave_out(self) -> None:
-        if self._on_nonfinite == "raise":
-            raise DivergedError(
-                "grads: hold NaN or infinity; nothing was changed. Try a smaller lr or "
-                'max_grad_norm, or on_nonfinite="skip"'
-            )
-        self.n_skipped += 1
+            if self.skipped and self._on_nonfinite == "raise":
+                raise DivergedError(
+                    "grads: hold NaN or infinity; nothing was changed. Try a smaller lr or "
+                    'max_grad_norm, or on_nonfinite="skip"'
+                )
+        self.n_skipped += self.skipped
+        self.n_steps += not self.skipped
 
     def _take(self, flat: tuple[Any, ...], scale: float, threads: int) -> float:
         """One step; the norm of the gradients where it was asked for, else -1."""
