@@ -26,7 +26,7 @@ def run(level, out, mask, x, scale, zero, lay, rule, key=KEY, streamed=False, th
     place = (lay.rows, lay.depth, lay.width, lay.group, low, high, mode, join, times)
     if out.dtype.kind == "f":
         return k.fake(out, mask, x, scale, zero, *place, True, key, streamed, threads)
-    return k.encode(out, x, scale, zero, *place, wrap, True, key, streamed, threads)
+    return k.encode(out, x, scale, zero, *place, wrap, True, key, False, streamed, threads)
 
 
 @pytest.mark.parametrize("wrap", [False, True])

@@ -71,6 +71,7 @@ def encode(k, out, x, scale, zero, lay, low, high, streamed=False, threads=1):
         False,
         False,
         0,
+        False,
         streamed,
         threads,
     )
@@ -78,7 +79,17 @@ def encode(k, out, x, scale, zero, lay, low, high, streamed=False, threads=1):
 
 def decode(level, out, codes, scale, zero, lay, streamed=False, threads=1):
     kernel("dequantize", level).decode(
-        out, codes, scale, zero, lay.rows, lay.depth, lay.width, lay.group, streamed, threads
+        out,
+        codes,
+        scale,
+        zero,
+        lay.rows,
+        lay.depth,
+        lay.width,
+        lay.group,
+        False,
+        streamed,
+        threads,
     )
 
 
@@ -216,7 +227,7 @@ def test_kernel_refuses_what_does_not_fit(level):
     k = kernel("quantize", level)
     x, out = np.zeros(12, "f4"), np.full(12, 7, "i1")
     scale, zero = np.ones(3, "f4"), np.zeros(3, "f4")
-    good, rest = (True, 4, 3, 4), (-128, 127, 0, 0, False, False, False, 0, False, 1)
+    good, rest = (True, 4, 3, 4), (-128, 127, 0, 0, False, False, False, 0, False, False, 1)
     for args, error in [
         ((out[:6], x, scale, zero, *good), ArrayError),
         ((out, x, scale[:2], zero[:2], *good), ArrayError),
@@ -246,7 +257,7 @@ def test_kernel_refuses_what_does_not_fit(level):
             k.fake(*args, *more)
     with pytest.raises(ArrayError):
         kernel("dequantize", level).decode(
-            y, out, scale, zero.astype("i1"), True, 5, 3, 5, False, 1
+            y, out, scale, zero.astype("i1"), True, 5, 3, 5, False, False, 1
         )
     assert (y == 7).all()
 

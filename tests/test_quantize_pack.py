@@ -11,7 +11,7 @@ import fastopt
 from fastopt import quantization as Q
 from fastopt.errors import ArrayError, DTypeError, OptionError
 from tests import reference
-from tests.conftest import SIZES, Guarded, kernel
+from tests.conftest import SIZES, THREADS, Guarded, kernel, sample
 
 
 @pytest.mark.parametrize("threads", [1, 2])
@@ -31,6 +31,30 @@ def test_every_size(level, gguf, signed, threads, rng):
         k.unpack_nibbles(back.array, out.array, gguf, threads)
         np.testing.assert_array_equal(back.array, codes)
         out.check(), back.check()
+
+
+@pytest.mark.parametrize("threads", THREADS)
+@pytest.mark.parametrize("code", ["int8", "uint8"])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_packed_on_the_way(level, dtype, code, threads, rng):
+    """The conversion kernels write and read nibbles themselves."""
+    low, high = (-8, 7) if code == "int8" else (0, 15)
+    q, d = kernel("quantize", level), kernel("dequantize", level)
+    for n in (*SIZES, 200_003):
+        x = sample(n, dtype, special=n < 2000) * np.asarray(3, dtype)
+        scale, zero = np.asarray(0.7, dtype), np.asarray(3, code)
+        place = (False, max(n, 1), max(n, 1), 0)
+        wanted = reference.encode_affine(x, scale, zero, low, high)
+        values = reference.decode_affine(wanted, scale, zero)
+        for streamed in (False, True):
+            out, back = Guarded(np.full((n + 1) // 2, 7, "u1")), Guarded(np.zeros(n + 1, dtype))
+            rest = (low, high, 0, 0, False, False, False, 0, True, streamed, threads)
+            q.encode(out.array, x, scale, zero.astype(dtype), *place, *rest)
+            np.testing.assert_array_equal(out.array, reference.pack_nibbles(wanted, False))
+            made = back.array[n % 2 :][:n]  # on an odd element as well
+            d.decode(made, out.array, scale, zero, *place, True, streamed, threads)
+            np.testing.assert_array_equal(made, values)
+            out.check(), back.check()
 
 
 @pytest.mark.parametrize("name", ["int4", "uint4"])

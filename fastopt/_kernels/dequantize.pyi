@@ -11,6 +11,7 @@ def decode(
     depth: int,
     width: int,
     group: int,
+    packed: bool,
     streamed: bool,
     threads: int,
 ) -> None: ...

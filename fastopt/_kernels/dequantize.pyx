@@ -111,41 +111,64 @@ cdef void decode_span(
         start += n
 
 
+cdef inline const code* unpacked(
+    code* room, const code* q, Py_ssize_t start, Py_ssize_t stop
+) noexcept nogil:
+    """Codes of [start, stop), at most TILE, from two to a byte, the first one low; what comes back
+    is indexed as an array of whole codes would be."""
+    cdef const uint8_t* p = <const uint8_t*> q + start // 2
+    cdef Py_ssize_t k, n = (stop + 1) // 2 - start // 2
+    for k in range(n):
+        if code is int8_t:
+            room[2 * k] = ((p[k] & 15) ^ 8) - 8
+            room[2 * k + 1] = ((p[k] >> 4) ^ 8) - 8
+        elif code is uint8_t:
+            room[2 * k] = p[k] & 15
+            room[2 * k + 1] = p[k] >> 4
+    return room - start // 2 * 2
+
+
 cdef void decode_chunk(
     floating* out, const code* q, const floating* scale, const code* zero,
-    Py_ssize_t start, Py_ssize_t stop, Layout lay, bint streamed,
+    Py_ssize_t start, Py_ssize_t stop, Layout lay, bint packed, bint streamed,
 ) noexcept nogil:
     """A chunk, tile by tile; ``streamed`` sends each tile past the caches."""
     cdef floating[TILE] tile
+    cdef code[TILE + 2] part
     cdef Py_ssize_t i = start, end
-    if not streamed:
+    if not streamed and not packed:
         decode_span(out + start, q, scale, zero, start, stop, lay)
         return
     while i < stop:
         end = tile_end(out, i, stop, sizeof(floating), TILE)
-        decode_span(&tile[0], q, scale, zero, i, end, lay)
-        stream(out + i, &tile[0], (end - i) * sizeof(floating))
+        decode_span(
+            &tile[0] if streamed else out + i, unpacked(&part[0], q, i, end) if packed else q,
+            scale, zero, i, end, lay,
+        )
+        if streamed:
+            stream(out + i, &tile[0], (end - i) * sizeof(floating))
         i = end
-    stream_fence()
+    if streamed:
+        stream_fence()
 
 
 cdef int decode_all(
     floating* out, const code* q, const floating* scale, const code* zero,
-    Py_ssize_t n, Layout lay, bint streamed, int threads,
+    Py_ssize_t n, Layout lay, bint packed, bint streamed, int threads,
 ) except -1:
     cdef Py_ssize_t begin = 0, end, k
     while begin < n:
         end = min(n, begin + STEP)
         with nogil:
             if threads == 1:
-                decode_chunk(out, q, scale, zero, begin, end, lay, streamed)
+                decode_chunk(out, q, scale, zero, begin, end, lay, packed, streamed)
             else:
                 for k in prange(
                     (end - begin + CHUNK - 1) // CHUNK, num_threads=threads, schedule="dynamic"
                 ):
                     decode_chunk(
                         out, q, scale, zero, begin + k * CHUNK,
-                        min(end, begin + (k + 1) * CHUNK), lay, streamed,
+                        min(end, begin + (k + 1) * CHUNK), lay, packed, streamed,
                     )
         begin = end
         PyErr_CheckSignals()
@@ -154,28 +177,29 @@ cdef int decode_all(
 
 cdef int decode_from(
     cnp.ndarray q, cnp.ndarray zero, floating* out, const floating* scale,
-    Py_ssize_t n, Py_ssize_t parts, Layout lay, bint streamed, int threads,
+    Py_ssize_t n, Py_ssize_t parts, Layout lay, bint packed, bint streamed, int threads,
 ) except -1:
     """Pick the codes' dtype."""
-    cdef int kind = cnp.PyArray_TYPE(q)
+    cdef int kind = cnp.PyArray_TYPE(zero if packed else q)
+    cdef Py_ssize_t size = (n + 1) // 2 if packed else n
     cdef void* c
     cdef void* z
-    if kind not in CODES:
+    if kind not in CODES or (packed and kind != cnp.NPY_UINT8):
         kind = cnp.NPY_INT8  # refused just below, with the wanted dtype named
-    c = data_of(q, kind, n, False, "codes")
+    c = data_of(q, cnp.NPY_UINT8 if packed else kind, size, False, "codes")
     z = data_of(zero, kind, parts, False, "zero_point")
     if kind == cnp.NPY_INT8:
-        decode_all(out, <int8_t*> c, scale, <int8_t*> z, n, lay, streamed, threads)
+        decode_all(out, <int8_t*> c, scale, <int8_t*> z, n, lay, packed, streamed, threads)
     elif kind == cnp.NPY_UINT8:
-        decode_all(out, <uint8_t*> c, scale, <uint8_t*> z, n, lay, streamed, threads)
+        decode_all(out, <uint8_t*> c, scale, <uint8_t*> z, n, lay, packed, streamed, threads)
     elif kind == cnp.NPY_INT16:
-        decode_all(out, <int16_t*> c, scale, <int16_t*> z, n, lay, streamed, threads)
+        decode_all(out, <int16_t*> c, scale, <int16_t*> z, n, lay, packed, streamed, threads)
     elif kind == cnp.NPY_UINT16:
-        decode_all(out, <uint16_t*> c, scale, <uint16_t*> z, n, lay, streamed, threads)
+        decode_all(out, <uint16_t*> c, scale, <uint16_t*> z, n, lay, packed, streamed, threads)
     elif kind == cnp.NPY_INT32:
-        decode_all(out, <int32_t*> c, scale, <int32_t*> z, n, lay, streamed, threads)
+        decode_all(out, <int32_t*> c, scale, <int32_t*> z, n, lay, packed, streamed, threads)
     else:
-        decode_all(out, <uint32_t*> c, scale, <uint32_t*> z, n, lay, streamed, threads)
+        decode_all(out, <uint32_t*> c, scale, <uint32_t*> z, n, lay, packed, streamed, threads)
     return 0
 
 
@@ -187,11 +211,12 @@ CODES = frozenset((
 def decode(
     cnp.ndarray out not None, cnp.ndarray codes not None, cnp.ndarray scale not None,
     cnp.ndarray zero_point not None, bint rows, Py_ssize_t depth, Py_ssize_t width,
-    Py_ssize_t group, bint streamed, int threads,
+    Py_ssize_t group, bint packed, bint streamed, int threads,
 ):
-    """out = (codes - zero_point) * scale under the layout."""
+    """out = (codes - zero_point) * scale under the layout; ``packed`` codes lie two to a byte
+    (uint8), signed where the zero point is."""
     cdef Layout lay = Layout(rows, depth, width, group)
-    cdef Py_ssize_t n = cnp.PyArray_SIZE(codes)
+    cdef Py_ssize_t n = cnp.PyArray_SIZE(out)
     cdef Py_ssize_t parts = scales_of(n, lay) if n else cnp.PyArray_SIZE(scale)
     cdef void* o
     cdef const void* s
@@ -199,11 +224,11 @@ def decode(
         o = data_of(out, cnp.NPY_FLOAT64, n, True, "out")
         s = data_of(scale, cnp.NPY_FLOAT64, parts, False, "scale")
         decode_from(
-            codes, zero_point, <double*> o, <const double*> s, n, parts, lay, streamed, threads
+            codes, zero_point, <double*> o, <const double*> s, n, parts, lay, packed, streamed, threads
         )
     else:
         o = data_of(out, cnp.NPY_FLOAT32, n, True, "out")
         s = data_of(scale, cnp.NPY_FLOAT32, parts, False, "scale")
         decode_from(
-            codes, zero_point, <float*> o, <const float*> s, n, parts, lay, streamed, threads
+            codes, zero_point, <float*> o, <const float*> s, n, parts, lay, packed, streamed, threads
         )

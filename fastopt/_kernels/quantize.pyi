@@ -19,6 +19,7 @@ def encode(
     wrap: bool,
     check: bool,
     key: int,
+    packed: bool,
     streamed: bool,
     threads: int,
 ) -> bool: ...

@@ -25,7 +25,7 @@ from fastopt._kernels._layout cimport Layout, Place, place_of, scales_of, take
 from fastopt._kernels._noise cimport noise
 from fastopt._kernels._stream cimport Window, close, prefetch, stream_fence, took, window_on
 from fastopt._kernels.quantize_steps cimport (
-    BLOCK, EVEN, HALF, RANDOM, Rule, any_nan, at_once, at_random, limited, quotients, real, rounded, spread,
+    BLOCK, EVEN, HALF, RANDOM, Rule, any_nan, at_once, at_random, limited, packed_block, quotients, real, rounded, spread,
     stored
 )
 
@@ -44,6 +44,7 @@ cdef struct Plan:  # pointers and kinds of one call
     bint wide  # x is float64
     int item  # bytes of a code; 0: values come back, in x's dtype
     int size  # bytes of an element of out
+    bint packed  # two codes of one byte share one, the first one low
     bint centred  # every zero point is 0
     bint brief  # random rounding whose steps of 2**-16 fit 32 bits
     Layout lay
@@ -68,7 +69,9 @@ cdef int convert_chunk(
     cdef const real* by
     cdef const real* add
     cdef const char* x
-    cdef char* out = plan.out + start * plan.size
+    cdef uint8_t[BLOCK] nibble
+    cdef char* out = plan.out + (start * plan.size >> plan.packed)
+    cdef char* place
     cdef char* o
     cdef uint8_t* mask
     cdef Window w = window_on(out, &room[0])
@@ -76,7 +79,7 @@ cdef int convert_chunk(
     cdef Layout lay = plan.lay
     cdef Place p = place_of(start, lay)
     cdef real base = 0
-    cdef Py_ssize_t n, j, k, m, part = 0, left = 0, have = -1
+    cdef Py_ssize_t n, j, k, m, taken, part = 0, left = 0, have = -1
     cdef int size = 8 if plan.wide else 4, odd = 0
     cdef bint plain = plan.item == 1 or plan.item == 2
     cdef bint even = (
@@ -131,13 +134,15 @@ cdef int convert_chunk(
             for k in range(BLOCK):
                 inverse[k] = <real> 1 / by[k]
         x = <const char*> plan.x + start * size
-        o = w.window + w.fill if streamed else out
+        place = w.window + w.fill if streamed else out
+        taken = (n * plan.size + plan.packed) >> plan.packed
+        o = <char*> &nibble[0] if plan.packed else place
         mask = plan.mask + start if plan.mask != NULL else NULL
         if n < BLOCK:
             memset(&given[0], 0, sizeof(given))
             memcpy(&given[0], x, n * size)
             x = <const char*> &given[0]
-            o = <char*> &made[0]
+            o = <char*> &nibble[0] if plan.packed else <char*> &made[0]
             mask = &inside[0] if mask != NULL else NULL
         else:
             for k in range(<Py_ssize_t> (BLOCK * sizeof(real) // 64)):
@@ -164,13 +169,16 @@ cdef int convert_chunk(
         if not plain:
             limited(&v[0], add, mask, rule)
             stored(o, &v[0], by, add, plan.item, plan.wide)
-        if n < BLOCK:
-            memcpy(w.window + w.fill if streamed else out, o, n * plan.size)
-            if mask != NULL:
-                memcpy(plan.mask + start, mask, n)
+        if plan.packed:
+            packed_block(<uint8_t*> &made[0], <const uint8_t*> o, n)
+            memcpy(place, &made[0], taken)
+        elif n < BLOCK:
+            memcpy(place, o, taken)
+        if n < BLOCK and mask != NULL:
+            memcpy(plan.mask + start, mask, n)
         if streamed:
-            took(&w, n * plan.size, ROOM)
-        out += n * plan.size
+            took(&w, taken, ROOM)
+        out += taken
         start += n
     if streamed:
         close(&w)
@@ -242,9 +250,10 @@ def encode(
     cnp.ndarray out not None, cnp.ndarray x not None, cnp.ndarray scale not None,
     cnp.ndarray zero_point not None, bint rows, Py_ssize_t depth, Py_ssize_t width,
     Py_ssize_t group, double low, double high, int mode, int join, bint times, bint wrap,
-    bint check, uint64_t key, bint streamed, int threads,
+    bint check, uint64_t key, bint packed, bint streamed, int threads,
 ):
-    """out = codes of x under the layout, any integer of 1, 2 or 4 bytes; with check: holds x a NaN?"""
+    """out = codes of x under the layout, any integer of 1, 2 or 4 bytes, or ``packed`` two to a
+    byte (uint8); with check: holds x a NaN?"""
     cdef Plan plan
     cdef Py_ssize_t n = cnp.PyArray_SIZE(x)
     cdef int made = cnp.PyArray_TYPE(out)
@@ -252,9 +261,12 @@ def encode(
         made = cnp.NPY_INT8  # refused just below, with the wanted dtype named
     plan.lay = Layout(rows, depth, width, group)
     plan.rule = Rule(mode, join, times, wrap, check, low, high, key)
-    plan.out = <char*> data_of(out, made, n, True, "out")
+    if packed:
+        made = cnp.NPY_UINT8
+    plan.out = <char*> data_of(out, made, (n + 1) // 2 if packed else n, True, "out")
     plan.mask = NULL
     plan.item = plan.size = CODES[made]
+    plan.packed = packed
     return convert(&plan, x, scale, zero_point, n, streamed, threads) != 0
 
 
@@ -278,6 +290,7 @@ def fake(
     if mask is not None:
         plan.mask = <uint8_t*> data_of(mask, cnp.NPY_BOOL, n, True, "mask")
     plan.item = 0
+    plan.packed = False
     plan.size = 8 if wide else 4
     return convert(&plan, x, scale, zero_point, n, streamed, threads) != 0
 

@@ -2,6 +2,7 @@
 
 from libc.math cimport floor, floorf, rint, rintf, trunc, truncf
 from libc.stdint cimport int8_t, int16_t, int32_t, int64_t, uint8_t, uint32_t, uint64_t
+from libc.string cimport memcpy
 
 cdef extern from *:
     int irint "__builtin_irintf" (float x) noexcept nogil
@@ -249,3 +250,14 @@ cdef inline void stored(
     else:
         for k in range(BLOCK):
             (<float*> out)[k] = <float> ((v[k] - zero[k]) * scale[k])
+
+
+cdef inline void packed_block(uint8_t* out, const uint8_t* codes, Py_ssize_t n) noexcept nogil:
+    """HALF bytes from n <= BLOCK codes, neighbours in one byte, 0 after the last."""
+    cdef uint8_t[BLOCK] q
+    cdef Py_ssize_t k
+    memcpy(&q[0], codes, BLOCK)
+    for k in range(n, BLOCK):
+        q[k] = 0
+    for k in range(HALF):
+        out[k] = (q[2 * k] & 15) | (q[2 * k + 1] << 4)

@@ -129,9 +129,7 @@ class QuantizedArray:
             ``out`` does not fit; nothing is written.
         """
         result = out_for(out, "out", self.shape, self.scale.dtype.name)
-        narrow = self.format.kind in ("float", "codebook")
-        codes = self.codes if narrow else self.unpacked()
-        self._decode(result, codes, self.scale, self.zero_point, threads)
+        self._decode(result, self.codes, self.scale, self.zero_point, threads)
         return result
 
     def _decode(
@@ -143,7 +141,9 @@ class QuantizedArray:
             decode_narrow(out, codes, fmt, scale, self.axis, self.group_size, threads)
         else:
             layout = layout_of(out.shape, self.axis, self.group_size)
-            decode(out, codes, scale, zero, layout, threads)
+            whole = codes.shape == out.shape and codes.dtype == fmt.storage
+            packed = fmt.packed and not whole
+            decode(out, codes, scale, zero, layout, threads, packed=packed)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
         if copy is False:

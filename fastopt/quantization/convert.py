@@ -80,10 +80,12 @@ def encode_rounded(
     *,
     parity: str = "onnx",
     check: bool = False,
+    packed: bool = False,
 ) -> bool:
     """As :func:`encode` with any rounding and overflow rule; with ``check``: holds x a NaN?
 
-    Computes in x's dtype, or in float64 for 32-bit codes.
+    Computes in x's dtype, or in float64 for 32-bit codes. ``packed``: out holds 4-bit codes two to
+    a byte, the first one low.
     """
     check_disjoint([("out", out)], [("x", x), ("scale", scale), ("zero_point", zero_point)])
     join = _AFTER
@@ -107,6 +109,7 @@ def encode_rounded(
         overflow == "wrap",
         check,
         key_of(seed) if rounding == "stochastic" else 0,
+        packed,
         x.nbytes + out.nbytes >= STREAM_FROM,
         _threads.resolve(threads, x.size),
     )
@@ -160,8 +163,11 @@ def decode(
     zero_point: Array,
     layout: Layout,
     threads: int | None,
+    *,
+    packed: bool = False,
 ) -> None:
-    """out = (codes - zero_point) * scale; arrays checked by the caller."""
+    """out = (codes - zero_point) * scale; arrays checked by the caller. ``packed``: two 4-bit
+    codes a byte, the first one low."""
     check_disjoint(
         [("out", out)], [("codes", codes), ("scale", scale), ("zero_point", zero_point)]
     )
@@ -174,6 +180,7 @@ def decode(
         layout.depth,
         layout.width,
         layout.group,
+        packed,
         codes.nbytes + out.nbytes >= STREAM_FROM,
-        _threads.resolve(threads, codes.size),
+        _threads.resolve(threads, out.size),
     )

@@ -15,7 +15,6 @@ from fastopt.quantization.convert import ROUNDINGS, check_rules, encode_rounded
 from fastopt.quantization.formats import BLOCKS, Format, format_of
 from fastopt.quantization.layout import layout_of, normal_axis
 from fastopt.quantization.narrow import derive_codes, encode_narrow, exponents
-from fastopt.quantization.packing import pack_int4
 from fastopt.quantization.qparams import choose_qparams
 
 __all__ = ["dequantize", "quantize"]
@@ -154,7 +153,8 @@ def quantize(
             threads=threads,
         )
     else:
-        codes = np.empty(a.shape, fmt.storage)
+        packed = fmt.packed
+        codes = np.empty((a.size + 1) // 2 if packed else a.shape, "u1" if packed else fmt.storage)
         low, high = code_limits(fmt, symmetric)
         odd = encode_rounded(
             codes,
@@ -170,11 +170,10 @@ def quantize(
             threads,
             parity=parity,
             check=given,
+            packed=packed,
         )
         if odd:
             raise ArrayError(message)
-        if fmt.packed:
-            codes = pack_int4(codes, threads=threads)
     return QuantizedArray(codes, step, zero, fmt.name, a.shape, axis, group_size, fixed_zero)
 
 
