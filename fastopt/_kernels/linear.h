@@ -7,7 +7,25 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <string.h>
+#include <time.h>
 #define FO_CHUNK 64 /* rows taken at once */
+
+static inline double fo_seconds(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+/* The high 64 bits of a b. */
+static inline uint64_t fo_high_product(uint64_t a, uint64_t b) {
+#ifdef __SIZEOF_INT128__
+    return (uint64_t)(((unsigned __int128)a * b) >> 64);
+#else
+    uint64_t al = (uint32_t)a, ah = a >> 32, bl = (uint32_t)b, bh = b >> 32;
+    uint64_t m = ah * bl + ((al * bl) >> 32), t = al * bh + (uint32_t)m;
+    return ah * bh + (m >> 32) + (t >> 32);
+#endif
+}
 
 enum { FO_SQUARED, FO_HUBER, FO_EPSILON, FO_SQUARED_EPSILON, FO_LOG, FO_HINGE, FO_SQUARED_HINGE,
        FO_MODIFIED_HUBER, FO_PERCEPTRON, FO_SOFTMAX };

@@ -19,7 +19,7 @@ from libc.string cimport memset
 
 from fastopt._kernels._args cimport data_of
 from fastopt._kernels._random cimport philox, u32x4
-from fastopt._kernels.linear_step cimport ADAM, SGD, Rule, real, update
+from fastopt._kernels.linear_step cimport ADAM, SGD, Rule, meet, real, update
 
 cnp.import_array()
 
@@ -40,27 +40,8 @@ cdef extern from "linear.h" nogil:
                             double*, void*) noexcept
     void fo_result_f32(const void*, double*) noexcept
     void fo_result_f64(const void*, double*) noexcept
-
-cdef extern from *:
-    """
-    #include <time.h>
-    static inline double fo_seconds(void) {
-        struct timespec t;
-        clock_gettime(CLOCK_MONOTONIC, &t);
-        return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-    }
-    static inline uint64_t fo_high_product(uint64_t a, uint64_t b) {
-    #ifdef __SIZEOF_INT128__
-        return (uint64_t)(((unsigned __int128)a * b) >> 64);
-    #else
-        uint64_t al = (uint32_t)a, ah = a >> 32, bl = (uint32_t)b, bh = b >> 32;
-        uint64_t m = ah * bl + ((al * bl) >> 32), t = al * bh + (uint32_t)m;
-        return ah * bh + (m >> 32) + (t >> 32);
-    #endif
-    }
-    """
-    double seconds "fo_seconds" () noexcept nogil
-    uint64_t high_product "fo_high_product" (uint64_t, uint64_t) noexcept nogil
+    double seconds "fo_seconds" () noexcept
+    uint64_t high_product "fo_high_product" (uint64_t, uint64_t) noexcept
 
 cdef enum:  # rows of a worker's slab
     WEIGHT
@@ -115,32 +96,6 @@ cdef void walk(
                 mean[j] += (w[j] - mean[j]) * part
 
 
-cdef void meet(
-    real* slab, Py_ssize_t n_workers, Py_ssize_t length, Py_ssize_t first, Py_ssize_t sync,
-    Py_ssize_t last, int which,
-) noexcept nogil:
-    """Average one row of the slab over the workers, each by the batches it just did."""
-    cdef Py_ssize_t p, j, done
-    cdef double total = last - first
-    cdef real* mean = slab + which * length
-    cdef real* other
-    cdef real share
-    for p in range(n_workers):
-        done = min(sync, max(0, last - first - p * sync))
-        share = <real> (done / total)
-        other = slab + (p * N_SLABS + which) * length
-        if p == 0:
-            for j in range(length):
-                mean[j] *= share
-        else:
-            for j in range(length):
-                mean[j] += other[j] * share
-    for p in range(1, n_workers):
-        other = slab + (p * N_SLABS + which) * length
-        for j in range(length):
-            other[j] = mean[j]
-
-
 cdef int epoch(
     const fo_rows* rows, const int64_t* order, Py_ssize_t entries, Py_ssize_t size,
     const double* lr, real* slab, Py_ssize_t length, Py_ssize_t n_workers, Py_ssize_t sync,
@@ -161,11 +116,11 @@ cdef int epoch(
                      min(last, first + p * sync + sync), slab + p * N_SLABS * length, length, rule,
                      steps + 2 * p, scratch + p * room)
         if n_workers > 1:
-            meet(slab, n_workers, length, first, sync, last, WEIGHT)
+            meet(slab, n_workers, N_SLABS, length, first, sync, last, WEIGHT)
             if rule.kind != SGD:
-                meet(slab, n_workers, length, first, sync, last, FIRST)
+                meet(slab, n_workers, N_SLABS, length, first, sync, last, FIRST)
             if rule.kind == ADAM:
-                meet(slab, n_workers, length, first, sync, last, SECOND)
+                meet(slab, n_workers, N_SLABS, length, first, sync, last, SECOND)
         first = last
         now = seconds()
         if now - polled > POLL_S:

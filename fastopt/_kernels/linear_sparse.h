@@ -3,15 +3,8 @@
    The order of the sums is fixed, so every level gives the same bits. */
 #ifndef FO_LINEAR_SPARSE
 #define FO_LINEAR_SPARSE
-#include <time.h>
 #define FO_LOSS_ALONE
 #include "linear.h"
-
-static inline double fo_seconds(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
 
 /* Entries [a, b) of the matrix, asked for; size is that of a value. */
 static void fo_ask(const void *x, const int32_t *j, int two, ptrdiff_t a, ptrdiff_t b, int size) {

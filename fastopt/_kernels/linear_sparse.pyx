@@ -152,6 +152,33 @@ cdef void walk_lazily(
     finish(w, coef, scale, seen, sum_l1, l1)
 
 
+cdef void mix(
+    real* slab, Py_ssize_t n_workers, Py_ssize_t length, const real* stiff, Py_ssize_t n,
+    double rates, real* before,
+) noexcept nogil:
+    """Add the workers' moves up, less where they went the same way.
+
+    A worker moves a weight of curvature h towards its optimum by the share 1 - exp(-a), a = h times
+    its steps' sum; P workers one behind the other would by 1 - exp(-P a). So the sum of their moves
+    counts 1/P + (1 - 1/P) / (1 + P a / 2), which has that ratio's slope at 0 and its limit: rare
+    columns move as far as one worker would take them, common ones to the mean.
+    """
+    cdef Py_ssize_t p, j
+    cdef real moved, part = <real> (1.0 / n_workers), a = <real> (0.5 * n_workers * rates)
+    for j in range(length):
+        moved = 0
+        for p in range(n_workers):
+            moved += slab[p * N_SLABS * length + j] - before[j]
+        if j < n:
+            moved *= part + (1 - part) / (1 + a * stiff[j])
+        else:
+            moved *= part
+        before[j] += moved
+    for p in range(n_workers):
+        for j in range(length):
+            slab[p * N_SLABS * length + j] = before[j]
+
+
 cdef inline void segment(
     const Rows* f, const int64_t* order, Py_ssize_t entries, Py_ssize_t size, const double* lr,
     Py_ssize_t first, Py_ssize_t last, real* slab, Py_ssize_t length, const Rule* rule,

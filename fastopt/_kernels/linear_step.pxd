@@ -67,3 +67,30 @@ cdef inline void update(
     if l1 > 0:
         for j in range(n):
             w[j] = soft(w[j], threshold)
+
+
+cdef inline void meet(
+    real* slab, Py_ssize_t n_workers, Py_ssize_t n_slabs, Py_ssize_t length,
+    Py_ssize_t first, Py_ssize_t sync, Py_ssize_t last, int which,
+) noexcept nogil:
+    """Average row ``which`` of the slab (n_workers, n_slabs, length) over the workers, each by the
+    batches of first..last that it just did."""
+    cdef Py_ssize_t p, j, done
+    cdef double total = last - first
+    cdef real* mean = slab + which * length
+    cdef real* other
+    cdef real share
+    for p in range(n_workers):
+        done = min(sync, max(0, last - first - p * sync))
+        share = <real> (done / total)
+        other = slab + (p * n_slabs + which) * length
+        if p == 0:
+            for j in range(length):
+                mean[j] *= share
+        else:
+            for j in range(length):
+                mean[j] += other[j] * share
+    for p in range(1, n_workers):
+        other = slab + (p * n_slabs + which) * length
+        for j in range(length):
+            other[j] = mean[j]
