@@ -44,6 +44,7 @@ ROWS_IN_CACHE = 1 << 19  # elements of X up to which single rows are shuffled, n
 GROUP_BYTES = 16384  # rows that stay together in a shuffle of larger data: memory likes runs
 LOCAL_WORK = 1 << 22  # elements of X from which an epoch is split over local workers
 SYNC_WORK = 1 << 17  # elements of X between two averagings of the local workers
+MEET_WORK = 8  # more of them beside sparse rows, for each element of W that a meeting passes over
 
 
 @dataclass
@@ -329,7 +330,7 @@ class Stochastic:
         per_row = max(1, p.size // p.n)
         work = SYNC_WORK
         if isinstance(x, CSR):  # to meet, and to settle what is lazy, costs a pass over W
-            work += 4 * p.n_outputs * p.d
+            work += MEET_WORK * p.n_outputs * p.d
         sync = max(1, max(1024, work // per_row) // (self.size * self.group))
         threads = _threads.resolve(self.threads, p.size) if self.n_workers > 1 else 1
         code, curvature = LOSSES[p.loss]
