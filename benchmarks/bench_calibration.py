@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -56,8 +57,8 @@ def mse(threads: int) -> dict[str, Any]:
     }
 
 
-def minilm_gptq(threads: int) -> dict[str, Any]:
-    """The shapes of MiniLM's 36 linear layers, Grams given; int4, a scale a row."""
+def minilm_gptq(threads: int, group: int | None = None) -> dict[str, Any]:
+    """The shapes of MiniLM's 36 linear layers, Grams given; int4, a scale a row or a group."""
     rng = np.random.default_rng(0)
     layers = []
     for n_out, n_in, count in ((384, 384, 24), (1536, 384, 6), (384, 1536, 6)):
@@ -65,7 +66,12 @@ def minilm_gptq(threads: int) -> dict[str, Any]:
         gram = Gram(n_in).update(rng.standard_normal((2 * n_in, n_in)) @ mix)
         w = rng.standard_normal((n_out, n_in), np.float32)
         layers += [(w, gram)] * count
-    return {"fastopt": lambda: [gptq(w, g, "int4", threads=threads) for w, g in layers]}
+
+    def run() -> None:
+        for w, gram in layers:
+            gptq(w, gram, "int4", group_size=group, threads=threads)
+
+    return {"fastopt": run}
 
 
 def search(threads: int) -> dict[str, Any]:
@@ -90,7 +96,11 @@ CASES = [
 ] + [
     Case("Range per channel, 26000 x 384", min_max, 2),
     Case("MSE range, 4608 groups of 128", mse, 2, {"NumPy": 20.0}),
-    Case("GPTQ of MiniLM's shapes, int4", minilm_gptq, 2, rounds=3),
+    *(
+        Case(f"GPTQ of MiniLM's shapes, int4{name}", partial(minilm_gptq, group=g), t, rounds=3)
+        for t in (1, 2)
+        for name, g in (("", None), (" g32", 32), (" g128", 128))
+    ),
     Case("Best 10 of 100k x 384, 32 queries", search, 2),
 ]
 

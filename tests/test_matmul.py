@@ -102,6 +102,16 @@ def test_kernel_extremes(level, layout, rng):
             check_kernel(module, a, b, layout, 1, rng, extreme=True)
 
 
+def test_kernel_narrow(level, rng):
+    """Weights of seven bits take the 8-bit instructions where wider ones would saturate."""
+    module = kernel("matmul", level)
+    b = rng.integers(-64, 64, (301, 40), np.int8)
+    b[:, 0], b[:, 1] = 63, -64
+    assert right_operand(module, b, PACKED, 1)[2]
+    check_kernel(module, np.full((7, 301), 255, np.uint8), b, PACKED, 1, rng)
+    check_kernel(module, codes(rng, "int8", 9, 301), b, PACKED, 2, rng)
+
+
 @pytest.mark.parametrize("rows", [1, 32])
 def test_saturation_trap(rows):
     a, b = np.full((rows, 768), 255, np.uint8), np.full((768, 64), 127, np.int8)

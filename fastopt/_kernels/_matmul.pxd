@@ -22,6 +22,10 @@ cdef extern from "dot_int8.h" nogil:
                 const uint8_t*) noexcept
     void fo_s16s8(int, int, Py_ssize_t, const uint8_t*, const uint8_t*, int32_t*, int,
                   const uint8_t*) noexcept
+    const int FO_END_IN_TILE
+    void fo_group_tile(int mr, int bits, Py_ssize_t steps, const uint8_t* a, const uint8_t* b,
+                       const uint8_t* next, const uint8_t* head, const int32_t* rows,
+                       Py_ssize_t stride, float* acc)
     void fo_widen(Py_ssize_t steps, int nv, const uint8_t* b, uint8_t* out)
 
 cdef extern from "pack_int8.h" nogil:
@@ -44,8 +48,9 @@ cdef extern from "epilogue_int8.h" nogil:
     Py_ssize_t fo_head(int bits, Py_ssize_t group)
     void fo_pack_head(int width, int cols, int pairs, const float* scale, const int32_t* zb,
                       const int32_t* colsum, uint8_t* out)
-    void fo_group(int mr, int width, const int32_t* c, const uint8_t* head, int pairs,
-                  const int32_t* za, const int32_t* ra, Py_ssize_t groups, int first, float* acc)
+    void fo_group(int mr, int width, const int32_t* c, const uint8_t* head, int pairs, int joint,
+                  const int32_t* za, const int32_t* ra, Py_ssize_t groups, float* acc)
+    void fo_join(Py_ssize_t groups, int32_t za, int32_t* ra)
     void fo_finish_i32(Py_ssize_t cols, const int32_t* c, int32_t za, int32_t ra,
                        const int32_t* colsum, const int32_t* zb, int32_t* out)
     void fo_finish_q8(Py_ssize_t cols, const int32_t* c, int32_t za, int32_t ra,
@@ -88,7 +93,8 @@ ctypedef struct Job:
     const uint8_t* b
     uint8_t* packed_a
     int32_t* za  # (m,)
-    int32_t* ra  # (m, groups): rowsum - k za
+    int32_t* ra  # (m, groups): rowsum - k za, or
+    bint joint  # -za and its negative as two int16
     float* sa  # (m,) scale of a row
     const int32_t* zb  # (n,) where there are no heads
     const int32_t* colsum

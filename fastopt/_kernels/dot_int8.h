@@ -139,14 +139,23 @@ static inline fo_vec fo_nibble(fo_vec x, int shift) {
  * Pinning each sum after its row keeps order and registers. */
 #if defined(__AVX2__) && !defined(__AVX512F__)
 #define FO_PIN(x) __asm__ volatile("" : "+x"(x))
+#elif defined(__AVX512F__)
+#define FO_PIN(x) __asm__ volatile("" : "+v"(x))
 #else
 #define FO_PIN(x) (void)0
 #endif
-/* 1 where the level multiplies uint8 A as int16, because 8 bits would saturate. */
+/* 1 where the level multiplies uint8 A as int16, because 8 bits would saturate. FO_ENDS: there are
+ * registers enough to end a group inside the tile. */
 #if defined(__AVX512VNNI__)
 #define FO_WIDE_A8 0
+#define FO_ENDS 1
 #else
 #define FO_WIDE_A8 1
+#endif
+#ifdef FO_ENDS
+enum { FO_END_IN_TILE = 1 };
+#else
+enum { FO_END_IN_TILE = 0 };
 #endif
 #define FO_NR (FO_NV * FO_LANES)
 #define FO_VB (4 * FO_LANES) /* bytes of a vector */
@@ -184,6 +193,17 @@ FO_INLINE void fo_step16(const int mr, const int nv, fo_vec (*c)[FO_NV], const u
     }
 }
 
+/* The end of a group inside the tile, while its sums are in registers: acc += (float)(sums + zero
+ * points) * scale. rows holds -za and -(rowsum - k za) as int16 for each row, the column's sum and
+ * zero point lie likewise after the scales, so that both corrections are one two-term product. */
+typedef struct {
+    const float *scale;
+    const int32_t *rows;
+    ptrdiff_t stride;
+    float *acc; /* [mr][FO_NR], started from zero */
+} fo_end;
+
+
 /* The tile. wide: A is int16. kind: how B lies. steps: quads of k (even for FO_S4).
  * c: int32 [mr][FO_NR], started from zero if first. next: what to bring into L2 meanwhile, a cache
  * line a step: the row panels that share a slice of B share out the next slice, which doubles the
@@ -191,7 +211,8 @@ FO_INLINE void fo_step16(const int mr, const int nv, fo_vec (*c)[FO_NV], const u
  * than the line fill buffers take. */
 FO_INLINE void fo_tile(const int mr, const int nv, const int wide, const int kind,
                        ptrdiff_t steps, const uint8_t *__restrict a, const uint8_t *__restrict b,
-                       int32_t *__restrict c, int first, const uint8_t *next) {
+                       int32_t *__restrict c, int first, const uint8_t *next,
+                       const int ended, const fo_end *end) {
     fo_vec acc[FO_MR][FO_NV], x[FO_NV], y[FO_NV];
     const int row = wide ? 8 : 4;
 #pragma GCC unroll 8
@@ -234,6 +255,29 @@ FO_INLINE void fo_tile(const int mr, const int nv, const int wide, const int kin
             a += mr * row;
         }
     }
+#ifdef FO_ENDS
+    if (ended) {
+        const float *scale = end->scale;
+        const int32_t *pairs = (const int32_t *)(scale + FO_NR);
+        float *to = end->acc;
+#pragma GCC unroll 8
+        for (int r = 0; r < mr; r++) {
+            const fo_vec z = fo_set32(end->rows[r * end->stride]);
+#pragma GCC unroll 4
+            for (int v = 0; v < FO_NV; v++)
+                acc[r][v] = fo_dot16(acc[r][v], z, fo_load(pairs + v * FO_LANES));
+        }
+#pragma GCC unroll 8
+        for (int r = 0; r < mr; r++)
+#pragma GCC unroll 4
+            for (int v = 0; v < FO_NV; v++) {
+                float *at = to + r * FO_NR + v * FO_LANES;
+                const fo_fvec y = fo_fmul(fo_float(acc[r][v]), fo_fload(scale + v * FO_LANES));
+                fo_fstore(at, fo_fadd(fo_fload(at), y));
+            }
+        return;
+    }
+#endif
 #pragma GCC unroll 8
     for (int r = 0; r < mr; r++)
 #pragma GCC unroll 4
@@ -243,7 +287,7 @@ FO_INLINE void fo_tile(const int mr, const int nv, const int wide, const int kin
 /* The run-time shapes. Tiles that are not full in n occur once a matrix, those that are not full
  * in m on its last rows; each is its own straight-line code so that sums stay in registers. */
 #define FO_ROWS(mr_, nv, wide, kind) \
-    case mr_: fo_tile(mr_, nv, wide, kind, steps, a, b, c, first, next); break;
+    case mr_: fo_tile(mr_, nv, wide, kind, steps, a, b, c, first, next, 0, NULL); break;
 #if FO_MR == 8
 #define FO_ALL_ROWS(nv, wide, kind) \
     FO_ROWS(1, nv, wide, kind) FO_ROWS(2, nv, wide, kind) FO_ROWS(3, nv, wide, kind) \
@@ -288,6 +332,35 @@ FO_ENTRY(fo_u8s8, 0, FO_S8)
 FO_ENTRY(fo_s16, 1, FO_S16)
 FO_ENTRY(fo_s16s8, 1, FO_S8)
 FO_ENTRY(fo_u8s4, 0, FO_S4)
+
+#if defined(FO_ENDS)
+#define FO_END_ROWS(mr_) \
+    case mr_: fo_tile(mr_, FO_NV, 0, kind, steps, a, b, NULL, 1, next, 1, end); break;
+#define FO_END_ENTRY(name, kind_) \
+    static __attribute__((noinline)) void name(int mr, ptrdiff_t steps, const uint8_t *a, \
+                                               const uint8_t *b, const uint8_t *next, \
+                                               const fo_end *end) { \
+        const int kind = kind_; \
+        switch (mr) { \
+            FO_END_ROWS(1) FO_END_ROWS(2) FO_END_ROWS(3) FO_END_ROWS(4) \
+            FO_END_ROWS(5) FO_END_ROWS(6) FO_END_ROWS(7) FO_END_ROWS(8) \
+        } \
+    }
+FO_END_ENTRY(fo_u8s8_end, FO_S8)
+FO_END_ENTRY(fo_u8s4_end, FO_S4)
+#endif
+static inline void fo_group_tile(int mr, int bits, ptrdiff_t steps, const uint8_t *a,
+                                 const uint8_t *b, const uint8_t *next, const uint8_t *head,
+                                 const int32_t *rows, ptrdiff_t stride, float *acc) {
+#if defined(FO_ENDS)
+    const fo_end end = {(const float *)head, rows, stride, acc};
+    if (bits == 4) fo_u8s4_end(mr, steps, a, b, next, &end);
+    else fo_u8s8_end(mr, steps, a, b, next, &end);
+#else
+    (void)mr, (void)bits, (void)steps, (void)a, (void)b, (void)next, (void)head;
+    (void)rows, (void)stride, (void)acc;
+#endif
+}
 
 /* int8 quads to the int16 layout of the s16 path. */
 static inline void fo_widen(ptrdiff_t steps, int nv, const uint8_t *__restrict b,

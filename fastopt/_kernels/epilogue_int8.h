@@ -58,39 +58,46 @@ static inline void fo_pack_head(int width, int cols, int pairs, const float *sca
     }
 }
 
-/* The end of a group for mr rows: acc (+)= (float)(exact sum of the group) * its scale. Where za, ra
- * and the head fit in int16, both corrections are one two-term dot product. */
-static inline void fo_group(int mr, int width, const int32_t *__restrict c, const uint8_t *head,
-                            int pairs, const int32_t *za, const int32_t *ra, ptrdiff_t groups,
-                            int first, float *__restrict acc) {
-    const float *scale = (const float *)head;
-    const int32_t *one = (const int32_t *)(scale + width), *two = one + width;
-    for (int r = 0; r < mr; r++, c += FO_NR, acc += FO_NR) {
-        const int32_t z = za[r], ra_r = ra[r * groups];
-#ifdef fo_float
-        if (pairs && ra_r > -32768 && ra_r < 32768) {
-            const fo_vec x = fo_set32((int32_t)((uint32_t)(-z & 0xffff) | (uint32_t)-ra_r << 16));
-            for (int n = 0; n < width; n += FO_LANES) {
-                const fo_vec sum = fo_dot16(fo_load(c + n), x, fo_load(one + n));
-                const fo_fvec y = fo_fmul(fo_float(sum), fo_fload(scale + n));
-                fo_fstore(acc + n, first ? y : fo_fadd(fo_fload(acc + n), y));
-            }
-            continue;
-        }
-#endif
-        for (int n = 0; n < width; n++) {
-            const int32_t colsum = pairs ? (int16_t)one[n] : one[n];
-            const int32_t zb = pairs ? one[n] >> 16 : two[n];
-            const float y = (float)fo_corrected(c[n], z, ra_r, colsum, zb) * scale[n];
-            acc[n] = first ? y : acc[n] + y;
-        }
+/* One row at the end of a group; joint: the row's two numbers are int16 in ra, as the columns'. */
+FO_INLINE void fo_group_row(const int width, const int32_t *__restrict c, const float *scale,
+                            const int32_t *one, int pairs, int joint, int32_t za, int32_t ra,
+                            float *__restrict acc) {
+    if (joint) {
+        za = -(int16_t)ra;
+        ra = -(ra >> 16);
     }
+    if (pairs)
+        for (int n = 0; n < width; n++)
+            acc[n] += (float)fo_corrected(c[n], za, ra, (int16_t)one[n], one[n] >> 16) * scale[n];
+    else
+        for (int n = 0; n < width; n++)
+            acc[n] += (float)fo_corrected(c[n], za, ra, one[n], one[n + width]) * scale[n];
+}
+
+/* The end of a group for mr rows: acc += (float)(exact sum of the group) * its scale. */
+static inline void fo_group(int mr, int width, const int32_t *c, const uint8_t *head, int pairs,
+                            int joint, const int32_t *za, const int32_t *ra, ptrdiff_t groups,
+                            float *acc) {
+    const float *scale = (const float *)head;
+    const int32_t *one = (const int32_t *)(scale + width);
+    if (width == FO_NR && !pairs) /* one scale a channel */
+        for (int r = 0; r < mr; r++, c += FO_NR, acc += FO_NR)
+            fo_group_row(FO_NR, c, scale, one, 0, 0, za[r], ra[r * groups], acc);
+    else
+        for (int r = 0; r < mr; r++, c += FO_NR, acc += FO_NR)
+            fo_group_row(width, c, scale, one, pairs, joint, za[r], ra[r * groups], acc);
+}
+
+/* A row's end of each group as two int16. */
+static inline void fo_join(ptrdiff_t groups, int32_t za, int32_t *ra) {
+    for (ptrdiff_t g = 0; g < groups; g++)
+        ra[g] = (int32_t)((uint32_t)(-za & 0xffff) | (uint32_t)-ra[g] << 16);
 }
 
 /* Rows of the result that a tile is about to write: their lines come while it multiplies. */
 static inline void fo_expect(int mr, const uint8_t *out, ptrdiff_t stride, ptrdiff_t bytes) {
     for (int r = 0; r < mr; r++, out += stride)
-        for (ptrdiff_t i = 0; i < bytes; i += 64) __builtin_prefetch(out + i, 1, 3);
+        for (ptrdiff_t i = 0; i < bytes; i += 64) __builtin_prefetch(out + i, 1, 2);
 }
 
 /* erf(t) as a ratio of two polynomials in t^2 (own minimax fit on |t| <= 3.925, beyond which it is

@@ -17,6 +17,7 @@ from cpython.exc cimport PyErr_CheckSignals
 from cython.parallel cimport prange
 from libc.stdint cimport int16_t, int32_t, uint8_t, uintptr_t
 from libc.stdlib cimport calloc, free, malloc
+from libc.string cimport memset
 
 cimport numpy as cnp
 from fastopt._kernels._args cimport data_of
@@ -47,6 +48,8 @@ cdef int pack_panel(const Job* j, Py_ssize_t panel, uint8_t* codes) noexcept nog
         else:
             fo_pack_row(mr, r, j.k, j.kp, j.wide, 0, codes, out)
             fo_sums_u8(j.k, j.group, codes, j.za[row], j.ra + row * j.groups)
+            if j.joint:
+                fo_join(j.groups, j.za[row], j.ra + row * j.groups)
     return 0
 
 
@@ -162,12 +165,21 @@ cdef void run_task(const Job* j, Py_ssize_t task, int thread) noexcept nogil:
                     t1 = min((g + 1) * group, s1)
                     b = codes_at(j, q, width, t) if ready else (
                         converted + (t - s0) * 4 * width * size)
-                    tile(mr, nv, t1 - t, a + t * 4 * mr * size, b, c + at_c, t == g * group,
-                         ahead + (p - p0) * share + (t - s0) * 64)
-                    if j.mode == TO_F32 and (t1 == (g + 1) * group or t1 == quads):
-                        fo_group(mr, width, c + at_c, head_of(j, q, width, g), j.head == 8,
-                                 j.za + row0, j.ra + row0 * j.groups + g, j.groups, g == 0,
-                                 acc + at)
+                    if t == 0 and j.mode == TO_F32:
+                        memset(acc + at, 0, mr * FO_NR * 4)
+                    if FO_END_IN_TILE and j.joint and nv * FO_LANES == FO_NR and (
+                            group <= j.quads_a_slice):
+                        fo_group_tile(mr, j.bits if ready else 8, t1 - t, a + t * 4 * mr, b,
+                                      ahead + (p - p0) * share + (t - s0) * 64,
+                                      head_of(j, q, width, g), j.ra + row0 * j.groups + g,
+                                      j.groups, acc + at)
+                    else:
+                        tile(mr, nv, t1 - t, a + t * 4 * mr * size, b, c + at_c, t == g * group,
+                             ahead + (p - p0) * share + (t - s0) * 64)
+                        if j.mode == TO_F32 and (t1 == (g + 1) * group or t1 == quads):
+                            fo_group(mr, width, c + at_c, head_of(j, q, width, g), j.head == 8,
+                                     j.joint, j.za + row0, j.ra + row0 * j.groups + g, j.groups,
+                                     acc + at)
                     t = t1
                     if t >= s1:
                         break
@@ -379,6 +391,7 @@ cdef int operands(Job* j, cnp.ndarray a, cnp.ndarray b, int layout, cnp.ndarray 
     j.layout = layout
     j.wide = FO_WIDE_A8 and not narrow
     j.x = NULL
+    j.joint = False
     j.a = codes_of(a, m * k, "a", &is_signed)
     j.flip_a = 0x80 if is_signed else 0
     j.flip_b = 0
@@ -470,6 +483,7 @@ def linear(cnp.ndarray out not None, cnp.ndarray x not None, cnp.ndarray packed 
     j.flip_a = j.flip_b = 0
     j.bits_a = bits_a
     j.wide = bits_a == 16 or (FO_WIDE_A8 and bits == 8 and not narrow)
+    j.joint = j.head == 8 and bits_a == 8 and j.group <= 128  # 255 * 128 < 2^15
     j.mode = TO_F32
     j.activation = activation
     j.out = <uint8_t*> data_of(out, cnp.NPY_FLOAT32, m * n, True, "out")
