@@ -19,6 +19,8 @@ from fastopt.quantization.qparams import choose_qparams
 
 __all__ = ["AWQ", "Smoothed", "awq", "hqq", "smoothquant"]
 
+_PIECE = 1 << 16  # elements of a temporary of HQQ, which stays in the cache
+
 
 class Smoothed(NamedTuple):
     """A weight whose inputs are rescaled: x W^T = (x / scale) weight^T.
@@ -154,7 +156,9 @@ def awq(
     count = integer(steps, "steps", low=1)
     rms = np.sqrt(second.diagonal())
     live = rms > 0
+    narrow_second = second.astype(np.float32)  # to rank the candidates; the error is exact
     best: AWQ | None = None
+    least = np.inf
     for i in range(count):
         alpha = i / count
         scale = np.ones(a.shape[1])
@@ -171,11 +175,13 @@ def awq(
             method=method,
             threads=threads,
         )
-        error = output_error(a, q.dequantize() / narrow, second)
-        if best is None or error < best.error:
-            best = AWQ(q, narrow, alpha, error)
+        lost = (a - q.dequantize() / narrow).astype(np.float32, copy=False)
+        error = float(np.vdot(lost @ narrow_second, lost))
+        if best is None or error < least:
+            best, least = AWQ(q, narrow, alpha, 0.0), error
     assert best is not None  # count >= 1
-    return best
+    values = best.weight.dequantize() / best.scale
+    return best._replace(error=output_error(a, values, second))
 
 
 def hqq(
@@ -240,62 +246,75 @@ def hqq(
     start = choose_qparams(
         a, fmt, axis=1, group_size=size, symmetric=symmetric, method="minmax", threads=threads
     )
-    low, high = code_limits(fmt, symmetric)
-    edges = np.arange(0, n, size)
-    x = a.astype(np.float64)
+    groups = -(-n // size)
+    codes = np.zeros((len(a), groups, size), fmt.storage)
+    scale, zero = start.scale.copy(), start.zero_point.astype(a.dtype)
+    real = (np.arange(groups * size) < n).reshape(groups, size)  # not the last group's padding
+    fit = _Fit(
+        real, code_limits(fmt, symmetric), None if symmetric else (fmt.qmin, fmt.qmax), norm
+    )
+    rows = max(1, _PIECE // max(1, groups * size))
+    for first in range(0, len(a) if n else 0, rows):
+        part = slice(first, first + rows)
+        x = np.zeros((len(a[part]), groups * size), a.dtype)
+        x[:, :n] = a[part]
+        found = fit.run(x.reshape(-1, groups, size), scale[part], zero[part], count)
+        codes[part], scale[part], zero[part] = found
+    stored = np.ascontiguousarray(codes.reshape(len(a), groups * size)[:, :n])
+    if fmt.packed:
+        stored = pack_int4(stored, threads=threads)
+    final = (stored, scale, zero.astype(fmt.storage))
+    if group_size is None:
+        rows = (final[0], final[1].reshape(-1), final[2].reshape(-1))
+        return QuantizedArray(*rows, fmt.name, a.shape, 0, None, symmetric)
+    return QuantizedArray(*final, fmt.name, a.shape, 1, size, symmetric)
 
-    def spread(m: Array) -> Array:
-        wide: Array = np.repeat(m, size, axis=1)[:, :n]
-        return wide
 
-    def codes_of(scale: Array, zero: Array) -> Array:
-        codes: Array = np.clip(np.rint(x / spread(scale)) + spread(zero), low, high)
-        return codes
+class _Fit(NamedTuple):
+    """Half-quadratic steps on rows cut into groups, (rows, groups, size)."""
 
-    def lost(scale: Array, zero: Array, codes: Array) -> Array:
-        error = np.abs(x - spread(scale) * (codes - spread(zero))) ** norm
-        total: Array = np.add.reduceat(error, edges, axis=1)
-        return total
+    real: Array
+    limits: tuple[int, int]
+    zeros: tuple[int, int] | None  # range of the zero points, None where they are fixed
+    norm: float
 
-    scale, zero = start.scale.astype(np.float64), start.zero_point.astype(np.float64)
-    best_scale, best_zero = scale.copy(), zero.copy()
-    if a.size:
-        codes = codes_of(scale, zero)
-        best = lost(scale, zero, codes)
-        beta = 10.0
-        for _ in range(count):
-            unit = spread(scale)
-            error = (x - unit * (codes - spread(zero))) / unit  # in steps, so beta has no unit
-            size_of = np.abs(error)
-            shrunk = np.maximum(size_of - np.maximum(size_of, 1e-12) ** (norm - 1.0) / beta, 0.0)
-            target = x - unit * np.sign(error) * shrunk
-            level = codes - spread(zero)
-            top = np.add.reduceat(level * target, edges, axis=1)
-            bottom = np.add.reduceat(level * level, edges, axis=1)
+    def run(self, x: Array, scale: Array, zero: Array, steps: int) -> tuple[Array, Array, Array]:
+        """Codes, scales and zero points, the best of all steps."""
+        tiny, width = np.finfo(x.dtype).tiny, self.real.sum(axis=1)
+        codes = self._codes(x, scale, zero)
+        error, best = self._lost(x, scale, zero, codes)
+        best_scale, best_zero, beta = scale, zero, 10.0
+        for _ in range(steps):
+            unit = scale[..., None]
+            error /= unit  # in steps, so beta has no unit
+            far = np.abs(error)
+            shrunk = np.maximum(far - np.maximum(far, 1e-12) ** (self.norm - 1.0) / beta, 0.0)
+            target = x - unit * np.copysign(shrunk, error)
+            level = codes - zero[..., None]
+            top = (level * target).sum(axis=2)
+            bottom = (level * level).sum(axis=2)
             fits = (bottom > 0) & (top > 0)
-            scale = np.where(fits, top / np.where(fits, bottom, 1.0), scale)
-            scale = scale.astype(a.dtype).astype(np.float64)
-            scale = np.maximum(scale, float(np.finfo(a.dtype).tiny))
-            codes = codes_of(scale, zero)
-            if not symmetric:
-                middle = np.add.reduceat(codes - target / spread(scale), edges, axis=1)
-                width = np.diff(np.append(edges, n))
-                zero = np.clip(np.rint(middle / width), fmt.qmin, fmt.qmax)
-                codes = codes_of(scale, zero)
-            now = lost(scale, zero, codes)
+            scale = np.maximum(np.where(fits, top / np.where(fits, bottom, 1), scale), tiny)
+            codes = self._codes(x, scale, zero)
+            if self.zeros is not None:
+                middle = ((codes - target / scale[..., None]) * self.real).sum(axis=2) / width
+                zero = np.clip(np.rint(middle), *self.zeros).astype(x.dtype)
+                codes = self._codes(x, scale, zero)
+            error, now = self._lost(x, scale, zero, codes)
             better = now < best
             best = np.where(better, now, best)
             best_scale = np.where(better, scale, best_scale)
             best_zero = np.where(better, zero, best_zero)
             beta *= 1.01
-        codes = codes_of(best_scale, best_zero)
-    else:
-        codes = np.zeros(a.shape)
-    stored = codes.astype(fmt.storage)
-    if fmt.packed:
-        stored = pack_int4(stored, threads=threads)
-    final = (stored, best_scale.astype(a.dtype), best_zero.astype(fmt.storage))
-    if group_size is None:
-        rows = (final[0], final[1].reshape(-1), final[2].reshape(-1))
-        return QuantizedArray(*rows, fmt.name, a.shape, 0, None, symmetric)
-    return QuantizedArray(*final, fmt.name, a.shape, 1, size, symmetric)
+        return self._codes(x, best_scale, best_zero), best_scale, best_zero
+
+    def _codes(self, x: Array, scale: Array, zero: Array) -> Array:
+        codes = x / scale[..., None]
+        np.rint(codes, out=codes)
+        codes += zero[..., None]
+        return np.clip(codes, *self.limits, out=codes)
+
+    def _lost(self, x: Array, scale: Array, zero: Array, codes: Array) -> tuple[Array, Array]:
+        """The errors, and the sum of their powers in each group."""
+        error = x - scale[..., None] * (codes - zero[..., None])
+        return error, ((np.abs(error) ** self.norm) * self.real).sum(axis=2)
