@@ -12,7 +12,8 @@ import pytest
 
 from fastopt.errors import ArrayError, DTypeError, OptionError
 from fastopt.quantization import PackedMatrix, matmul_integer, qlinear_matmul
-from fastopt.quantization.matmul import SAFE_K, aligned_bytes
+from fastopt.quantization.matmul import SAFE_K
+from fastopt.quantization.operands import aligned_bytes
 from tests import reference
 from tests.conftest import SIZES, THREADS, Guarded, kernel
 
@@ -64,7 +65,9 @@ def check_kernel(module, a, b, layout, threads, rng, extreme=False):
         scale = rng.uniform(1e-4, 1e-2, (m, n) if m % 2 else n)
         zero = int(codes(rng, dtype))
         q = Guarded(np.full((m, n), 77, dtype))
-        module.multiply_q8(q.array, a, data, layout, colsum, narrow, *moved, scale, zero, m, n, k, threads)
+        module.multiply_q8(
+            q.array, a, data, layout, colsum, narrow, *moved, scale, zero, m, n, k, threads
+        )
         q.check()
         want = reference.multiply_q8(a, b, za, zb, scale, zero, dtype)
         np.testing.assert_array_equal(q.array, want)

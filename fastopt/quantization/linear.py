@@ -21,7 +21,8 @@ from fastopt.quantization.array import QuantizedArray
 from fastopt.quantization.convert import encode
 from fastopt.quantization.formats import format_of
 from fastopt.quantization.layout import layout_of
-from fastopt.quantization.matmul import SERIAL_BELOW, aligned_bytes
+from fastopt.quantization.matmul import SERIAL_BELOW
+from fastopt.quantization.operands import aligned_bytes
 from fastopt.quantization.qparams import choose_qparams
 
 __all__ = ["SCHEMES", "QuantizedLinear"]
@@ -198,7 +199,7 @@ class QuantizedLinear:
         return (self.codes.astype(np.float32) - zero) * scale
 
     def _pack(self, codes: Array, threads: int | None) -> None:
-        """The kernel's form: panels that hold scales and zero points by its own cut into groups."""
+        """The kernel's form: panels that hold scales and zero points, in its own groups."""
         n, k = codes.shape
         bits, bits_a = SCHEMES[self.scheme]
         size = self.group_size if self.group_size and self.group_size < k else 0

@@ -1,7 +1,7 @@
 """Products of integer matrices by ONNX's operators, exact for every legal input.
 
 Neither operator ever saturates an intermediate sum: on a CPU with 8-bit dot products (AVX-512
-VNNI) they are used; elsewhere codes are widened to 16 bits. Bits are equal for every instruction
+VNNI) they are used; elsewhere codes are widened to 16 bits, unless a packed b fits in seven. Bits are equal for every instruction
 set and thread count.
 """
 
@@ -12,13 +12,23 @@ from typing import Any
 import numpy as np
 
 from fastopt import _threads
-from fastopt._arrays import Array, as_array, as_target, check_disjoint, out_for
+from fastopt._arrays import Array, as_target, check_disjoint, out_for
 from fastopt._kernels import matmul as _kernel
-from fastopt.errors import ArrayError, DTypeError
+from fastopt.errors import ArrayError
+from fastopt.quantization.operands import (
+    PackedMatrix,
+    flat,
+    matrix,
+    moved,
+    operands,
+    output_zero_point,
+    scales,
+    squeezed,
+    zero_points,
+)
 
 __all__ = ["PackedMatrix", "matmul_integer", "qlinear_matmul"]
 
-CODES = ("int8", "uint8")
 # (a - za)(b - zb) is at most 255 * 255: this many of them fit in int32 whatever the data.
 SAFE_K = (2**31 - 1) // (255 * 255)
 # Multiply-adds below which a second thread costs more than it saves.
@@ -27,88 +37,6 @@ SERIAL_BELOW = 1 << 20
 PACK_FROM_ROWS = 256
 
 _PACKED, _ROWS_K, _ROWS_N = 0, 1, 2  # the kernel's layouts of b
-
-
-def aligned_bytes(size: int) -> Array:
-    """``size`` bytes of new memory that begin on a cache line."""
-    raw = np.empty(size + 64, np.uint8)
-    start = -raw.ctypes.data % 64
-    return raw[start : start + size]
-
-
-class PackedMatrix:
-    """A constant right operand b of :func:`matmul_integer`, packed once for many products.
-
-    Parameters
-    ----------
-    b : (K, N) int8 or uint8
-        The matrix; it is copied. A transposed view of a C-contiguous (N, K) array is taken as it
-        lies.
-    threads : int, optional
-        Thread count.
-
-    Attributes
-    ----------
-    shape : tuple of int
-        (K, N).
-    dtype : numpy.dtype
-        int8 or uint8.
-
-    Notes
-    -----
-    The memory layout belongs to this machine's instruction set, so a pickle holds the plain matrix
-    and packs it again when it is loaded.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> b = PackedMatrix(np.full((768, 2), 127, np.int8))
-    >>> matmul_integer(np.full((1, 768), 255, np.uint8), b)
-    array([[24871680, 24871680]], dtype=int32)
-    """
-
-    def __init__(self, b: Any, *, threads: int | None = None) -> None:
-        plain, transposed = _matrix(b, "b")
-        self.shape = plain.shape
-        self.dtype = plain.dtype
-        self._pack(plain.T if transposed else plain, transposed, threads)
-
-    def _pack(self, plain: Array, transposed: bool, threads: int | None) -> None:
-        """Panels and column sums of a (K, N) matrix, or an (N, K) one if ``transposed``."""
-        k, n = self.shape
-        self._panels = aligned_bytes(_kernel.packed_size(n, k, 0, 8, False))
-        self._colsum = np.empty(n, np.int32)
-        self._narrow = _kernel.pack(
-            self._panels, self._colsum, None, None, plain, n, k, 0, 8, transposed,
-            _threads.resolve(threads, k * n),
-        )  # fmt: skip
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the packed matrix and its column sums."""
-        return int(self._panels.nbytes + self._colsum.nbytes)
-
-    def unpack(self) -> Array:
-        """The plain (K, N) matrix, a new array (the transposed view of an (N, K) one)."""
-        k, n = self.shape
-        codes = np.empty((n, k), np.int8)
-        _kernel.unpack(codes, self._panels, n, k, 0, 8, False)
-        plain: Array = codes
-        if self.dtype == np.uint8:
-            plain = codes.view(np.uint8) ^ np.uint8(0x80)
-        result: Array = plain.transpose()
-        return result
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"plain": self.unpack().T}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        plain = state["plain"]
-        self.shape, self.dtype = plain.shape[::-1], plain.dtype
-        self._pack(plain, True, None)
-
-    def __repr__(self) -> str:
-        return f"PackedMatrix(shape={self.shape}, dtype={self.dtype})"
 
 
 def matmul_integer(
@@ -165,11 +93,11 @@ def matmul_integer(
         done = _plain_product(a, b, out, threads)
         if done is not None:
             return done
-    left, right = _operands(a, b)
-    za = _zero_point(a_zero_point, left, -1, "a_zero_point")
-    zb = _zero_point(b_zero_point, right, -2, "b_zero_point")
+    left, right = operands(a, b)
+    za = zero_points(a_zero_point, left, -1, "a_zero_point")
+    zb = zero_points(b_zero_point, right, -2, "b_zero_point")
     product = _Product(left, right, za, zb, threads)
-    shape = _squeezed(product.shape, a, b)
+    shape = squeezed(product.shape, a, b)
     if out is None:
         result = np.empty(shape, np.int32)
     else:
@@ -248,19 +176,19 @@ def qlinear_matmul(
     array([[105,  45],
            [ 76, 109]], dtype=uint8)
     """
-    left, right = _operands(a, b)
-    za = _zero_point(a_zero_point, left, -1, "a_zero_point")
-    zb = _zero_point(b_zero_point, right, -2, "b_zero_point")
+    left, right = operands(a, b)
+    za = zero_points(a_zero_point, left, -1, "a_zero_point")
+    zb = zero_points(b_zero_point, right, -2, "b_zero_point")
     product = _Product(left, right, za, zb, threads)
-    zy, dtype = _output_zero_point(y_zero_point, left.dtype)
-    rows = _scale(a_scale, left, -1, "a_scale")
-    columns = _scale(b_scale, right, -2, "b_scale")
-    last = _scale(y_scale, None, -1, "y_scale")
+    zy, dtype = output_zero_point(y_zero_point, left.dtype)
+    rows = scales(a_scale, left, -1, "a_scale")
+    columns = scales(b_scale, right, -2, "b_scale")
+    last = scales(y_scale, None, -1, "y_scale")
     with np.errstate(over="ignore", under="ignore"):
         factor = rows * columns / last
     if not np.isfinite(factor).all():
         raise ArrayError("a_scale * b_scale / y_scale: is not finite")
-    shape = _squeezed(product.shape, a, b)
+    shape = squeezed(product.shape, a, b)
     result = out_for(out, "out", shape, dtype)
     if out is not None:
         check_disjoint([("out", result)], product.arrays())
@@ -341,14 +269,14 @@ class _Product:
         """(index in the batch, a, b, za, zb) of each 2-D product."""
         if not self.stacked:
             a = self.a.reshape(self.rows, self.k)
-            return [((), a, self.b, _flat(self.za, self.rows), _flat(self.zb, self.n))]
+            return [((), a, self.b, flat(self.za, self.rows), flat(self.zb, self.n))]
         assert isinstance(self.b, np.ndarray)
         a = np.broadcast_to(self.a, (*self.batch, *self.a.shape[-2:]))
         b = np.broadcast_to(self.b, (*self.batch, *self.b.shape[-2:]))
         za = np.broadcast_to(self.za, (*self.batch, self.rows, 1))
         zb = np.broadcast_to(self.zb, (*self.batch, 1, self.n))
         return [
-            (i, a[i], b[i], _flat(za[i], self.rows), _flat(zb[i], self.n))
+            (i, a[i], b[i], flat(za[i], self.rows), flat(zb[i], self.n))
             for i in np.ndindex(*self.batch)
         ]
 
@@ -359,7 +287,7 @@ class _Product:
             layout, data, colsum, narrow = self._right(b)
             _kernel.multiply_i32(
                 out[i], np.ascontiguousarray(a), data, layout, colsum, narrow,
-                _moved(za, a, np.int8, 128), _moved(zb, b, np.uint8, -128),
+                moved(za, a, np.int8, 128), moved(zb, b, np.uint8, -128),
                 self.rows, self.n, self.k, self.threads,
             )  # fmt: skip
 
@@ -377,7 +305,7 @@ class _Product:
                 scale = np.ascontiguousarray(full[i], np.float64)
             _kernel.multiply_q8(
                 out[i], np.ascontiguousarray(a), data, layout, colsum, narrow,
-                _moved(za, a, np.int8, 128), _moved(zb, b, np.uint8, -128), scale, zero_point,
+                moved(za, a, np.int8, 128), moved(zb, b, np.uint8, -128), scale, zero_point,
                 self.rows, self.n, self.k, self.threads,
             )  # fmt: skip
 
@@ -402,109 +330,5 @@ class _Product:
             b = PackedMatrix(b, threads=self.threads)
         if isinstance(b, PackedMatrix):
             return _PACKED, b._panels, b._colsum, b._narrow
-        plain, transposed = _matrix(b, "b")
+        plain, transposed = matrix(b, "b")
         return (_ROWS_N, plain.T, None, False) if transposed else (_ROWS_K, plain, None, False)
-
-
-def _matrix(b: Any, name: str) -> tuple[Array, bool]:
-    """A (K, N) matrix that is C-contiguous, or the transposed view of one that is (True)."""
-    plain = as_array(b, name, dtypes=CODES, ndim=2, contiguous=False)
-    if plain.flags.c_contiguous:
-        return plain, False
-    return (plain, True) if plain.T.flags.c_contiguous else (np.ascontiguousarray(plain), False)
-
-
-def _operands(a: Any, b: Any) -> tuple[Array, Any]:
-    """a with at least two axes; b likewise or packed."""
-    left = as_array(a, "a", dtypes=CODES)
-    if left.ndim == 0:
-        raise ArrayError("a: expected at least one axis, got a scalar")
-    left = left[None, :] if left.ndim == 1 else left
-    if isinstance(b, PackedMatrix):
-        return left, b
-    right = as_array(b, "b", dtypes=CODES, contiguous=False)
-    if right.ndim == 0:
-        raise ArrayError("b: expected at least one axis, got a scalar")
-    return left, right[:, None] if right.ndim == 1 else right
-
-
-def _squeezed(shape: tuple[int, ...], a: Any, b: Any) -> tuple[int, ...]:
-    """The product's shape without the axes that 1-D operands were given."""
-    if not isinstance(b, PackedMatrix) and np.ndim(b) == 1:
-        shape = shape[:-1]
-        return shape[:-1] if np.ndim(a) == 1 else shape
-    return (*shape[:-2], shape[-1]) if np.ndim(a) == 1 else shape
-
-
-def _broadcastable(value: Array, operand: Any, axis: int, name: str) -> Array:
-    """Scalar, vector along the rows (axis -1 is reduced) or columns (-2), or N-D, against a
-    product."""
-    if value.size == 1:
-        return value.reshape(())
-    if operand is None:
-        raise ArrayError(f"{name}: expected one value, got shape {value.shape}")
-    wanted = [*operand.shape]
-    wanted[axis] = 1
-    if value.ndim == 1 and value.size == max(wanted[-2:]):
-        return value.reshape(wanted[-2:])
-    fits = value.ndim >= 2 and value.shape[-2:] == tuple(wanted[-2:])
-    if fits and value.ndim <= len(wanted):
-        lead = zip(value.shape[-3::-1], wanted[-3::-1], strict=False)
-        if all(v in (1, w) for v, w in lead):
-            return value
-    raise ArrayError(
-        f"{name}: expected one value, {max(wanted[-2:])} values or shape {tuple(wanted)}, "
-        f"got shape {value.shape}"
-    )
-
-
-def _zero_point(value: Any, operand: Any, axis: int, name: str) -> Array:
-    """int32 zero points in the range of the operand's dtype."""
-    if value is None:
-        return np.zeros((), np.int32)
-    zero = np.asarray(value)
-    info = np.iinfo(operand.dtype)
-    plain = isinstance(value, int) and not isinstance(value, bool)
-    if not plain and zero.dtype != operand.dtype:
-        raise DTypeError(f"{name}: expected its matrix's dtype {operand.dtype}, got {zero.dtype}")
-    if plain and not info.min <= value <= info.max:
-        raise ArrayError(f"{name}: expected {info.min}..{info.max} for {info.dtype}, got {value}")
-    return _broadcastable(zero.astype(np.int32), operand, axis, name)
-
-
-def _scale(value: Any, operand: Any, axis: int, name: str) -> Array:
-    """Finite positive scales, in their own float dtype (float32 for plain numbers)."""
-    scale = np.asarray(value)
-    if isinstance(value, (int, float, list, tuple)):
-        scale = scale.astype(np.float32)
-    if scale.dtype.kind != "f" and scale.dtype.name != "bfloat16":
-        raise DTypeError(f"{name}: expected floats, got dtype {scale.dtype}")
-    if not (np.isfinite(scale) & (scale > 0)).all():
-        raise ArrayError(f"{name}: expected finite positive scales")
-    return _broadcastable(scale, operand, axis, name)
-
-
-def _output_zero_point(value: Any, default: Any) -> tuple[int, str]:
-    """The result's zero point and dtype."""
-    if value is None:
-        return 0, str(np.dtype(default))
-    zero = np.asarray(value)
-    if isinstance(value, int) and not isinstance(value, bool):
-        info = np.iinfo(default)
-        if not info.min <= value <= info.max:
-            raise ArrayError(f"y_zero_point: expected {info.min}..{info.max}, got {value}")
-        return value, str(np.dtype(default))
-    if zero.dtype.name not in CODES:
-        raise DTypeError(f"y_zero_point: expected dtype int8 or uint8, got {zero.dtype}")
-    if zero.size != 1:
-        raise ArrayError(f"y_zero_point: expected one value, got shape {zero.shape}")
-    return int(zero.reshape(())), zero.dtype.name
-
-
-def _flat(values: Array, size: int) -> Array:
-    return np.broadcast_to(values.reshape(-1), (size,)) if values.size == 1 else values.reshape(-1)
-
-
-def _moved(zero: Array, operand: Any, dtype: type, by: int) -> Array:
-    """The kernel multiplies uint8 a by int8 b: codes of the other sign are moved by 128."""
-    return np.ascontiguousarray(zero + (by if operand.dtype == dtype else 0), np.int32)
