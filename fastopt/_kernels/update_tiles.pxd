@@ -141,18 +141,12 @@ cdef inline void stretch(
     double ema_share, bint zero_grads,
 ) noexcept nogil:
     """Elements at..at+n of one array; ``p`` is its parameter's base."""
-    cdef Py_ssize_t end = at + n, m
+    cdef Py_ssize_t end = at + n, m, tile = TILE
     cdef bint narrow = r.grad_kind != SAME or r.state_kind != SAME
-    cdef bint plain = r.ema == NULL and r.copy_kind == SAME and not zero_grads
-    cdef Py_ssize_t tile = TILE
-    if plain and r.grad_kind == SAME and in_one_go(r, h):
+    if r.ema == NULL and r.copy_kind == SAME and not zero_grads and (
+        not narrow or (r.grad_kind == SAME and in_one_go(r, h))
+    ):
         tile = n
-    if plain and not narrow:
-        apply(
-            r.rule, p + at, <const real*> r.g + at, <real*> r.s[0] + at, <real*> r.s[1] + at,
-            <real*> r.s[2] + at, n, h,
-        )
-        return
     while at < end:
         m = min(tile, end - at)
         if real is float:
