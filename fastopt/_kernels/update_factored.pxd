@@ -61,15 +61,19 @@ cdef inline void tile_sums(
 
 
 cdef inline double moved(
-    real* mean, const double* sums, Py_ssize_t parts, Py_ssize_t apart, Py_ssize_t count, double w
+    real* means, double* sums, Py_ssize_t parts, Py_ssize_t n, Py_ssize_t count, double w
 ) noexcept nogil:
-    """One running mean of squares after this step, from ``parts`` sums over ``count`` elements."""
+    """n running means of squares after this step, from ``parts`` times n sums over ``count``
+    elements in all; returns their sum."""
     cdef double total = 0.0
-    cdef Py_ssize_t k
-    for k in range(parts):
-        total = total + sums[k * apart]
-    mean[0] = <real> (mean[0] + w * (total / count - mean[0]))
-    return mean[0]
+    cdef Py_ssize_t i, k
+    for i in range(1, parts):
+        for k in range(n):
+            sums[k] = sums[k] + sums[i * n + k]
+    for k in range(n):
+        means[k] = <real> (means[k] + w * (sums[k] / count - means[k]))
+        total = total + means[k]
+    return total
 
 
 cdef inline void factors_of(
@@ -80,19 +84,16 @@ cdef inline void factors_of(
     cdef real* col_var = <real*> r.s[1] + matrix * f.cols
     cdef real* left = <real*> f.left + matrix * f.rows
     cdef real* right = <real*> f.right + matrix * f.cols
-    cdef const double* rows = f.row_sums + matrix * f.strips * f.rows
-    cdef const double* cols = f.col_sums + matrix * f.blocks * f.cols
-    cdef double total = 0.0, mean, low = eps1_of(r, h)
+    cdef double* rows = f.row_sums + matrix * f.strips * f.rows
+    cdef double* cols = f.col_sums + matrix * f.blocks * f.cols
+    cdef double mean = moved(row_var, rows, f.strips, f.rows, f.cols, h[3]) / f.rows
+    cdef double low = eps1_of(r, h)
     cdef Py_ssize_t k
-    for k in range(f.rows):
-        total = total + moved(row_var + k, rows + k, f.strips, f.rows, f.cols, h[3])
-    mean = total / f.rows
     if mean < low:
         mean = low
     for k in range(f.rows):
         left[k] = root(<real> mean / row_var[k])
-    for k in range(f.cols):
-        moved(col_var + k, cols + k, f.blocks, f.cols, f.rows, h[3])
+    moved(col_var, cols, f.blocks, f.cols, f.rows, h[3])
     for k in range(f.cols):
         right[k] = 1 / root(col_var[k])
 
