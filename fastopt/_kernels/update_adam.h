@@ -1,6 +1,6 @@
 /* Adam on narrow state without a stop in between: codes -> moments -> step -> codes, in vectors.
    Reads and writes 16 bytes a float32 weight with 8-bit state and 20 with bfloat16, where full
-   state needs 28. What binds is told apart in docs/benchmarks.md, "AdamW with int8 state". */
+   state needs 28; benchmarks/bench_update.py has a stream of the same bytes beside it. */
 #ifndef FO_UPDATE_ADAM
 #define FO_UPDATE_ADAM
 #include "update_bytes.h"
