@@ -41,8 +41,8 @@ def test_packed_on_the_way(level, dtype, code, threads, rng):
     low, high = (-8, 7) if code == "int8" else (0, 15)
     q, d = kernel("quantize", level), kernel("dequantize", level)
     for n in (*SIZES, 200_003):
-        x = sample(n, dtype, special=n < 2000) * np.asarray(3, dtype)
-        scale, zero = np.asarray(0.7, dtype), np.asarray(3, code)
+        x = sample(n, dtype, special=n < 2000)
+        scale, zero = np.asarray(0.2, dtype), np.asarray(3, code)
         place = (False, max(n, 1), max(n, 1), 0)
         wanted = reference.encode_affine(x, scale, zero, low, high)
         values = reference.decode_affine(wanted, scale, zero)
@@ -55,6 +55,68 @@ def test_packed_on_the_way(level, dtype, code, threads, rng):
             d.decode(made, out.array, scale, zero, *place, True, streamed, threads)
             np.testing.assert_array_equal(made, values)
             out.check(), back.check()
+
+
+@pytest.mark.parametrize("threads", THREADS)
+@pytest.mark.parametrize("name", ["int4", "int8", "int16"])
+@pytest.mark.parametrize("width", [1, 2, 16, 32, 64, 128, 256, 1024, 65536])
+def test_scales_and_codes_in_one_pass(level, width, name, threads):
+    fmt = Q.format_of(name)
+    k, reach, tiny = kernel("quantize", level), fmt.symmetric_range, np.finfo("f4").tiny
+    for n in (0, width, 5 * width, 3 * max(width, 65536) + width):
+        x = sample(n, "f4").reshape(-1, width)
+        x[::5] *= np.float32(1e-38)
+        x[1::7] = 0
+        x[3::9, :1] = np.finfo("f4").max
+        cap = np.nextafter(np.float32(float(np.finfo("f4").max) / reach), np.float32(0))
+        top = np.abs(x).max(1, initial=0).astype("f8") / reach
+        step = np.where(top == 0, 1, np.clip(top, tiny, float(cap))).astype("f4")
+        wanted = reference.encode_affine(
+            x, step[:, None], np.zeros((len(x), 1), fmt.storage), -reach, reach
+        )
+        if fmt.packed:
+            wanted = reference.pack_nibbles(wanted.ravel(), False)
+        for streamed in (False, True):
+            out = Guarded(np.zeros(wanted.size, wanted.dtype))
+            scale = Guarded(np.zeros(len(x), "f4"))
+            rest = (width, reach, cap, -reach, reach, fmt.packed, streamed, threads)
+            assert not k.encode_groups(out.array, scale.array, x, *rest)
+            np.testing.assert_array_equal(scale.array, step)
+            np.testing.assert_array_equal(out.array, wanted.ravel())
+            out.check(), scale.check()
+            for bad in (np.nan, np.inf, -np.inf):
+                if n:
+                    y = x.copy()
+                    y[-1, -1] = bad
+                    assert k.encode_groups(out.array, scale.array, y, *rest)
+
+
+@pytest.mark.parametrize("name", ["int4", "int8", "int16"])
+@pytest.mark.parametrize(
+    "layout", [{}, {"axis": 0}, {"group_size": 32}, {"group_size": 256}, {"axis": 1}]
+)
+def test_one_pass_gives_the_bits_of_two(layout, name, rng):
+    w = rng.standard_normal((64, 256)).astype("f4")
+    q = fastopt.quantize(w, name, **layout)
+    scale, zero = Q.choose_qparams(w, name, **layout)
+    np.testing.assert_array_equal(q.scale, scale)
+    np.testing.assert_array_equal(q.zero_point, zero)
+    assert (q.scale.dtype, q.zero_point.dtype) == (scale.dtype, zero.dtype)
+    given = fastopt.quantize(w, name, scale=scale, **layout)
+    np.testing.assert_array_equal(q.codes, given.codes)
+    assert q.codes.dtype == given.codes.dtype
+    w[3, 5] = np.inf
+    with pytest.raises(ArrayError, match="x: holds NaN or infinity"):
+        fastopt.quantize(w, name, **layout)
+
+
+def test_groups_that_a_chunk_does_not_hold_are_refused(level):
+    k, x = kernel("quantize", level), np.zeros(96, "f4")
+    out, scale = np.full(96, 7, "i1"), np.zeros(32, "f4")
+    for width, error in ((3, ArrayError), (0, ArrayError), (64, ArrayError), (32, ArrayError)):
+        with pytest.raises(error):
+            k.encode_groups(out, scale, x, width, 127, 1, -127, 127, False, False, 1)
+    assert (out == 7).all()
 
 
 @pytest.mark.parametrize("name", ["int4", "uint4"])

@@ -23,6 +23,19 @@ def encode(
     streamed: bool,
     threads: int,
 ) -> bool: ...
+def encode_groups(
+    out: NDArray[Any],
+    scale: NDArray[Any],
+    x: NDArray[Any],
+    width: int,
+    reach: float,
+    cap: float,
+    low: float,
+    high: float,
+    packed: bool,
+    streamed: bool,
+    threads: int,
+) -> bool: ...
 def fake(
     out: NDArray[Any],
     mask: NDArray[Any] | None,

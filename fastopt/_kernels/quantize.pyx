@@ -25,8 +25,8 @@ from fastopt._kernels._layout cimport Layout, Place, place_of, scales_of, take
 from fastopt._kernels._noise cimport noise
 from fastopt._kernels._stream cimport Window, close, prefetch, stream_fence, took, window_on
 from fastopt._kernels.quantize_steps cimport (
-    BLOCK, EVEN, HALF, RANDOM, Rule, any_nan, at_once, at_random, limited, packed_block, quotients, real, rounded, spread,
-    stored
+    BLOCK, EVEN, HALF, RANDOM, Rule, any_nan, at_once, at_random, derived, limited, packed_block,
+    quotients, real, rounded, spread, stored
 )
 
 cnp.import_array()
@@ -45,6 +45,8 @@ cdef struct Plan:  # pointers and kinds of one call
     int item  # bytes of a code; 0: values come back, in x's dtype
     int size  # bytes of an element of out
     bint packed  # two codes of one byte share one, the first one low
+    double reach  # scales are made on the way, max|x| / reach; 0: they are given
+    double cap
     bint centred  # every zero point is 0
     bint brief  # random rounding whose steps of 2**-16 fit 32 bits
     Layout lay
@@ -99,6 +101,12 @@ cdef int convert_chunk(
         add = &z[0]
         j = 0
         while even and j < n:  # short runs that fill blocks, their scales one after the other
+            if real is float:
+                if plan.reach:
+                    odd |= derived(
+                        <float*> scale + part, <const float*> plan.x + start + j, lay.width,
+                        plan.reach, plan.cap,
+                    )
             spread(&s[j], scale[part], lay.width)
             if rule.times:
                 spread(&inverse[j], <real> 1 / scale[part], lay.width)
@@ -109,13 +117,19 @@ cdef int convert_chunk(
         while j < n:
             if left == 0:
                 left = take(&p, lay, stop - start - j, &part)
+                if real is float:
+                    if plan.reach:
+                        odd |= derived(
+                            <float*> scale + part, <const float*> plan.x + start + j, left,
+                            plan.reach, plan.cap,
+                        )
             m = min(left, n - j)
             if not lay.rows:
                 if part != have or m < n:
                     spread(&s[j], scale[part], m)
                     if rule.times:
                         spread(&inverse[j], <real> 1 / scale[part], m)
-                    if zero[part] != base:  # base is NaN where z does not hold one number
+                    if not plan.centred and zero[part] != base:  # base is NaN where z does not hold one number
                         base = zero[part] if m == n else <real> NAN
                         spread(&z[0] if m == n else &z[j], zero[part], BLOCK if m == n else m)
                 have = part if m == n else -1
@@ -235,6 +249,7 @@ cdef int convert(
     cdef Py_ssize_t parts = scales_of(n, plan.lay) if n else cnp.PyArray_SIZE(scale)
     cdef void* s
     cdef void* z
+    plan.reach = 0
     plan.wide = cnp.PyArray_TYPE(x) == cnp.NPY_FLOAT64
     plan.x = data_of(x, cnp.NPY_FLOAT64 if plan.wide else kind, n, False, "x")
     if plan.wide or plan.item == 4 or cnp.PyArray_TYPE(scale) == cnp.NPY_FLOAT64:
@@ -268,6 +283,40 @@ def encode(
     plan.item = plan.size = CODES[made]
     plan.packed = packed
     return convert(&plan, x, scale, zero_point, n, streamed, threads) != 0
+
+
+def encode_groups(
+    cnp.ndarray out not None, cnp.ndarray scale not None, cnp.ndarray x not None,
+    Py_ssize_t width, double reach, double cap, double low, double high, bint packed,
+    bint streamed, int threads,
+):
+    """scale = max|x| / reach of each ``width`` elements (a power of two, at most CHUNK), and out =
+    their codes, half to even, as ``encode`` makes them; is something in x not finite?"""
+    cdef Plan plan
+    cdef Py_ssize_t n = cnp.PyArray_SIZE(x)
+    cdef int made = cnp.PyArray_TYPE(out)
+    if width < 1 or CHUNK % width or n % width:
+        from fastopt.errors import ArrayError
+
+        raise ArrayError(f"x: {n} elements are no whole groups of {width} that a chunk holds")
+    if packed:
+        made = cnp.NPY_UINT8
+    elif made not in CODES or CODES[made] > 2:
+        made = cnp.NPY_INT8  # refused just below, with the wanted dtype named
+    plan.lay = Layout(False, max(n, 1), width, 1)
+    plan.rule = Rule(EVEN, 0, False, False, False, low, high, 0)
+    plan.out = <char*> data_of(out, made, (n + 1) // 2 if packed else n, True, "out")
+    plan.x = data_of(x, cnp.NPY_FLOAT32, n, False, "x")
+    plan.mask = NULL
+    plan.item = plan.size = CODES[made]
+    plan.packed = packed
+    plan.wide = False
+    plan.reach = reach
+    plan.cap = cap
+    return convert_all(
+        &plan, <float*> data_of(scale, cnp.NPY_FLOAT32, n // width, True, "scale"), <float*> NULL,
+        n, 0, streamed, threads,
+    ) != 0
 
 
 def fake(

@@ -10,7 +10,8 @@ from fastopt._kernels import dequantize as decode_kernel
 from fastopt._kernels import quantize as kernel
 from fastopt._options import choice
 from fastopt._random import Seed, key_of
-from fastopt.errors import OptionError
+from fastopt.errors import ArrayError, OptionError
+from fastopt.quantization.formats import Format
 from fastopt.quantization.layout import Layout
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "check_rules",
     "decode",
     "encode",
+    "encode_groups",
     "encode_rounded",
     "fake",
 ]
@@ -32,6 +34,10 @@ STREAM_FROM = 32 << 20
 ROUNDINGS = ("nearest", "nearest_away", "floor", "trunc", "stochastic")  # in the kernel's order
 OVERFLOWS = ("saturate", "wrap")
 PARITIES = ("onnx", "torch")
+
+# Elements of the kernel's chunks, and the largest float32.
+_SHARE = 65536
+_LARGEST = float(np.finfo(np.float32).max)
 
 # When the zero point comes in, in the kernel's terms.
 _AFTER, _BEFORE, _FUSED = 0, 1, 2
@@ -113,6 +119,40 @@ def encode_rounded(
         x.nbytes + out.nbytes >= STREAM_FROM,
         _threads.resolve(threads, x.size),
     )
+
+
+def encode_groups(
+    x: Array, layout: Layout, fmt: Format, threads: int | None
+) -> tuple[Array, Array] | None:
+    """Symmetric min-max scales and codes in one pass over x, the bits of ``choose_qparams`` and
+    :func:`encode`; None where the kernel does not do it: it takes float32 and signed codes, and
+    runs that follow one another and fit whole into a thread's share."""
+    width = layout.width
+    follow = layout.group == 1 or layout.depth == x.size
+    if layout.rows or not follow or layout.depth % width or _SHARE % width:
+        return None
+    if x.dtype != np.float32 or x.size == 0 or fmt.symmetric_zero_point != 0:
+        return None
+    scale = np.empty(layout.scale_shape, np.float32)
+    shape = (x.size + 1) // 2 if fmt.packed else x.shape
+    codes = np.empty(shape, "uint8" if fmt.packed else fmt.storage)
+    reach = fmt.symmetric_range
+    odd = kernel.encode_groups(
+        codes,
+        scale,
+        x,
+        width,
+        reach,
+        float(np.nextafter(np.float32(_LARGEST / reach), np.float32(0))),
+        -reach,
+        reach,
+        fmt.packed,
+        x.nbytes + codes.nbytes >= STREAM_FROM,
+        _threads.resolve(threads, x.size),
+    )
+    if odd:
+        raise ArrayError("x: holds NaN or infinity, so it has no scale; clean the data first")
+    return codes, scale
 
 
 def fake(

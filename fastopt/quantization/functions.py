@@ -11,7 +11,7 @@ from fastopt._options import choice
 from fastopt._random import Seed
 from fastopt.errors import ArrayError, DTypeError, OptionError
 from fastopt.quantization.array import QuantizedArray
-from fastopt.quantization.convert import ROUNDINGS, check_rules, encode_rounded
+from fastopt.quantization.convert import ROUNDINGS, check_rules, encode_groups, encode_rounded
 from fastopt.quantization.formats import BLOCKS, Format, format_of
 from fastopt.quantization.layout import layout_of, normal_axis
 from fastopt.quantization.narrow import derive_codes, encode_narrow, exponents
@@ -125,6 +125,12 @@ def quantize(
             if made is not None:
                 zero = np.zeros(made[1].shape, fmt.storage)
                 return QuantizedArray(*made, zero, fmt.name, a.shape, axis, group_size)
+    plain = method == "minmax" and gram is None and rounding == "nearest" and parity == "onnx"
+    if scale is None and fmt.kind == "int" and symmetric and plain:
+        both = encode_groups(a, layout, fmt, threads)
+        if both is not None:
+            zero = np.zeros(layout.scale_shape, fmt.storage)
+            return QuantizedArray(*both, zero, fmt.name, a.shape, axis, group_size)
     if scale is None:
         step, zero = choose_qparams(
             a,
