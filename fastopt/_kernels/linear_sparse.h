@@ -37,9 +37,17 @@ static void fo_ask(const void *x, const int32_t *j, int two, ptrdiff_t a, ptrdif
         return two ? fo_dot_by_##NAME(x, j, 1, n, w) : fo_dot_by_##NAME(x, j, 0, n, w);           \
     }
 
+/* Built for size, gcc converts float to double on top of a register's old value: a chain of waits. */
+#if defined(__GNUC__) && !defined(__clang__)
+#define FO_QUICK __attribute__((optimize("O2")))
+#else
+#define FO_QUICK
+#endif
+
 /* g += e x, column by column: a column may come twice. */
 #define FO_ADD(NAME, REAL, SUM)                                                                   \
-    static void NAME(const REAL *x, const int32_t *j, int two, ptrdiff_t n, REAL e, SUM *g) {     \
+    FO_QUICK static void NAME(const REAL *x, const int32_t *j, int two, ptrdiff_t n, REAL e,      \
+                              SUM *g) {                                                           \
         if (two)                                                                                  \
             for (ptrdiff_t i = 0; i < n; i++) g[j[2 * i]] += (SUM)e * x[i];                       \
         else                                                                                      \
