@@ -85,7 +85,8 @@ def epoch(
         def make_theirs(step: float) -> Any:
             return theirs(loss=loss, eta0=step, learning_rate="invscaling", **common)
 
-        small = np.array([0.001, 0.003, 0.01, 0.03, 0.1]) * (4 if labels else 1) * 20 / max(20, d)
+        small = np.array([0.0003, 0.001, 0.003, 0.01, 0.03]) * 20 / max(20, d)
+        small *= 100 if labels else 1
         wanted, step = tuned(make_theirs, small, x, y, labels)
         print(f"\nscikit-learn: step {step:g}, final loss {wanted:.6f}")
         best_theirs = make_theirs(step)
@@ -96,7 +97,9 @@ def epoch(
             return ours(loss, eta0=step, learning_rate="cosine", batch_size=batch,
                         local_workers=threads, threads=threads, **common)  # fmt: skip
 
-        steps = np.array([0.1, 0.2, 0.35, 0.5, 1.0]) * (4 if labels else 1) * 20 / max(20, d)
+        steps = (
+            np.array([0.03, 0.06, 0.1, 0.2, 0.5, 1.0]) * (10 if labels else 1) * 20 / max(20, d)
+        )
         reached, step = tuned(make, steps, x, y, labels)
         print(f"fastopt: batch {batch}, step {step:g}, final loss {reached:.6f}")
         if reached <= wanted:

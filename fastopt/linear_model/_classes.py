@@ -58,8 +58,8 @@ def encode(y: Any, n: int, classes: Array | None = None) -> tuple[Array, Array]:
 
 
 def _number(a: Array) -> tuple[Array, Array]:
-    """numpy.unique with its inverse; two labels by comparing, integers of a small range by counting,
-    neither by sorting."""
+    """numpy.unique with its inverse; two labels by comparing, integers of a small range by
+    counting, neither by sorting."""
     if a.dtype.kind in "iub":
         few = np.unique(a[:256])
         if len(few) == 2:
