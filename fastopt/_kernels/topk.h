@@ -18,7 +18,23 @@ static inline int32_t NAME(const int8_t *a, const B *b, ptrdiff_t n) {          
     return sum;                                                                                    \
 }
 
-#if defined(__AVX512BW__)
+#if defined(__AVX512VNNI__)
+/* uint8 x int8 products: signed codes are moved by 128, which the sum of 128 a takes back. */
+static inline int32_t fo_dot_vnni(const int8_t *a, const uint8_t *b, ptrdiff_t n, int is_signed) {
+    const __m512i move = _mm512_set1_epi8((char)(is_signed ? 0x80 : 0));
+    __m512i sum = _mm512_setzero_si512(), back = sum;
+    for (ptrdiff_t i = 0; i < n; i += 64) {
+        const __mmask64 some = n - i < 64 ? ((__mmask64)1 << (n - i)) - 1 : ~(__mmask64)0;
+        const __m512i x = _mm512_maskz_loadu_epi8(some, a + i);
+        const __m512i y = _mm512_maskz_loadu_epi8(some, b + i);
+        sum = _mm512_dpbusd_epi32(sum, _mm512_xor_si512(y, move), x);
+        back = _mm512_dpbusd_epi32(back, move, x);
+    }
+    return _mm512_reduce_add_epi32(_mm512_sub_epi32(sum, back));
+}
+#define fo_dot_s8s8(a, b, n) fo_dot_vnni(a, (const uint8_t *)(b), n, 1)
+#define fo_dot_s8u8(a, b, n) fo_dot_vnni(a, b, n, 0)
+#elif defined(__AVX512BW__)
 #define FO_DOT_WIDE(W256, W512)                                                                    \
     __m512i s0 = _mm512_setzero_si512(), s1 = s0;                                                  \
     for (; i + 64 <= n; i += 64) {                                                                 \
@@ -48,8 +64,10 @@ static inline int32_t NAME(const int8_t *a, const B *b, ptrdiff_t n) {          
 #define FO_DOT_WIDE(W256, W512)
 #endif
 
+#ifndef __AVX512VNNI__
 FO_DOT(fo_dot_s8s8, int8_t, _mm256_cvtepi8_epi16, _mm512_cvtepi8_epi16)
 FO_DOT(fo_dot_s8u8, uint8_t, _mm256_cvtepu8_epi16, _mm512_cvtepu8_epi16)
+#endif
 
 static inline int32_t fo_hamming(const uint8_t *a, const uint8_t *b, ptrdiff_t n) {
     int32_t sum = 0;

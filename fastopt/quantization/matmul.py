@@ -1,8 +1,8 @@
 """Products of integer matrices by ONNX's operators, exact for every legal input.
 
 Neither operator ever saturates an intermediate sum: on a CPU with 8-bit dot products (AVX-512
-VNNI) they are used; elsewhere codes are widened to 16 bits, unless a packed b fits in seven. Bits are equal for every instruction
-set and thread count.
+VNNI) they are used; elsewhere codes are widened to 16 bits, unless a packed b fits in seven. Bits
+are equal for every instruction set and thread count.
 """
 
 from __future__ import annotations
