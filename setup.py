@@ -32,6 +32,7 @@ FLAGS = ["-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off", "-g0", *O
 # Three levels in one small wheel: nothing unused, no unwind tables (nothing here throws), and
 # Cython's own checks without their inlined special cases.
 FLAGS += ["-ffunction-sections", "-fno-asynchronous-unwind-tables", "-fvisibility=hidden"]
+FLAGS += ["-fno-plt"]  # no stub for each function of the interpreter
 # -O3's loop passes without its inlining, which only grows the doors; v2 is for processors from
 # before 2013 and is built for size.
 FAST = ["-O2", "-ftree-vectorize", "-fvect-cost-model=dynamic", "-funswitch-loops"]

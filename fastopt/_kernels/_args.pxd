@@ -1,6 +1,6 @@
 """The one check at a kernel's door: an ndarray in, a pointer out, or our typed error."""
 
-cimport numpy as cnp
+from fastopt._kernels cimport _numpy as cnp
 
 
 cdef inline void* data_of(

@@ -6,7 +6,7 @@ largest finite value, infinity or NaN, as the format's spec says. float64 goes t
 rounded to odd, so the result is rounded once.
 """
 
-cimport numpy as cnp
+from fastopt._kernels cimport _numpy as cnp
 from cpython.exc cimport PyErr_CheckSignals
 from cython.parallel cimport prange
 from libc.math cimport ldexp

@@ -8,7 +8,7 @@ the other way is of no account. The weight of a column is the second moment of w
 diagonal of the Gram), of a histogram's bin its count.
 """
 
-cimport numpy as cnp
+from fastopt._kernels cimport _numpy as cnp
 from cpython.exc cimport PyErr_CheckSignals
 from cython.parallel cimport prange
 

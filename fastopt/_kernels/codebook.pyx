@@ -9,7 +9,7 @@ Sources: Dettmers et al., "QLoRA" (2023), appendix E (NF4); OCP Microscaling For
 5.3 and 6.3 (MXFP4). The layout (``rows``, ``depth``, ``width``, ``group``): _layout.pxd.
 """
 
-cimport numpy as cnp
+from fastopt._kernels cimport _numpy as cnp
 from cpython.exc cimport PyErr_CheckSignals
 from cython.parallel cimport prange
 from libc.stdint cimport uint8_t, uint32_t, uintptr_t

@@ -4,7 +4,7 @@ x = (code - zero_point) * scale (ONNX DequantizeLinear); 32-bit codes go through
 layout (``rows``, ``depth``, ``width``, ``group``) is explained in _layout.pxd.
 """
 
-cimport numpy as cnp
+from fastopt._kernels cimport _numpy as cnp
 from cpython.exc cimport PyErr_CheckSignals
 from cython cimport floating
 from cython.parallel cimport prange

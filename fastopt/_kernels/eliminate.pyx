@@ -5,7 +5,7 @@ w -= H_:i w_i / H_ii and H -= H_:i H_i: / H_ii (Hassibi and Stork, 1993; row by 
 and Alistarh, "Optimal Brain Compression", 2022). n^3 / 6 multiply-adds a row, float64.
 """
 
-cimport numpy as cnp
+from fastopt._kernels cimport _numpy as cnp
 from cython.parallel cimport prange
 from libc.stdint cimport int64_t
 from libc.stdlib cimport free, malloc

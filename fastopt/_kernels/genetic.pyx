@@ -16,7 +16,7 @@ Per gene of a child, with probability ``mutation_rate`` (by geometric skips when
 """
 
 cimport cython
-cimport numpy as cnp
+from fastopt._kernels cimport _numpy as cnp
 from cpython.exc cimport PyErr_CheckSignals
 from cython.parallel cimport prange
 from libc.math cimport sqrt

@@ -5,7 +5,7 @@ exchange of a pair's genes; each bit of a child flipped with probability ``mutat
 geometric skips, so that a child costs about d mutation_rate draws.
 """
 
-cimport numpy as cnp
+from fastopt._kernels cimport _numpy as cnp
 from cpython.exc cimport PyErr_CheckSignals
 from cython.parallel cimport prange
 from libc.stdint cimport uint8_t, uint32_t, uint64_t

@@ -6,7 +6,7 @@ without ties wins with probability ((n - i)^size - (n - i - 1)^size) / n^size.
 Words are Philox4x32-10 (``genetic.h``); row draws are 53-bit uniforms in [0, 1).
 """
 
-cimport numpy as cnp
+from fastopt._kernels cimport _numpy as cnp
 from cython.parallel cimport prange
 from libc.stdint cimport int32_t, uint32_t, uint64_t
 

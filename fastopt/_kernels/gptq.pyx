@@ -12,7 +12,7 @@ Layout: w, e, t and code are (tiles, n, 16), a tile is 16 rows; scale and zero a
 (tiles, groups, 16); panels is a in (ceil(n / 8), n, 8) with zeros from the diagonal down.
 """
 
-cimport numpy as cnp
+from fastopt._kernels cimport _numpy as cnp
 from cpython.exc cimport PyErr_CheckSignals
 from cython.parallel cimport prange
 from libc.stdint cimport int32_t, int64_t

@@ -10,7 +10,7 @@ An array is read as [outer, channels, inner]; a whole tensor is [1, 1, n].
 added. Counts are integers: the same for every thread count and level.
 """
 
-cimport numpy as cnp
+from fastopt._kernels cimport _numpy as cnp
 from cpython.exc cimport PyErr_CheckSignals
 from cython.parallel cimport prange
 from libc.stdint cimport int64_t, uint32_t, uint64_t

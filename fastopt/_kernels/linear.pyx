@@ -10,7 +10,7 @@ the order and the number of workers, never on the threads (Stich, "Local SGD con
 communicates little", ICLR 2019).
 """
 
-cimport numpy as cnp
+from fastopt._kernels cimport _numpy as cnp
 from cpython.exc cimport PyErr_CheckSignals
 from cython.parallel cimport prange
 from libc.stdint cimport int64_t, uint32_t, uint64_t

@@ -6,7 +6,7 @@ precision, then in double (linear_gram.h). The rows are cut into a fixed number 
 bits depend on that number and not on the threads.
 """
 
-cimport numpy as cnp
+from fastopt._kernels cimport _numpy as cnp
 from cython.parallel cimport prange
 from libc.stdlib cimport free, malloc
 

@@ -11,7 +11,7 @@ Columns may come in any order and more than once in a row. Indices are read as 3
 ones the low half; who calls has checked them.
 """
 
-cimport numpy as cnp
+from fastopt._kernels cimport _numpy as cnp
 from cpython.exc cimport PyErr_CheckSignals
 from cython.parallel cimport prange
 from libc.stdint cimport int32_t, int64_t

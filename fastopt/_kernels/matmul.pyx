@@ -19,7 +19,7 @@ from libc.stdint cimport int16_t, int32_t, uint8_t, uintptr_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memset
 
-cimport numpy as cnp
+from fastopt._kernels cimport _numpy as cnp
 from fastopt._kernels._args cimport data_of
 from fastopt._kernels._matmul cimport *
 from fastopt._kernels._openmp cimport thread_index

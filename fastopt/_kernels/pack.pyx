@@ -5,7 +5,7 @@ an odd end leaves the last high nibble 0. Order "gguf" (Q4_0 of ggml): in each b
 elements, byte j holds element j low and element j + 16 high; the length is a multiple of 32.
 """
 
-cimport numpy as cnp
+from fastopt._kernels cimport _numpy as cnp
 from cython.parallel cimport prange
 from libc.stdint cimport int8_t, uint8_t
 

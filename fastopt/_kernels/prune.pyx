@@ -11,7 +11,7 @@ from cython.parallel cimport prange
 from libc.stdint cimport int64_t, uint32_t, uint64_t, uint8_t
 from libc.string cimport memmove, memset
 
-cimport numpy as cnp
+from fastopt._kernels cimport _numpy as cnp
 
 from fastopt._kernels._args cimport data_of
 

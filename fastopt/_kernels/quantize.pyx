@@ -13,7 +13,7 @@ it in one rounding with the product (torch, whose quotient is x * (1 / scale): `
 NaN gives ``low`` (``high`` with join > 0), or 0 where it wraps, as infinities do there.
 """
 
-cimport numpy as cnp
+from fastopt._kernels cimport _numpy as cnp
 from cpython.exc cimport PyErr_CheckSignals
 from cython.parallel cimport prange
 from libc.math cimport NAN, frexp

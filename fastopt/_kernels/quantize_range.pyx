@@ -5,7 +5,7 @@ find them: x - x is 0 for a finite x and NaN otherwise. Minimum and maximum do n
 order, so any split over threads gives the same bits.
 """
 
-cimport numpy as cnp
+from fastopt._kernels cimport _numpy as cnp
 from cython cimport floating
 from cython.parallel cimport prange
 from libc.math cimport INFINITY, NAN

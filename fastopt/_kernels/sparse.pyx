@@ -5,7 +5,7 @@ Group g of the rows owns the entries start[g] .. start[g + 1]; entry p has the c
 1 or 4 values, one a row. No fused multiply-add, so every level gives the same bits.
 """
 
-cimport numpy as cnp
+from fastopt._kernels cimport _numpy as cnp
 from cython.parallel cimport prange
 from libc.stdint cimport int32_t, int64_t
 

@@ -8,7 +8,7 @@ the answer is the same for every level and thread count. A row is read once for 
 block; only the k best are kept, in a heap whose root is the worst of them.
 """
 
-cimport numpy as cnp
+from fastopt._kernels cimport _numpy as cnp
 from cpython.exc cimport PyErr_CheckSignals
 from cython.parallel cimport prange
 from libc.stdint cimport int8_t, int32_t, int64_t, uint8_t

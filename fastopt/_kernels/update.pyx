@@ -14,7 +14,7 @@ Adadelta, Zeiler 2012; all in the form and order of torch.optim's loops where it
 """
 
 cimport cython
-cimport numpy as cnp
+from fastopt._kernels cimport _numpy as cnp
 from cpython.exc cimport PyErr_Clear
 from cpython.mem cimport PyMem_Calloc, PyMem_Free
 from cpython.tuple cimport PyTuple_GET_ITEM, PyTuple_GET_SIZE

@@ -1,6 +1,6 @@
 """What is asked of every gradient at every step: that it fits, and that it lies apart."""
 
-cimport numpy as cnp
+from fastopt._kernels cimport _numpy as cnp
 
 cdef struct Span:
     const char* lo

@@ -1,6 +1,6 @@
 """Why a gradient is refused: the messages, away from the loop that checks them."""
 
-cimport numpy as cnp
+from fastopt._kernels cimport _numpy as cnp
 
 
 cdef inline int refuse_count(Py_ssize_t wanted, Py_ssize_t found) except -1:

@@ -3,7 +3,7 @@
 bfloat16 is kept as uint16 bits; 8-bit codes are described in update_bytes.h.
 """
 
-cimport numpy as cnp
+from fastopt._kernels cimport _numpy as cnp
 from libc.stdint cimport uint16_t, uint64_t
 
 from fastopt._kernels._args cimport data_of
