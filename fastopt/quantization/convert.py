@@ -23,7 +23,6 @@ __all__ = [
     "decode",
     "encode",
     "encode_groups",
-    "encode_rounded",
     "fake",
 ]
 
@@ -61,37 +60,17 @@ def encode(
     high: float,
     threads: int | None,
     *,
-    parity: str = "onnx",
-) -> None:
-    """out = clip(rint(x / scale) + zero_point, low, high), or as torch rounds; arrays checked by
-    the caller."""
-    encode_rounded(
-        out, x, scale, zero_point, layout, low, high, "nearest", "saturate", None, threads,
-        parity=parity,
-    )  # fmt: skip
-
-
-def encode_rounded(
-    out: Array,
-    x: Array,
-    scale: Array,
-    zero_point: Array,
-    layout: Layout,
-    low: float,
-    high: float,
-    rounding: str,
-    overflow: str,
-    seed: Seed,
-    threads: int | None,
-    *,
+    rounding: str = "nearest",
+    overflow: str = "saturate",
+    seed: Seed = None,
     parity: str = "onnx",
     check: bool = False,
     packed: bool = False,
 ) -> bool:
-    """As :func:`encode` with any rounding and overflow rule; with ``check``: holds x a NaN?
+    """out = clip(round(x / scale) + zero_point, low, high); with ``check``: holds x a NaN?
 
     Computes in x's dtype, or in float64 for 32-bit codes. ``packed``: out holds 4-bit codes two to
-    a byte, the first one low.
+    a byte, the first one low. Arrays are checked by the caller.
     """
     check_disjoint([("out", out)], [("x", x), ("scale", scale), ("zero_point", zero_point)])
     join = _AFTER
@@ -103,10 +82,7 @@ def encode_rounded(
         x,
         np.asarray(scale, wide),
         np.asarray(zero_point, wide),
-        layout.rows,
-        layout.depth,
-        layout.width,
-        layout.group,
+        *layout.loops,
         low,
         high,
         ROUNDINGS.index(rounding),
@@ -128,8 +104,7 @@ def encode_groups(
     :func:`encode`; None where the kernel does not do it: it takes float32 and signed codes, and
     runs that follow one another and fit whole into a thread's share."""
     width = layout.width
-    follow = layout.group == 1 or layout.depth == x.size
-    if layout.rows or not follow or layout.depth % width or _SHARE % width:
+    if not layout.is_chain(x.size) or layout.depth % width or _SHARE % width:
         return None
     if x.dtype != np.float32 or x.size == 0 or fmt.symmetric_zero_point != 0:
         return None
@@ -171,7 +146,7 @@ def fake(
     parity: str = "onnx",
     check: bool = False,
 ) -> bool:
-    """out = what :func:`decode` makes of :func:`encode_rounded`'s codes, in one pass; ``mask`` =
+    """out = what :func:`decode` makes of :func:`encode`'s codes, in one pass; ``mask`` =
     where the codes did not saturate. out may be x."""
     wide = np.float64 if x.dtype == np.float64 or zero_point.dtype.itemsize == 4 else np.float32
     return kernel.fake(
@@ -180,10 +155,7 @@ def fake(
         x,
         np.asarray(scale, wide),
         np.asarray(zero_point, wide),
-        layout.rows,
-        layout.depth,
-        layout.width,
-        layout.group,
+        *layout.loops,
         low,
         high,
         ROUNDINGS.index(rounding),
@@ -216,10 +188,7 @@ def decode(
         codes,
         scale,
         zero_point,
-        layout.rows,
-        layout.depth,
-        layout.width,
-        layout.group,
+        *layout.loops,
         packed,
         codes.nbytes + out.nbytes >= STREAM_FROM,
         _threads.resolve(threads, out.size),

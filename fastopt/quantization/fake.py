@@ -11,8 +11,8 @@ from fastopt._random import Seed
 from fastopt.errors import ArrayError, OptionError
 from fastopt.quantization.convert import check_rules, fake
 from fastopt.quantization.formats import Format, format_of
-from fastopt.quantization.functions import code_limits, given_scale, quantize
-from fastopt.quantization.layout import layout_of, normal_axis, spread
+from fastopt.quantization.functions import given_scale, quantize
+from fastopt.quantization.layout import layout_of, spread
 from fastopt.quantization.qparams import choose_qparams
 
 __all__ = ["fake_quantize"]
@@ -108,7 +108,7 @@ def fake_quantize(
         )
         inside = None
         if return_mask:
-            step = spread(q.scale, q.shape, q.axis, q.group_size)
+            step = spread(q.scale, q.shape, layout_of(q.shape, q.axis, q.group_size))
             inside = np.abs(a) <= step * np.float32(fmt.peak)
         if q.scale.dtype == result.dtype:
             q.dequantize(result, threads=threads)
@@ -122,11 +122,8 @@ def fake_quantize(
     if fmt.kind == "fixed":
         axis = group_size = None
         scale = 2.0**-fmt.frac_bits
-    if group_size is not None and axis is None:
-        axis = -1
-    if axis is not None:
-        axis = normal_axis(axis, a.ndim)
     layout = layout_of(a.shape, axis, group_size)
+    axis = layout.axis
     if given:
         step = given_scale(scale, name_of(a.dtype), layout.scale_shape, fmt, fixed_zero=True)
         zero = _given_zero(zero_point, fmt, step.shape)
@@ -142,7 +139,7 @@ def fake_quantize(
             gram=gram,
             threads=threads,
         )
-    low, high = code_limits(fmt, symmetric and zero_point is None)
+    low, high = fmt.limits(symmetric and zero_point is None)
     check = given and parity == "onnx"
     message = f"x: holds NaN, which {fmt.name} cannot hold; clean the data first"
     if check and out is not None and np.isnan(a).any():

@@ -14,7 +14,6 @@ from fastopt.errors import ArrayError, OptionError
 from fastopt.quantization.array import QuantizedArray
 from fastopt.quantization.clipping import mse_range, second_moment
 from fastopt.quantization.formats import Format, format_of
-from fastopt.quantization.functions import code_limits
 from fastopt.quantization.packing import pack_int4
 from fastopt.quantization.qparams import qparams_from_range
 
@@ -115,7 +114,7 @@ def gptq(
     group = order // size
     scale = np.ones((tiles, groups, kernel.ROWS), np.float32)
     zero = np.zeros_like(scale)
-    low, high = code_limits(fmt, symmetric)
+    low, high = fmt.limits(symmetric)
     used = _threads.resolve(threads, n_out * n * n // 2, _SERIAL_BELOW)
 
     def choose(g: int, columns: Array, importance: Array) -> None:

@@ -12,7 +12,7 @@ from fastopt._options import choice, integer
 from fastopt._random import Seed
 from fastopt.errors import ArrayError
 from fastopt.quantization.array import QuantizedArray
-from fastopt.quantization.convert import OVERFLOWS, ROUNDINGS, decode, encode_rounded
+from fastopt.quantization.convert import OVERFLOWS, ROUNDINGS, decode, encode
 from fastopt.quantization.formats import Format, fixed_format
 from fastopt.quantization.layout import layout_of
 from fastopt.quantization.qparams import ranges
@@ -133,7 +133,7 @@ class FixedPoint:
             _refuse_nan(bool(np.isnan(a).any()))  # it may be an infinity
         scale = np.asarray(self.step, a.dtype)
         zero = np.zeros((), fmt.storage)
-        odd = encode_rounded(
+        odd = encode(
             codes,
             a,
             scale,
@@ -141,10 +141,10 @@ class FixedPoint:
             layout_of(a.shape, None, None),
             fmt.qmin,
             fmt.qmax,
-            rounding,
-            overflow,
-            seed,
             threads,
+            rounding=rounding,
+            overflow=overflow,
+            seed=seed,
             check=out is None,
         )
         _refuse_nan(odd)

@@ -65,6 +65,12 @@ class Format:
         """Largest distance from the zero point that both sides have: 127 for int8 and uint8."""
         return self.qmax - self.symmetric_zero_point
 
+    def limits(self, symmetric: bool) -> tuple[int, int]:
+        """Smallest and largest code in use."""
+        if self.kind == "int" and symmetric:
+            return self.symmetric_zero_point - self.symmetric_range, self.qmax
+        return self.qmin, self.qmax
+
 
 def _integer(name: str, bits: int, signed: bool, storage: str, packed: bool = False) -> Format:
     low = -(1 << (bits - 1)) if signed else 0

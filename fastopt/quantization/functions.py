@@ -6,14 +6,14 @@ from typing import Any
 
 import numpy as np
 
-from fastopt._arrays import Array, as_array
+from fastopt._arrays import Array, as_array, name_of
 from fastopt._options import choice
 from fastopt._random import Seed
 from fastopt.errors import ArrayError, DTypeError, OptionError
 from fastopt.quantization.array import QuantizedArray
-from fastopt.quantization.convert import ROUNDINGS, check_rules, encode_groups, encode_rounded
+from fastopt.quantization.convert import ROUNDINGS, check_rules, encode, encode_groups
 from fastopt.quantization.formats import BLOCKS, Format, format_of
-from fastopt.quantization.layout import layout_of, normal_axis
+from fastopt.quantization.layout import layout_of
 from fastopt.quantization.narrow import derive_codes, encode_narrow, exponents
 from fastopt.quantization.qparams import choose_qparams
 
@@ -112,11 +112,8 @@ def quantize(
         raise ArrayError(message)
     if axis is None and group_size is None and a.ndim and scale is None:
         group_size = BLOCKS.get(fmt.name)
-    if group_size is not None and axis is None:
-        axis = -1
-    if axis is not None:
-        axis = normal_axis(axis, a.ndim)
     layout = layout_of(a.shape, axis, group_size)
+    axis = layout.axis
     fixed_zero = symmetric or fmt.kind != "int"
     if fmt.kind == "codebook":
         a = as_array(a, "x", dtypes=("float32",), cast="float32") if a.dtype != "f4" else a
@@ -144,7 +141,7 @@ def quantize(
             threads=threads,
         )
     else:
-        step = given_scale(scale, a.dtype.name, layout.scale_shape, fmt, fixed_zero)
+        step = given_scale(scale, name_of(a.dtype), layout.scale_shape, fmt, fixed_zero)
         zero = np.full(step.shape, fmt.symmetric_zero_point, fmt.storage)
     if fmt.kind in ("float", "codebook"):
         codes = encode_narrow(
@@ -161,8 +158,8 @@ def quantize(
     else:
         packed = fmt.packed
         codes = np.empty((a.size + 1) // 2 if packed else a.shape, "u1" if packed else fmt.storage)
-        low, high = code_limits(fmt, symmetric)
-        odd = encode_rounded(
+        low, high = fmt.limits(symmetric)
+        odd = encode(
             codes,
             a,
             step,
@@ -170,10 +167,9 @@ def quantize(
             layout,
             low,
             high,
-            rounding,
-            "saturate",
-            seed,
             threads,
+            rounding=rounding,
+            seed=seed,
             parity=parity,
             check=given,
             packed=packed,
@@ -198,13 +194,6 @@ def given_scale(
     if fmt.name == "mxfp4":
         exponents(step)
     return step
-
-
-def code_limits(fmt: Format, symmetric: bool) -> tuple[int, int]:
-    """Smallest and largest code in use."""
-    if fmt.kind == "int" and symmetric:
-        return fmt.symmetric_zero_point - fmt.symmetric_range, fmt.qmax
-    return fmt.qmin, fmt.qmax
 
 
 def dequantize(q: QuantizedArray, *, out: Any = None, threads: int | None = None) -> Array:

@@ -36,6 +36,8 @@ class Layout:
     depth, width, group : int
         ``runs``: elements of one outer block, elements of one run, 1 if each outer block has its
         own scales. ``rows``: rows of one outer block, elements of a row, rows that share scales.
+    axis : int or None
+        The axis that the scales belong to, counted from the front; None per tensor.
     """
 
     scale_shape: tuple[int, ...]
@@ -43,6 +45,16 @@ class Layout:
     depth: int
     width: int
     group: int
+    axis: int | None = None
+
+    @property
+    def loops(self) -> tuple[bool, int, int, int]:
+        """rows, depth, width, group: what the kernels take."""
+        return self.rows, self.depth, self.width, self.group
+
+    def is_chain(self, size: int) -> bool:
+        """Whether the parts of an array of ``size`` elements are runs that follow one another."""
+        return not self.rows and (self.group == 1 or self.depth == size)
 
 
 def normal_axis(axis: int, ndim: int, name: str = "axis") -> int:
@@ -65,8 +77,8 @@ def layout_of(shape: Sequence[int], axis: int | None, group_size: int | None) ->
         a = normal_axis(axis, len(shape))
         outer, channels, inner = math.prod(shape[:a]), shape[a], math.prod(shape[a + 1 :])
         if inner == 1:
-            return Layout((channels,), True, max(outer, 1), max(channels, 1), max(outer, 1))
-        return Layout((channels,), False, max(channels * inner, 1), max(inner, 1), 0)
+            return Layout((channels,), True, max(outer, 1), max(channels, 1), max(outer, 1), a)
+        return Layout((channels,), False, max(channels * inner, 1), max(inner, 1), 0, a)
     if not shape:
         raise ArrayError("x: a single number has no axis to group along")
     size = integer(group_size, "group_size", low=1)
@@ -75,17 +87,18 @@ def layout_of(shape: Sequence[int], axis: int | None, group_size: int | None) ->
     scales = (*shape[:a], -(-length // size), *shape[a + 1 :])
     size = max(1, min(size, length))
     if inner == 1:
-        return Layout(scales, False, max(length, 1), size, 1)
-    return Layout(scales, True, max(length, 1), max(inner, 1), size)
+        return Layout(scales, False, max(length, 1), size, 1, a)
+    return Layout(scales, True, max(length, 1), max(inner, 1), size, a)
 
 
 def spread(
-    scale: np.ndarray[Any, Any], shape: Sequence[int], axis: int | None, group_size: int | None
+    scale: np.ndarray[Any, Any], shape: Sequence[int], layout: Layout
 ) -> np.ndarray[Any, Any]:
     """Scales in a shape that broadcasts against an array of ``shape``."""
-    if scale.ndim == 0:
+    a = layout.axis
+    if a is None:
         return scale
-    a = normal_axis(-1 if axis is None else axis, len(shape))
-    if group_size is None:
+    if scale.shape == (shape[a],):
         return scale.reshape([-1 if i == a else 1 for i in range(len(shape))])
-    return np.take(scale, np.arange(shape[a]) // group_size, axis=a)
+    block = layout.group if layout.rows else layout.width
+    return np.take(scale, np.arange(shape[a]) // block, axis=a)

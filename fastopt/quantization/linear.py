@@ -278,9 +278,9 @@ def _quantise(
         weight, fmt, axis=axis, group_size=size, symmetric=symmetric, threads=threads
     )
     codes = np.empty(weight.shape, np.int8)
-    low = -fmt.qmax if symmetric else fmt.qmin
+    low, high = fmt.limits(symmetric)
     layout = layout_of(weight.shape, axis, size)
-    encode(codes, weight, scale, zero, layout, low, fmt.qmax, threads)
+    encode(codes, weight, scale, zero, layout, low, high, threads)
     n = weight.shape[0]
     return codes, scale.reshape(n, -1).astype(np.float32), zero.reshape(n, -1).astype(np.int8)
 

@@ -96,7 +96,7 @@ def derive_codes(
         NaN or infinity.
     """
     layout = layout_of(x.shape, axis, group_size)
-    if layout.rows or not (layout.group or x.size == layout.depth) or layout.width == x.size:
+    if not layout.is_chain(x.size) or layout.width == x.size:
         return None
     scale = np.ones(layout.scale_shape, np.float32)
     codes = _codebook_codes(x, fmt, scale, axis, group_size, True, threads)
@@ -163,7 +163,7 @@ def decode_narrow(
         if codes.shape == out.shape and codes.shape != (1,):  # one code a byte
             codes = pack_int4(codes, threads=threads)
         kernel.decode(
-            out, codes, scale, *book[:3], layout.rows, layout.depth, layout.width, layout.group,
+            out, codes, scale, book.bound, book.value, book.sign, *layout.loops,
             codes.nbytes + out.nbytes >= STREAM_FROM, _threads.resolve(threads, out.size),
         )  # fmt: skip
         return
@@ -199,7 +199,7 @@ def _codebook_codes(
     book, layout = CODEBOOKS[fmt.name], layout_of(x.shape, axis, group_size)
     codes = np.empty((x.size + 1) // 2, np.uint8)
     finite = kernel.encode(
-        codes, scale, x, *book[:3], layout.rows, layout.depth, layout.width, layout.group,
+        codes, scale, x, book.bound, book.value, book.sign, *layout.loops,
         derive, book.power, book.unit, _threads.resolve(threads, x.size),
     )  # fmt: skip
     if not finite:

@@ -13,7 +13,7 @@ from fastopt.quantization.array import QuantizedArray
 from fastopt.quantization.casting import cast
 from fastopt.quantization.convert import check_rules, decode, encode
 from fastopt.quantization.formats import FORMATS, format_of
-from fastopt.quantization.layout import Layout, layout_of, normal_axis
+from fastopt.quantization.layout import Layout, layout_of, normal_axis, spread
 from fastopt.quantization.qparams import qparams_from_range, ranges
 
 __all__ = ["dequantize_linear", "dynamic_quantize", "dynamic_quantize_linear", "quantize_linear"]
@@ -89,7 +89,7 @@ def quantize_linear(
         if parity != "onnx":
             raise OptionError(f"parity: {parity!r} is a rule for integers, not for {wanted}")
         layout, s, _ = _scales(a.shape, s, s, axis, block_size)
-        return cast(a / _spread(s, a.shape, axis, layout), wanted, out=out, threads=threads)
+        return cast(a / spread(s, a.shape, layout), wanted, out=out, threads=threads)
     if wanted in _NIBBLES:
         zero_point = zero_point if zero_point is not None else np.zeros(s.shape, _NIBBLES[wanted])
         zero = _codes(np.asarray(zero_point).astype(_NIBBLES[wanted]), "zero_point", s.shape)
@@ -162,9 +162,7 @@ def dequantize_linear(
         values = cast(x, "float32", threads=threads)
         layout, s, _ = _scales(values.shape, s, s, axis, block_size)
         result = out_for(out, "out", values.shape, "float16" if half else s.dtype.name)
-        np.multiply(
-            values, _spread(s, values.shape, axis, layout), out=result, casting="same_kind"
-        )
+        np.multiply(values, spread(s, values.shape, layout), out=result, casting="same_kind")
         return result
     if given in _NIBBLES:
         x = np.asarray(x).astype(_NIBBLES[given])
@@ -280,7 +278,7 @@ def dynamic_quantize(
     codes = np.empty(table.shape, fmt.storage)
     scale = np.empty((len(table), 1), a.dtype)
     zero = np.empty((len(table), 1), fmt.storage)
-    low = fmt.symmetric_zero_point - fmt.symmetric_range if symmetric else fmt.qmin
+    low, high = fmt.limits(symmetric)
     step = max(1, _ROWS // width)
     for start in range(0, len(table), step):
         rows = slice(start, start + step)
@@ -289,7 +287,7 @@ def dynamic_quantize(
             raise ArrayError("x: holds NaN or infinity, so it has no scale; clean the data first")
         scale[rows], zero[rows] = qparams_from_range(*ends, fmt, symmetric=symmetric)
         layout = layout_of(table[rows].shape, -1, width)
-        encode(codes[rows], table[rows], scale[rows], zero[rows], layout, low, fmt.qmax, threads)
+        encode(codes[rows], table[rows], scale[rows], zero[rows], layout, low, high, threads)
     head = (*a.shape[:-1], 1 if a.shape[-1] else 0)
     return QuantizedArray(
         codes.reshape(a.shape),
@@ -313,17 +311,6 @@ def _zero_only(zero_point: Any) -> None:
     """float8 has no zero point but 0."""
     if zero_point is not None and np.asarray(zero_point).astype(np.float32).any():
         raise ArrayError("zero_point: must be 0 for a float8 format")
-
-
-def _spread(scale: Array, shape: tuple[int, ...], axis: int, layout: Layout) -> Array:
-    """Scales in a shape that broadcasts against x."""
-    if scale.ndim == 0:
-        return scale
-    a = normal_axis(axis, len(shape))
-    if scale.ndim == 1 and scale.shape[0] == shape[a]:
-        return scale.reshape([-1 if i == a else 1 for i in range(len(shape))])
-    block = layout.group if layout.rows else layout.width
-    return np.take(scale, np.arange(shape[a]) // block, axis=a)
 
 
 def _codes(a: Any, name: str, shape: tuple[int, ...] | None) -> Array:

@@ -220,10 +220,7 @@ def ranges(
             low,
             high,
             x,
-            layout.rows,
-            layout.depth,
-            layout.width,
-            layout.group,
+            *layout.loops,
             _threads.resolve(threads, x.size),
         )
     return low, high

@@ -13,7 +13,7 @@ from fastopt.quantization.array import QuantizedArray
 from fastopt.quantization.clipping import second_moment
 from fastopt.quantization.feedback import output_error
 from fastopt.quantization.formats import Format, format_of
-from fastopt.quantization.functions import code_limits, quantize
+from fastopt.quantization.functions import quantize
 from fastopt.quantization.packing import pack_int4
 from fastopt.quantization.qparams import choose_qparams
 
@@ -250,9 +250,7 @@ def hqq(
     codes = np.zeros((len(a), groups, size), fmt.storage)
     scale, zero = start.scale.copy(), start.zero_point.astype(a.dtype)
     real = (np.arange(groups * size) < n).reshape(groups, size)  # not the last group's padding
-    fit = _Fit(
-        real, code_limits(fmt, symmetric), None if symmetric else (fmt.qmin, fmt.qmax), norm
-    )
+    fit = _Fit(real, fmt.limits(symmetric), None if symmetric else (fmt.qmin, fmt.qmax), norm)
     rows = max(1, _PIECE // max(1, groups * size))
     for first in range(0, len(a) if n else 0, rows):
         part = slice(first, first + rows)
