@@ -7,14 +7,7 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <string.h>
-#include <time.h>
 #define FO_CHUNK 64 /* rows taken at once */
-
-static inline double fo_seconds(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
 
 /* The high 64 bits of a b. */
 static inline uint64_t fo_high_product(uint64_t a, uint64_t b) {

@@ -19,7 +19,9 @@ from libc.string cimport memset
 
 from fastopt._kernels._args cimport data_of
 from fastopt._kernels._random cimport philox, u32x4
-from fastopt._kernels.linear_step cimport ADAM, SGD, Rule, meet, real, update
+from fastopt._kernels.linear_step cimport (
+    MAX_WORKERS, N_SLABS, Rule, check_order, due, meet, real, seconds, step,
+)
 
 cnp.import_array()
 
@@ -40,20 +42,7 @@ cdef extern from "linear.h" nogil:
                             double*, void*) noexcept
     void fo_result_f32(const void*, double*) noexcept
     void fo_result_f64(const void*, double*) noexcept
-    double seconds "fo_seconds" () noexcept
     uint64_t high_product "fo_high_product" (uint64_t, uint64_t) noexcept
-
-cdef enum:  # rows of a worker's slab
-    WEIGHT
-    FIRST
-    SECOND
-    AVERAGE
-    N_SLABS
-
-cdef enum:
-    MAX_WORKERS = 64
-
-cdef double POLL_S = 0.05  # seconds between two looks at pending signals
 
 
 cdef inline Py_ssize_t batch(
@@ -72,28 +61,14 @@ cdef void walk(
     const Rule* rule, int64_t* steps, char* scratch,
 ) noexcept nogil:
     """A worker's batches first..last-1, one after the other; scratch begins with the gradient."""
-    cdef real *w = slab
-    cdef real *m = slab + FIRST * length
-    cdef real *v = slab + SECOND * length
-    cdef real *mean = slab + AVERAGE * length
     cdef real *g = <real*> scratch
-    cdef Py_ssize_t coef = rows.k * rows.pad, b, start, n, j
-    cdef double share
-    cdef real part
+    cdef Py_ssize_t b, start, n
     for b in range(first, last):
         memset(g, 0, length * sizeof(real))
         start = b * size
-        n = batch(rows, order + start, min(size, entries - start), entries - start, w, g,
+        n = batch(rows, order + start, min(size, entries - start), entries - start, slab, g,
                   scratch + length * sizeof(real))
-        share = 1.0 / n
-        steps[0] += 1
-        update(w, m, v, g, coef, lr[b], share, rule.l2, rule.l1, rule, steps[0])
-        update(w + coef, m + coef, v + coef, g + coef, rows.k, lr[b], share, 0, 0, rule, steps[0])
-        if rule.average:
-            steps[1] += 1
-            part = <real> (1.0 / steps[1])
-            for j in range(length):
-                mean[j] += (w[j] - mean[j]) * part
+        step(slab, length, g, rows.k * rows.pad, rows.k, lr[b], lr[b], n, rule, steps)
 
 
 cdef int epoch(
@@ -102,7 +77,7 @@ cdef int epoch(
     const Rule* rule, int64_t* steps, char* scratch, Py_ssize_t room, int threads,
 ) except -1 nogil:
     cdef Py_ssize_t n_batches = (entries + size - 1) // size, first = 0, last, p
-    cdef double polled = seconds(), now
+    cdef double polled = seconds()
     while first < n_batches:
         last = min(n_batches, first + n_workers * sync)
         if threads == 1 or n_workers == 1:
@@ -116,15 +91,9 @@ cdef int epoch(
                      min(last, first + p * sync + sync), slab + p * N_SLABS * length, length, rule,
                      steps + 2 * p, scratch + p * room)
         if n_workers > 1:
-            meet(slab, n_workers, N_SLABS, length, first, sync, last, WEIGHT)
-            if rule.kind != SGD:
-                meet(slab, n_workers, N_SLABS, length, first, sync, last, FIRST)
-            if rule.kind == ADAM:
-                meet(slab, n_workers, N_SLABS, length, first, sync, last, SECOND)
+            meet(slab, n_workers, length, first, sync, last, rule)
         first = last
-        now = seconds()
-        if now - polled > POLL_S:
-            polled = now
+        if due(&polled):
             with gil:
                 PyErr_CheckSignals()
     return 0
@@ -279,18 +248,6 @@ cdef int describe(
     if weights is not None:
         rows.s = data_of(<cnp.ndarray?> weights, typenum, rows.n, False, "weights")
     rows.loss, rows.targets, rows.epsilon, rows.intercept = loss, targets, epsilon, intercept
-    return 0
-
-
-cdef int check_order(const int64_t* order, Py_ssize_t entries, Py_ssize_t n_groups) except -1:
-    """Every entry must name a group of rows: one pass over the order keeps reads inside x."""
-    cdef Py_ssize_t i
-    cdef int64_t low = 0, high = 0
-    for i in range(entries):
-        low = min(low, order[i])
-        high = max(high, order[i])
-    if low < 0 or (entries and high >= n_groups):
-        raise IndexError(f"order: expected entries in 0..{n_groups - 1}, got {low}..{high}")
     return 0
 
 

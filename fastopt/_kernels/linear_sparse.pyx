@@ -22,24 +22,12 @@ from fastopt._kernels._args cimport data_of
 from fastopt._kernels.linear_csr cimport (
     FO_CHUNK, FO_ONE_VS_REST, FO_SOFTMAX, Rows, Sums, Tile, collect, dot, slopes, spread,
 )
-from fastopt._kernels.linear_step cimport ADAM, SGD, Rule, meet, real, soft, update
+from fastopt._kernels.linear_step cimport (
+    MAX_WORKERS, N_SLABS, SGD, Rule, check_order, due, meet, real, seconds, soft, step,
+)
 
 cnp.import_array()
 
-cdef extern from "linear_sparse.h" nogil:
-    double fo_seconds() noexcept
-
-cdef enum:  # rows of a worker's slab
-    WEIGHT
-    FIRST
-    SECOND
-    AVERAGE
-    N_SLABS
-
-cdef enum:
-    MAX_WORKERS = 64
-
-cdef double POLL_S = 0.05  # seconds between two looks at pending signals
 cdef double SMALLEST = 1e-6  # scale of v at which it is multiplied out
 
 cdef void walk(
@@ -48,14 +36,8 @@ cdef void walk(
     int64_t* steps, char* scratch, Sums* total,
 ) noexcept nogil:
     """Dense steps: a worker's batches first..last-1; scratch is a gradient, then one tile."""
-    cdef real *w = slab
-    cdef real *m = slab + FIRST * length
-    cdef real *v = slab + SECOND * length
-    cdef real *mean = slab + AVERAGE * length
     cdef real *g = <real*> scratch
-    cdef Py_ssize_t coef = f.k * f.pad, b, start, count, n, j
-    cdef double share
-    cdef real part
+    cdef Py_ssize_t b, start, count, n
     cdef Tile tile
     for b in range(first, last):
         memset(g, 0, length * sizeof(real))
@@ -64,19 +46,10 @@ cdef void walk(
         tile.entry = tile.inner = 0
         while tile.entry < count:
             collect(f, order + start, count, entries - start, &tile, sizeof(real))
-            slopes(f, &tile, w, 1, g + length, total)
+            slopes(f, &tile, slab, 1, g + length, total)
             spread(f, &tile, g + length, 1, g, 1)
             n += tile.rows
-        share = 1.0 / n
-        steps[0] += 1
-        update(w, m, v, g, coef, lr[b], share, rule.l2, rule.l1, rule, steps[0])
-        update(w + coef, m + coef, v + coef, g + coef, f.k, min(lr[b], f.cap), share, 0, 0, rule,
-               steps[0])
-        if rule.average:
-            steps[1] += 1
-            part = <real> (1.0 / steps[1])
-            for j in range(length):
-                mean[j] += (w[j] - mean[j]) * part
+        step(slab, length, g, f.k * f.pad, f.k, lr[b], min(lr[b], f.cap), n, rule, steps)
 
 
 cdef void settle(
@@ -197,7 +170,7 @@ cdef int epoch(
     Sums* total, int threads,
 ) except -1 nogil:
     cdef Py_ssize_t n_batches = (entries + size - 1) // size, first = 0, last, p, b
-    cdef double polled = fo_seconds(), now, rates
+    cdef double polled = seconds(), rates
     for p in range(length if stiff != NULL else 0):
         before[p] = slab[p]
     while first < n_batches:
@@ -218,15 +191,9 @@ cdef int epoch(
                 rates += lr[b] / n_workers
             mix(slab, n_workers, length, stiff, f.k * f.pad, rates, before)
         elif n_workers > 1:
-            meet(slab, n_workers, N_SLABS, length, first, sync, last, WEIGHT)
-            if rule.kind != SGD:
-                meet(slab, n_workers, N_SLABS, length, first, sync, last, FIRST)
-            if rule.kind == ADAM:
-                meet(slab, n_workers, N_SLABS, length, first, sync, last, SECOND)
+            meet(slab, n_workers, length, first, sync, last, rule)
         first = last
-        now = fo_seconds()
-        if now - polled > POLL_S:
-            polled = now
+        if due(&polled):
             with gil:
                 PyErr_CheckSignals()
     return 0
@@ -342,7 +309,7 @@ def sgd_epoch(
     describe_loss(&f, typenum, y, weights, loss, targets, epsilon, intercept)
     f.group, f.cap = group, cap
     cdef Py_ssize_t n_workers = slab.shape[0], length = slab.shape[2] if slab.ndim == 3 else 0
-    cdef Py_ssize_t entries = cnp.PyArray_SIZE(order), i, room
+    cdef Py_ssize_t entries = cnp.PyArray_SIZE(order), room
     if slab.ndim != 3 or not 1 <= n_workers <= MAX_WORKERS or length < k * f.pad + k:
         raise ValueError("slab: expected shape (n_workers, 4, length)")
     if size < 1 or sync < 1 or group < 1 or (lazy and (kind != SGD or average)):
@@ -352,9 +319,7 @@ def sgd_epoch(
     cdef const int64_t* path = <const int64_t*> data_of(order, cnp.NPY_INT64, -1, False, "order")
     cdef const double* rate = <const double*> data_of(
         lr, cnp.NPY_DOUBLE, (entries + size - 1) // size, False, "lr")
-    for i in range(entries):
-        if not 0 <= path[i] < (f.n + group - 1) // group:
-            raise IndexError(f"order: expected groups of {f.n} rows, got entry {path[i]}")
+    check_order(path, entries, (f.n + group - 1) // group)
     cdef Py_ssize_t tile = k * FO_CHUNK * sizeof(double)
     if lazy:
         room = ((size * group + FO_CHUNK - 1) // FO_CHUNK + 1) * tile
