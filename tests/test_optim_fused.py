@@ -491,3 +491,15 @@ def test_safetensors(tmp_path, state_dtype):
         with pytest.raises(FormatError, match=r"state\.safetensors"):
             optim.load(other, path)
     assert pickle.dumps(other.state_dict()) == pickle.dumps(opt.state_dict())
+
+
+@pytest.mark.parametrize("bad", [[np.ones(4, "f4")], [np.ones(4, "f4"), np.ones(3, "f4")]])
+def test_averages_that_do_not_fit_change_nothing(bad: list[np.ndarray]) -> None:
+    opt = optim.Adam([np.zeros(4, "f4"), np.zeros(2, "f4")], ema_decay=0.5)
+    opt.step([np.ones(4, "f4"), np.ones(2, "f4")])
+    before = pickle.dumps(opt.state_dict())
+    state = opt.state_dict()
+    state["fastopt"]["ema"] = bad
+    with pytest.raises(FormatError, match="average"):
+        opt.load_state_dict(state)
+    assert pickle.dumps(opt.state_dict()) == before

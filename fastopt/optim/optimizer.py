@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from fastopt._arrays import Array, as_array
+from fastopt._arrays import Array
 from fastopt._kernels import update
 from fastopt._options import choice, integer, number
 from fastopt._random import Seed, key_of
@@ -433,12 +433,12 @@ class Optimizer:
             for i, k in enumerate(ids)
         ]
         extra = state_dict.get("fastopt", {})
-        if self.ema is not None and extra.get("ema") is not None:
-            for mine, theirs in zip(self.ema, extra["ema"], strict=True):
-                np.copyto(mine, as_array(theirs, "ema", shape=mine.shape))
+        averages = states.averages(self.ema, extra.get("ema"))
         schedule: Any = self.schedule
         if hasattr(schedule, "load_state_dict") and "schedule" in extra:
             schedule.load_state_dict(extra["schedule"])
+        for mine, theirs in averages:
+            np.copyto(mine, theirs)
         for group, new in zip(self.param_groups, new_groups, strict=True):
             dict.update(group, new)
         self._counts = [count for count, _ in loaded]

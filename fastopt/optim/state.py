@@ -12,7 +12,7 @@ from fastopt._arrays import Array, as_array
 from fastopt._kernels import update_state
 from fastopt.errors import ArrayError, DTypeError, FormatError
 
-__all__ = ["STATE_DTYPES", "Kept", "ParamState", "allocate", "full", "read"]
+__all__ = ["STATE_DTYPES", "Kept", "ParamState", "allocate", "averages", "full", "read"]
 
 STATE_DTYPES = ("float32", "bfloat16", "int8")
 BLOCK = 256  # values that share a scale in 8-bit state
@@ -135,6 +135,21 @@ def read(
         arrays.update({name + suffix: np.empty(shape, dtype) for suffix, dtype, shape in forms})
         write(arrays, name, a)
     return arrays
+
+
+def averages(
+    own: Sequence[Array] | None, given: Sequence[Any] | None
+) -> list[tuple[Array, Array]]:
+    """(average, what it is to become) of each parameter; none where a side keeps no averages."""
+    if own is None or given is None:
+        return []
+    try:
+        return [
+            (mine, as_array(theirs, f"average {i}", shape=mine.shape))
+            for i, (mine, theirs) in enumerate(zip(own, given, strict=True))
+        ]
+    except (ArrayError, DTypeError, ValueError) as error:
+        raise FormatError(f"state_dict: averages: {error}") from None
 
 
 def _is_codes(value: Any) -> bool:
