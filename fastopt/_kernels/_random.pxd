@@ -35,13 +35,3 @@ cdef extern from *:
     u32x4 philox "fo_philox" (
         uint64_t key, uint64_t index, uint32_t stream, uint32_t step
     ) noexcept nogil
-
-
-cdef inline float unit_f32(uint32_t bits) noexcept nogil:
-    """Uniform in [0, 1) with 24 bits."""
-    return <float> (bits >> 8) * <float> (1.0 / 16777216.0)
-
-
-cdef inline double unit_f64(uint32_t high, uint32_t low) noexcept nogil:
-    """Uniform in [0, 1) with 53 bits."""
-    return <double> (((<uint64_t> high << 32) | low) >> 11) * (1.0 / 9007199254740992.0)
