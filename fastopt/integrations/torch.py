@@ -197,7 +197,7 @@ class _OnTensors(torch.optim.Optimizer):  # type: ignore[misc]
         """State and options in torch.optim's layout; continues in torch's own class and back."""
         assert self._fast is not None
         self._show_state(self._fast)
-        extra = self._fast.state_dict()["fastopt"]
+        extra = self._fast._extra()
         if "ema" in extra:
             extra["ema"] = [torch.from_numpy(a) for a in extra["ema"]]
         return {**super().state_dict(), "fastopt": extra}

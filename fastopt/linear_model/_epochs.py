@@ -106,14 +106,13 @@ class SGD(LinearEstimator):
         )
 
     def _new_run(self, problem: Problem) -> Stochastic:
-        size = self.batch_size or (32 if problem.n < 8192 else 128)
         workers = self.local_workers
         if workers is None:
             workers = 1 if problem.size < LOCAL_WORK else 4
         return Stochastic(
             problem,
             self.solver,
-            min(size, problem.n),
+            problem.batch_rows(self.batch_size),
             key_of_state(self.random_state),
             shuffle=bool(self.shuffle),
             momentum=float(self.momentum),

@@ -22,7 +22,6 @@ __all__ = ["Fit", "Quadratic", "Solver", "first_rate", "moments", "stochastic"]
 
 FUSED_UP_TO = 256  # columns and outputs up to which the fused kernel beats blocks of BLAS
 GRAM_UP_TO = 64  # columns up to which a Gram matrix pays for exact gradients of squared loss
-
 SPARSE_GRAM_UP_TO = 4096  # columns of sparse X whose dense Gram matrix is worth its d^2
 
 
@@ -315,11 +314,10 @@ class Solver:
             return lbfgs(problem, flat, self.max_iter, self.tol, self.threads)
         if self.name == "gd":
             return descend(problem, flat, self.max_iter, self.tol, self.lr, self.threads)
-        size = self.batch_size or (32 if problem.n < 8192 else 128)
         run = Stochastic(
             problem,
             self.name,
-            min(size, problem.n),
+            problem.batch_rows(self.batch_size),
             key_of_state(self.random_state),
             momentum=self.momentum,
             threads=self.threads,

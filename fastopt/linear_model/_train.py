@@ -102,6 +102,10 @@ class Problem:
         coef = flat[: k * pad].reshape(k, pad)[:, : self.d].copy()
         return coef, flat[k * pad : k * pad + k].copy()
 
+    def batch_rows(self, wanted: int | None) -> int:
+        """Rows of a mini-batch: by default 32 of few and 128 of many, at most all."""
+        return min(wanted or (32 if self.n < 8192 else 128), self.n)
+
     def part(self, first: int, n: int) -> tuple[Array, Array | None]:
         """Targets and weights of n rows from ``first`` on."""
         y = self.y.reshape(self.n, -1)[first : first + n]

@@ -396,13 +396,17 @@ class Optimizer:
             plain = {k: v for k, v in group.items() if k != "params"}
             groups.append({**plain, "params": list(range(first, first + count))})
             first += count
+        return {"state": state, "param_groups": groups, "fastopt": self._extra()}
+
+    def _extra(self) -> dict[str, Any]:
+        """What torch's layout has no place for: counters, averages, the schedule's state."""
         extra: dict[str, Any] = {"n_steps": self.n_steps, "n_skipped": self.n_skipped}
         if self.ema is not None:
             extra["ema"] = [a.copy() for a in self.ema]
         schedule: Any = self.schedule
         if hasattr(schedule, "state_dict"):
             extra["schedule"] = schedule.state_dict()
-        return {"state": state, "param_groups": groups, "fastopt": extra}
+        return extra
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """In place: take over the state and options of ``state_dict`` (ours or torch.optim's).
