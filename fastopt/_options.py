@@ -31,7 +31,8 @@ def number(
     below = result <= low if low_open else result < low
     above = result >= high if high_open else result > high
     if not math.isfinite(result) or below or above:
-        left, right = "(" if low_open else "[", ")" if high_open else "]"
+        left = "(" if low_open or math.isinf(low) else "["
+        right = ")" if high_open or math.isinf(high) else "]"
         wanted = (
             "a finite number"
             if math.isinf(low) and math.isinf(high)

@@ -21,6 +21,9 @@ __all__ = ["SERIAL_BELOW", "available_threads", "resolve"]
 # saves on a busy two-core machine; kernels with more work per element pass a smaller figure.
 SERIAL_BELOW = 1 << 16
 
+# More threads than cores gain nothing, and OpenMP ends the process where it cannot start them all.
+MOST = max(64, os.cpu_count() or 1)
+
 _forked = False
 
 
@@ -54,7 +57,7 @@ def _quota() -> int:
 
 def available_threads() -> int:
     """Threads that ``threads=None`` uses on large work."""
-    return 1 if _forked else max(1, min(openmp_threads(), _quota()))
+    return 1 if _forked else max(1, min(openmp_threads(), _quota(), MOST))
 
 
 def resolve(threads: int | None, work: int, serial_below: int = SERIAL_BELOW) -> int:
@@ -63,12 +66,12 @@ def resolve(threads: int | None, work: int, serial_below: int = SERIAL_BELOW) ->
     Parameters
     ----------
     threads : int or None
-        What the caller asked: a positive count is taken as given (except in a forked child),
-        None applies the rule of this module.
+        What the caller asked: a positive count is taken as given (up to ``MOST``, and except in
+        a forked child), None applies the rule of this module.
     work : int
         Size of the job, in the unit of ``serial_below``.
     """
     if threads is not None:
         asked = integer(threads, "threads", low=1)
-        return 1 if _forked else asked
+        return 1 if _forked else min(asked, MOST)
     return 1 if work < serial_below else available_threads()

@@ -159,6 +159,8 @@ def test_options() -> None:
     for bad in (-1, float("nan"), float("inf")):
         with pytest.raises(OptionError, match="lr: "):
             number(bad, "lr", low=0.0)
+    with pytest.raises(OptionError, match=r"lr: .* in \[0, inf\), got inf"):
+        number(np.inf, "lr", low=0.0)
     for bad in ("1", None, [1]):
         with pytest.raises(DTypeError, match="lr: "):
             number(bad, "lr")
@@ -200,6 +202,8 @@ def test_thread_rule() -> None:
     assert _threads.resolve(None, 10) == 1
     assert _threads.resolve(None, 1 << 30) == _threads.available_threads() >= 1
     assert _threads.resolve(3, 10) == 3
+    # a count that the system cannot start would end the process inside OpenMP
+    assert _threads.resolve(10**6, 10) == _threads.resolve(10**9, 10) == _threads.MOST
     for bad in (0, -1):
         with pytest.raises(OptionError, match="threads: "):
             _threads.resolve(bad, 10)
