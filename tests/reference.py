@@ -24,7 +24,7 @@ def encode_affine(x, scale, zero_point, low, high):
 def encode(x, scale, zero_point, low, high, mode, join, times, wrap, words):
     """Codes as float64 before they saturate, and the codes; scale and zero point broadcast and
     have the arithmetic's dtype, words are random."""
-    wide, zero = scale.dtype, zero_point
+    wide, zero, x = scale.dtype, zero_point, x.astype(scale.dtype)
     with np.errstate(all="ignore"):
         v = x * (1 / scale) if times else x / scale
         if join == 2 and wide == "f4":
@@ -374,12 +374,13 @@ def linear(x, codes, zb, scale, bias, activation, group, bits_a):
 # --- genetic
 def philox(key, c0, c1, stream, step):
     """Philox4x32-10: the four words of each counter (c0, c1, stream, step), shape (4, ...)."""
-    c = [np.asarray(v, np.uint64) & 0xFFFFFFFF for v in np.broadcast_arrays(c0, c1, stream, step)]
-    k0, k1 = key & 0xFFFFFFFF, key >> 32
+    low, half = np.uint64(0xFFFFFFFF), np.uint64(32)
+    c = [np.asarray(v, np.uint64) & low for v in np.broadcast_arrays(c0, c1, stream, step)]
+    k = np.array([key & 0xFFFFFFFF, key >> 32], np.uint64)
     for _ in range(10):
         a, b = c[0] * np.uint64(0xD2511F53), c[2] * np.uint64(0xCD9E8D57)
-        c = [(b >> 32) ^ c[1] ^ k0, b & 0xFFFFFFFF, (a >> 32) ^ c[3] ^ k1, a & 0xFFFFFFFF]
-        k0, k1 = (k0 + 0x9E3779B9) & 0xFFFFFFFF, (k1 + 0xBB67AE85) & 0xFFFFFFFF
+        c = [(b >> half) ^ c[1] ^ k[0], b & low, (a >> half) ^ c[3] ^ k[1], a & low]
+        k = (k + np.array([0x9E3779B9, 0xBB67AE85], np.uint64)) & low
     return np.stack(c)
 
 

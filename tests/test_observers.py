@@ -308,7 +308,7 @@ def test_mse_range_does_not_depend_on_scale_or_threads(rng):
     x = rng.standard_normal((40, 64)).astype("f4")
     low, high = mse_range(x, None, x.min(1), x.max(1), "uint4", symmetric=False, threads=1)
     for factor in (2.0**-140, 2.0**-60, 2.0**100):
-        y = (x * np.float64(factor)).astype("f8")
+        y = x.astype("f8") * factor
         lo, hi = mse_range(y, None, y.min(1), y.max(1), "uint4", symmetric=False, threads=2)
         np.testing.assert_array_equal(lo / factor, low)
         np.testing.assert_array_equal(hi / factor, high)

@@ -70,7 +70,7 @@ def test_counts_finds_and_histograms_match(level: str, dtype: str) -> None:
                 elif nth >= len(places):
                     assert (at, left) == (-1, nth - len(places))
         for shift, width in magnitude._WINDOWS[x.itemsize]:
-            for prefix in {0, int(magnitudes[-1] >> (shift + width)) if n else 0}:
+            for prefix in {0, int(magnitudes[-1]) >> (shift + width) if n else 0}:
                 counts = np.zeros(2048, np.int64)
                 k.histogram(counts, x, shift, width, prefix)
                 assert (counts == twin.histogram_of_bits(x, shift, width, prefix)).all()
