@@ -39,15 +39,17 @@ def all_codes(name):
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("name", NAMES)
 def test_every_size(level, name, dtype):
-    k, spec = kernel("cast", level), FLOAT_SPECS[name]
+    spec, whole = FLOAT_SPECS[name], lambda n: (False, max(n, 1), max(n, 1), 0)
+    k, d = kernel("quantize", level), kernel("dequantize", level)
     for n in SIZES:
         x = sample(n, dtype, special=True)
-        wanted = reference.narrow(x, spec)
+        wanted, one = reference.narrow(x, spec), np.ones((), dtype)
         for streamed in (False, True):
             out, back = Guarded(np.zeros(n, storage(name))), Guarded(np.zeros(n, "f4"))
-            k.narrow(out.array, x, *spec, False, 0, streamed, 1)
+            k.narrow(out.array, one, x, *whole(n), 0, *spec, False, 0, streamed, 1)
             np.testing.assert_array_equal(out.array, wanted)
-            k.widen(back.array, out.array, *spec, streamed, 1)
+            unit = np.ones((), "f4")
+            d.widen(back.array, out.array, unit, *whole(n), *spec, streamed, 1)
             np.testing.assert_array_equal(back.array, reference.widen(wanted, spec))
             np.testing.assert_array_equal(np.signbit(back.array), np.signbit(x))
             out.check(), back.check()
@@ -56,22 +58,25 @@ def test_every_size(level, name, dtype):
 @pytest.mark.parametrize("random", [False, True])
 @pytest.mark.parametrize("name", NAMES)
 def test_threads_and_levels_give_the_same_bits(level, name, random):
-    k, spec, n = kernel("cast", level), FLOAT_SPECS[name], 200_001
+    spec, n, one = FLOAT_SPECS[name], 200_001, np.ones((), "f4")
+    whole = (False, n, n, 0)
     x = sample(n, "float32", special=True)
     wanted = None
     for other in (level, "v2"):
         for threads in (1, 2, 3):
             for streamed in (False, True):
                 out = np.zeros(n, storage(name))
-                kernel("cast", other).narrow(out, x, *spec, random, 77, streamed, threads)
+                kernel("quantize", other).narrow(
+                    out, one, x, *whole, 0, *spec, random, 77, streamed, threads
+                )
                 wanted = out if wanted is None else wanted
                 np.testing.assert_array_equal(out, wanted)
     if random:
-        words = reference.noise(77, n)
+        words = reference.noise16(77, n) << 16 | 0x8000
         np.testing.assert_array_equal(wanted, reference.narrow_random(x, words, spec))
     back = [np.zeros(n, "f4") for _ in THREADS]
     for threads, b in zip(THREADS, back, strict=True):
-        k.widen(b, wanted, *spec, True, threads)
+        kernel("dequantize", level).widen(b, wanted, one, *whole, *spec, True, threads)
     np.testing.assert_array_equal(*back)
 
 

@@ -79,8 +79,9 @@ def test_scales_and_codes_in_one_pass(level, width, name, threads):
         for streamed in (False, True):
             out = Guarded(np.zeros(wanted.size, wanted.dtype))
             scale = Guarded(np.zeros(len(x), "f4"))
-            rest = (width, reach, cap, -reach, reach, fmt.packed, streamed, threads)
-            assert not k.encode_groups(out.array, scale.array, x, *rest)
+            lay = (False, max(n, 1), width, 1)
+            rest = (*lay, reach, cap, -reach, reach, fmt.packed, streamed, threads)
+            assert not k.encode_derived(out.array, scale.array, x, *rest)
             np.testing.assert_array_equal(scale.array, step)
             np.testing.assert_array_equal(out.array, wanted.ravel())
             out.check(), scale.check()
@@ -88,7 +89,7 @@ def test_scales_and_codes_in_one_pass(level, width, name, threads):
                 if n:
                     y = x.copy()
                     y[-1, -1] = bad
-                    assert k.encode_groups(out.array, scale.array, y, *rest)
+                    assert k.encode_derived(out.array, scale.array, y, *rest)
 
 
 @pytest.mark.parametrize("name", ["int4", "int8", "int16"])
@@ -110,12 +111,21 @@ def test_one_pass_gives_the_bits_of_two(layout, name, rng):
         fastopt.quantize(w, name, **layout)
 
 
-def test_groups_that_a_chunk_does_not_hold_are_refused(level):
+def test_parts_that_do_not_follow_one_another_are_refused(level):
     k, x = kernel("quantize", level), np.zeros(96, "f4")
     out, scale = np.full(96, 7, "i1"), np.zeros(32, "f4")
-    for width, error in ((3, ArrayError), (0, ArrayError), (64, ArrayError), (32, ArrayError)):
-        with pytest.raises(error):
-            k.encode_groups(out, scale, x, width, 127, 1, -127, 127, False, False, 1)
+    spec = Q.formats.FLOAT_SPECS["float8_e4m3fn"]
+    for lay in ((True, 3, 32, 3), (False, 48, 16, 0), (False, 96, 0, 1), (False, 90, 3, 1)):
+        with pytest.raises(ArrayError):
+            k.encode_derived(out, scale, x, *lay, 127, 1, -127, 127, False, False, 1)
+        with pytest.raises(ArrayError):
+            k.narrow(out.view("u1"), scale, x, *lay, 448, *spec, False, 0, False, 1)
+    with pytest.raises(ArrayError, match="scale"):
+        k.encode_derived(out, scale, x, False, 96, 32, 1, 127, 1, -127, 127, False, False, 1)
+    with pytest.raises(DTypeError, match="out"):
+        k.encode_derived(
+            np.zeros(96, "i4"), scale, x, False, 96, 3, 1, 127, 1, -127, 127, False, False, 1
+        )
     assert (out == 7).all()
 
 

@@ -15,3 +15,20 @@ def decode(
     streamed: bool,
     threads: int,
 ) -> None: ...
+def widen(
+    out: NDArray[Any],
+    codes: NDArray[Any],
+    scale: NDArray[Any],
+    rows: bool,
+    depth: int,
+    width: int,
+    group: int,
+    bits: int,
+    man: int,
+    bias: int,
+    max_code: int,
+    over: int,
+    nan: int,
+    streamed: bool,
+    threads: int,
+) -> None: ...

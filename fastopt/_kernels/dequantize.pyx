@@ -1,7 +1,8 @@
-"""Dequantise integers and fixed point, per tensor, axis or group.
+"""Dequantise integers, fixed point and narrow floats, per tensor, axis or group.
 
-x = (code - zero_point) * scale (ONNX DequantizeLinear); 32-bit codes go through float64. The
-layout (``rows``, ``depth``, ``width``, ``group``) is explained in _layout.pxd.
+x = (code - zero_point) * scale (ONNX DequantizeLinear); 32-bit codes go through float64. Codes of
+narrow floats become float32, which is exact, times the scale. The layout (``rows``, ``depth``,
+``width``, ``group``) is explained in _layout.pxd.
 """
 
 from fastopt._kernels cimport _numpy as cnp
@@ -14,6 +15,7 @@ from libc.string cimport memcpy
 from fastopt._kernels._args cimport data_of
 from fastopt._kernels._layout cimport Layout, Place, place_of, scales_of, take
 from fastopt._kernels._stream cimport prefetch, stream, stream_fence, tile_end
+from fastopt._kernels.quantize_floats cimport Spec, spec_of, widen_run
 
 cnp.import_array()
 
@@ -232,3 +234,80 @@ def decode(
         decode_from(
             codes, zero_point, <float*> o, <const float*> s, n, parts, lay, packed, streamed, threads
         )
+
+
+cdef void widen_chunk(
+    floating* out, const char* q, const floating* scale, Py_ssize_t start, Py_ssize_t stop,
+    Layout lay, int item, Spec s, bint streamed,
+) noexcept nogil:
+    """Elements [start, stop) of narrow floats, tile by tile."""
+    cdef float[TILE] tile
+    cdef floating[TILE] made
+    cdef Place p = place_of(start, lay)
+    cdef floating* to
+    cdef Py_ssize_t end, n, j, k, part
+    while start < stop:
+        end = tile_end(out, start, stop, sizeof(floating), TILE)
+        widen_run(&tile[0], q + start * item, end - start, item, s)
+        to = &made[0] if streamed else out + start
+        j = 0
+        while j < end - start:
+            n = take(&p, lay, end - start - j, &part)
+            if lay.rows:
+                for k in range(n):
+                    to[j + k] = tile[j + k] * scale[part + k]
+            else:
+                for k in range(n):
+                    to[j + k] = tile[j + k] * scale[part]
+            j += n
+        if streamed:
+            stream(out + start, to, (end - start) * sizeof(floating))
+        start = end
+    if streamed:
+        stream_fence()
+
+
+cdef int widen_all(
+    floating* out, const char* q, const floating* scale, Py_ssize_t n, Layout lay, int item,
+    Spec s, bint streamed, int threads,
+) except -1:
+    cdef Py_ssize_t begin = 0, end, k
+    while begin < n:
+        end = min(n, begin + STEP)
+        with nogil:
+            if threads == 1:
+                widen_chunk(out, q, scale, begin, end, lay, item, s, streamed)
+            else:
+                for k in prange(
+                    (end - begin + CHUNK - 1) // CHUNK, num_threads=threads, schedule="dynamic"
+                ):
+                    widen_chunk(
+                        out, q, scale, begin + k * CHUNK, min(end, begin + (k + 1) * CHUNK), lay,
+                        item, s, streamed,
+                    )
+        begin = end
+        PyErr_CheckSignals()
+    return 0
+
+
+def widen(
+    cnp.ndarray out not None, cnp.ndarray codes not None, cnp.ndarray scale not None, bint rows,
+    Py_ssize_t depth, Py_ssize_t width, Py_ssize_t group, int bits, int man, int bias,
+    uint32_t max_code, uint32_t over, uint32_t nan, bint streamed, int threads,
+):
+    """out = values of the codes of a narrow float * scale, in out's dtype."""
+    cdef Layout lay = Layout(rows, depth, width, group)
+    cdef Spec s = spec_of(bits, man, bias, max_code, over, nan)
+    cdef int item = 2 if bits > 8 else 1
+    cdef int kind = cnp.NPY_FLOAT64 if cnp.PyArray_TYPE(out) == cnp.NPY_FLOAT64 else cnp.NPY_FLOAT32
+    cdef Py_ssize_t n = cnp.PyArray_SIZE(out)
+    cdef Py_ssize_t parts = scales_of(n, lay) if n else cnp.PyArray_SIZE(scale)
+    cdef void* o = data_of(out, kind, n, True, "out")
+    cdef const void* by = data_of(scale, kind, parts, False, "scale")
+    cdef const char* q = <const char*> data_of(
+        codes, cnp.NPY_UINT16 if bits > 8 else cnp.NPY_UINT8, n, False, "codes"
+    )
+    if kind == cnp.NPY_FLOAT64:
+        widen_all(<double*> o, q, <const double*> by, n, lay, item, s, streamed, threads)
+    else:
+        widen_all(<float*> o, q, <const float*> by, n, lay, item, s, streamed, threads)

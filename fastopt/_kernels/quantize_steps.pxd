@@ -90,17 +90,6 @@ cdef inline void quotients(
             v[k] += zero[k]
 
 
-cdef inline void spread(real* to, real value, Py_ssize_t n) noexcept nogil:
-    cdef Py_ssize_t k
-    while n >= 16:
-        for k in range(16):
-            to[k] = value
-        to += 16
-        n -= 16
-    for k in range(n):
-        to[k] = value
-
-
 cdef inline void rounded(real* v, uint32_t* word, Rule rule) noexcept nogil:
     """BLOCK quotients rounded in place; ``word`` has HALF random words, which are used up."""
     cdef Py_ssize_t k, h
@@ -261,36 +250,3 @@ cdef inline void packed_block(uint8_t* out, const uint8_t* codes, Py_ssize_t n) 
         q[k] = 0
     for k in range(HALF):
         out[k] = (q[2 * k] & 15) | (q[2 * k + 1] << 4)
-
-
-cdef inline int derived(
-    float* scale, const float* x, Py_ssize_t n, double reach, double cap
-) noexcept nogil:
-    """scale = max|x| / reach, not denormal, at most ``cap``, 1 for zeros. Is something not finite?
-
-    Magnitudes compare as their bits do, and those of infinity and NaN are the largest.
-    """
-    cdef uint32_t[32] top
-    cdef const uint32_t* u = <const uint32_t*> x
-    cdef uint32_t b, most = 0
-    cdef float f
-    cdef double wide
-    cdef Py_ssize_t j = 0, k
-    for k in range(32):
-        top[k] = 0
-    while j + 32 <= n:
-        for k in range(32):
-            b = u[j + k] & 0x7FFFFFFF
-            top[k] = b if b > top[k] else top[k]
-        j += 32
-    for k in range(j, n):
-        b = u[k] & 0x7FFFFFFF
-        most = b if b > most else most
-    for k in range(32):
-        most = top[k] if top[k] > most else most
-    memcpy(&f, &most, 4)
-    wide = f / reach
-    wide = wide if wide < cap else cap
-    wide = wide if wide > 1.1754943508222875e-38 else 1.1754943508222875e-38
-    scale[0] = <float> (1.0 if most == 0 else wide)
-    return most >= 0x7F800000

@@ -6,17 +6,17 @@ from typing import Any
 
 import numpy as np
 
-from fastopt import _threads
 from fastopt._arrays import Array, as_array, as_target, check_disjoint, name_of
-from fastopt._kernels import cast as kernel
 from fastopt._options import choice
-from fastopt._random import Seed, key_of
-from fastopt.quantization.convert import STREAM_FROM
+from fastopt._random import Seed
+from fastopt.quantization.convert import decode_floats, encode_floats
 from fastopt.quantization.formats import FLOAT_SPECS
+from fastopt.quantization.layout import layout_of
 
 __all__ = ["cast"]
 
 _WIDE = ("float32", "float64")
+_ONE = np.ones((), np.float32)
 
 
 def cast(
@@ -90,16 +90,8 @@ def cast(
         spec = spec._replace(over=spec.max_code)
     result = _target(out, a.shape, dtype)
     codes = _codes_of(result, spec.bits)
-    check_disjoint([("out", codes)], [("x", a)])
-    kernel.narrow(
-        codes,
-        a,
-        *spec,
-        rounding == "stochastic",
-        key_of(seed) if rounding == "stochastic" else 0,
-        a.nbytes + codes.nbytes >= STREAM_FROM,
-        _threads.resolve(threads, a.size),
-    )
+    layout = layout_of(a.shape, None, None)
+    encode_floats(codes, a, _ONE, layout, spec, threads, rounding=rounding, seed=seed)
     return result
 
 
@@ -117,17 +109,12 @@ def _source(x: Any, source: str | None) -> tuple[Array, str]:
 
 def _widened(a: Array, given: str, out: Array, threads: int | None) -> Array:
     """out = a as float32."""
-    check_disjoint([("out", out)], [("x", a)])
     if given in _WIDE:
+        check_disjoint([("out", out)], [("x", a)])
         np.copyto(out, a, casting="unsafe")
     else:
-        kernel.widen(
-            out,
-            a,
-            *FLOAT_SPECS[given],
-            a.nbytes + out.nbytes >= STREAM_FROM,
-            _threads.resolve(threads, a.size),
-        )
+        layout = layout_of(a.shape, None, None)
+        decode_floats(out, a, _ONE, layout, FLOAT_SPECS[given], threads)
     return out
 
 

@@ -11,7 +11,7 @@ from fastopt._kernels import quantize as kernel
 from fastopt._options import choice
 from fastopt._random import Seed, key_of
 from fastopt.errors import ArrayError, OptionError
-from fastopt.quantization.formats import Format
+from fastopt.quantization.formats import FLOAT_SPECS, FloatSpec, Format
 from fastopt.quantization.layout import Layout
 
 __all__ = [
@@ -21,8 +21,10 @@ __all__ = [
     "STREAM_FROM",
     "check_rules",
     "decode",
+    "decode_floats",
     "encode",
-    "encode_groups",
+    "encode_derived",
+    "encode_floats",
     "fake",
 ]
 
@@ -34,8 +36,8 @@ ROUNDINGS = ("nearest", "nearest_away", "floor", "trunc", "stochastic")  # in th
 OVERFLOWS = ("saturate", "wrap")
 PARITIES = ("onnx", "torch")
 
-# Elements of the kernel's chunks, and the largest float32.
-_SHARE = 65536
+# Elements up to which a run is still in the L2 cache when it is read again; the largest float32.
+_RUN = 1 << 17
 _LARGEST = float(np.finfo(np.float32).max)
 
 # When the zero point comes in, in the kernel's terms.
@@ -97,34 +99,71 @@ def encode(
     )
 
 
-def encode_groups(
+def encode_floats(
+    out: Array,
+    x: Array,
+    scale: Array,
+    layout: Layout,
+    spec: FloatSpec,
+    threads: int | None,
+    *,
+    rounding: str = "nearest",
+    seed: Seed = None,
+) -> None:
+    """out = bare codes of x / scale as narrow floats; computes in x's dtype. Arrays are checked
+    by the caller."""
+    check_disjoint([("out", out)], [("x", x), ("scale", scale)])
+    kernel.narrow(
+        out,
+        np.asarray(scale, x.dtype),
+        x,
+        *layout.loops,
+        0.0,
+        *spec,
+        rounding == "stochastic",
+        key_of(seed) if rounding == "stochastic" else 0,
+        x.nbytes + out.nbytes >= STREAM_FROM,
+        _threads.resolve(threads, x.size),
+    )
+
+
+def encode_derived(
     x: Array, layout: Layout, fmt: Format, threads: int | None
 ) -> tuple[Array, Array] | None:
     """Symmetric min-max scales and codes in one pass over x, the bits of ``choose_qparams`` and
-    :func:`encode`; None where the kernel does not do it: it takes float32 and signed codes, and
-    runs that follow one another and fit whole into a thread's share."""
-    width = layout.width
-    if not layout.is_chain(x.size) or layout.depth % width or _SHARE % width:
+    :func:`encode` or :func:`encode_floats`; None where the kernel does not do it: it takes
+    float32, signed codes or float8, and runs that follow one another and fit into the L2 cache."""
+    unit = layout.width if layout.depth % layout.width == 0 else layout.depth
+    if not layout.is_chain(x.size) or unit > _RUN:
         return None
     if x.dtype != np.float32 or x.size == 0 or fmt.symmetric_zero_point != 0:
         return None
     scale = np.empty(layout.scale_shape, np.float32)
     shape = (x.size + 1) // 2 if fmt.packed else x.shape
     codes = np.empty(shape, "uint8" if fmt.packed else fmt.storage)
-    reach = fmt.symmetric_range
-    odd = kernel.encode_groups(
-        codes,
-        scale,
-        x,
-        width,
-        reach,
-        float(np.nextafter(np.float32(_LARGEST / reach), np.float32(0))),
-        -reach,
-        reach,
-        fmt.packed,
-        x.nbytes + codes.nbytes >= STREAM_FROM,
-        _threads.resolve(threads, x.size),
-    )
+    streamed = x.nbytes + codes.nbytes >= STREAM_FROM
+    workers = _threads.resolve(threads, x.size)
+    if fmt.kind == "float":
+        spec = FLOAT_SPECS[fmt.name]._replace(over=FLOAT_SPECS[fmt.name].max_code)
+        odd = kernel.narrow(
+            codes, scale, x, *layout.loops, fmt.peak, *spec, False, 0, streamed, workers
+        )
+    else:
+        reach = fmt.symmetric_range
+        cap = float(np.nextafter(np.float32(_LARGEST / reach), np.float32(0)))
+        odd = kernel.encode_derived(
+            codes,
+            scale,
+            x,
+            *layout.loops,
+            reach,
+            cap,
+            -reach,
+            reach,
+            fmt.packed,
+            streamed,
+            workers,
+        )
     if odd:
         raise ArrayError("x: holds NaN or infinity, so it has no scale; clean the data first")
     return codes, scale
@@ -190,6 +229,28 @@ def decode(
         zero_point,
         *layout.loops,
         packed,
+        codes.nbytes + out.nbytes >= STREAM_FROM,
+        _threads.resolve(threads, out.size),
+    )
+
+
+def decode_floats(
+    out: Array,
+    codes: Array,
+    scale: Array,
+    layout: Layout,
+    spec: FloatSpec,
+    threads: int | None,
+) -> None:
+    """out = value of bare codes of narrow floats * scale, in out's dtype; arrays checked by the
+    caller."""
+    check_disjoint([("out", out)], [("codes", codes), ("scale", scale)])
+    decode_kernel.widen(
+        out,
+        codes,
+        np.asarray(scale, out.dtype),
+        *layout.loops,
+        *spec,
         codes.nbytes + out.nbytes >= STREAM_FROM,
         _threads.resolve(threads, out.size),
     )

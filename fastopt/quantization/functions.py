@@ -11,7 +11,7 @@ from fastopt._options import choice
 from fastopt._random import Seed
 from fastopt.errors import ArrayError, DTypeError, OptionError
 from fastopt.quantization.array import QuantizedArray
-from fastopt.quantization.convert import ROUNDINGS, check_rules, encode, encode_groups
+from fastopt.quantization.convert import ROUNDINGS, check_rules, encode, encode_derived
 from fastopt.quantization.formats import BLOCKS, Format, format_of
 from fastopt.quantization.layout import layout_of
 from fastopt.quantization.narrow import derive_codes, encode_narrow, exponents
@@ -123,8 +123,8 @@ def quantize(
                 zero = np.zeros(made[1].shape, fmt.storage)
                 return QuantizedArray(*made, zero, fmt.name, a.shape, axis, group_size)
     plain = method == "minmax" and gram is None and rounding == "nearest" and parity == "onnx"
-    if scale is None and fmt.kind == "int" and symmetric and plain:
-        both = encode_groups(a, layout, fmt, threads)
+    if scale is None and plain and (symmetric if fmt.kind == "int" else fmt.kind == "float"):
+        both = encode_derived(a, layout, fmt, threads)
         if both is not None:
             zero = np.zeros(layout.scale_shape, fmt.storage)
             return QuantizedArray(*both, zero, fmt.name, a.shape, axis, group_size)

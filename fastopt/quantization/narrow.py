@@ -7,8 +7,6 @@ Formats v1.0). float16 and float8: IEEE and OCP FP8 elements under any scale.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,9 +16,8 @@ from fastopt._arrays import Array, check_disjoint
 from fastopt._kernels import codebook as kernel
 from fastopt._random import Seed
 from fastopt.errors import ArrayError
-from fastopt.quantization.casting import cast
-from fastopt.quantization.convert import STREAM_FROM
-from fastopt.quantization.formats import Format
+from fastopt.quantization.convert import STREAM_FROM, decode_floats, encode_floats
+from fastopt.quantization.formats import FLOAT_SPECS, Format
 from fastopt.quantization.layout import layout_of
 from fastopt.quantization.packing import pack_int4
 
@@ -32,9 +29,6 @@ _NF4 = [-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453]
 _NF4 += [-0.28444138169288635, -0.18477343022823334, -0.09105003625154495, 0.0]
 _NF4 += [0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224]
 _NF4 += [0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0]
-
-
-_BLOCK = 1 << 17  # elements of the temporaries of scaled floats
 
 
 class Codebook(NamedTuple):
@@ -119,31 +113,11 @@ def encode_narrow(
     if fmt.kind == "codebook":
         return _codebook_codes(x, fmt, scale, axis, group_size, False, threads)
     codes = np.empty(x.shape, fmt.storage)
-    if scale.ndim == 0 and scale == 1.0:
-        cast(
-            x,
-            fmt.name,
-            rounding=rounding,
-            saturate=saturate,
-            out=codes,
-            seed=seed,
-            threads=threads,
-        )
-        return codes
-    # stochastic rounding depends on the element's index, so there it is one block
-    size = x.size if rounding == "stochastic" else _BLOCK
-    for rows, parts in _blocks(x.shape, scale, axis, group_size, size):
-        with np.errstate(over="ignore", invalid="ignore"):
-            scaled = _under_scales(np.divide, x[rows], scale[parts], axis, group_size)
-        cast(
-            scaled,
-            fmt.name,
-            rounding=rounding,
-            saturate=saturate,
-            out=codes[rows],
-            seed=seed,
-            threads=threads,
-        )
+    spec = FLOAT_SPECS[fmt.name]
+    if saturate and fmt.bits == 8:
+        spec = spec._replace(over=spec.max_code)
+    layout = layout_of(x.shape, axis, group_size)
+    encode_floats(codes, x, scale, layout, spec, threads, rounding=rounding, seed=seed)
     return codes
 
 
@@ -167,15 +141,8 @@ def decode_narrow(
             codes.nbytes + out.nbytes >= STREAM_FROM, _threads.resolve(threads, out.size),
         )  # fmt: skip
         return
-    for rows, parts in _blocks(out.shape, scale, axis, group_size, _BLOCK):
-        value = out[rows]
-        if value.dtype == np.float32:
-            cast(codes[rows], "float32", source=fmt.name, out=value, threads=threads)
-        else:
-            value[...] = cast(codes[rows], "float32", source=fmt.name, threads=threads)
-        if scale.ndim or scale != 1.0:
-            with np.errstate(over="ignore", invalid="ignore"):
-                value[...] = _under_scales(np.multiply, value, scale[parts], axis, group_size)
+    layout = layout_of(out.shape, axis, group_size)
+    decode_floats(out, codes, scale, layout, FLOAT_SPECS[fmt.name], threads)
 
 
 def exponents(scale: Array) -> Array:
@@ -205,43 +172,3 @@ def _codebook_codes(
     if not finite:
         raise ArrayError("x: holds NaN or infinity, so it has no scale; clean the data first")
     return codes
-
-
-def _blocks(
-    shape: tuple[int, ...], scale: Array, axis: int | None, group_size: int | None, size: int
-) -> Iterator[tuple[Any, Any]]:
-    """Rows of about ``size`` elements, which stay in the cache, and the index of their scales."""
-    if not shape or not shape[0]:
-        yield ..., ...
-        return
-    at = (-1 if axis is None else axis) % len(shape)
-    step = max(1, size * shape[0] // max(1, math.prod(shape)))
-    group = 1
-    if group_size is not None and at == 0:
-        group = group_size
-        step = -(-step // group) * group
-    shared = scale.ndim == 0 or (group_size is None and at > 0)
-    for start in range(0, shape[0], step):
-        stop = min(start + step, shape[0])
-        yield slice(start, stop), ... if shared else slice(start // group, -(-stop // group))
-
-
-def _under_scales(
-    operation: np.ufunc, x: Array, scale: Array, axis: int | None, group_size: int | None
-) -> Array:
-    """operation(x, scale), each scale spread over its part."""
-    if scale.ndim == 0:
-        return np.asarray(operation(x, scale))
-    at = (-1 if axis is None else axis) % x.ndim
-    if group_size is None:
-        return np.asarray(operation(x, scale.reshape(-1, *(1,) * (x.ndim - 1 - at))))
-    before, whole = (slice(None),) * at, x.shape[at] // group_size  # groups of full length
-    most, groups = (*before, slice(0, whole * group_size)), (*before, slice(0, whole))
-    rest, last = (*before, slice(whole * group_size, None)), (*before, slice(whole, None))
-    full = x[most]
-    shape = (*x.shape[:at], whole, group_size, *x.shape[at + 1 :])
-    spread = np.expand_dims(scale[groups], at + 1)
-    result = operation(full.reshape(shape), spread).reshape(full.shape)
-    if full.shape == x.shape:
-        return np.asarray(result)
-    return np.concatenate([result, operation(x[rest], scale[last])], axis=at)
