@@ -231,6 +231,53 @@ def test_narrow_state_from_and_to_full(state_dtype):
             back.load_state_dict(bad)
 
 
+@pytest.mark.parametrize("state_dtype", ["bfloat16", "int8"])
+@pytest.mark.parametrize("name", NARROW)
+def test_narrow_state_dict_resumes_bit_for_bit(name, state_dtype):
+    """Also the noise of its rounding, which depends on the step."""
+    p = sample(1000, "float32")
+    opt = make(name, p, state_dtype=state_dtype)
+    for k in range(3):
+        opt.step(sample(1000, "float32", seed=k))
+    other = make(name, p.copy(), state_dtype=state_dtype)
+    other.load_state_dict(opt.state_dict())
+    for o in (opt, other):
+        o.step(np.ones(1000, "f4"))
+    for array, twin in zip(opt._state[0].values(), other._state[0].values()):
+        assert array.tobytes() == twin.tobytes()
+
+
+@pytest.mark.parametrize("tag", [None, "int8/1"])
+def test_codes_of_another_meaning_are_refused(tag, tmp_path):
+    """By state dict, pickle and safetensors, and nothing has changed then."""
+    p = sample(1000, "float32")
+    opt = optim.AdamW(p, state_dtype="int8")
+    opt.step(sample(1000, "float32", seed=1))
+    other = {"state_format": tag, "n_steps": 1} if tag else {}
+    old = {**opt.state_dict(), "fastopt": other}
+    for kind in ("int8", "bfloat16", "float32"):
+        q = p.copy()
+        new = optim.AdamW(q, state_dtype=kind)
+        new.step(p)
+        before = [a.tobytes() for a in (q, *new._state[0].values())]
+        with pytest.raises(FormatError, match=r'\["state_format"\]: expected'):
+            new.load_state_dict(old)
+        assert before == [a.tobytes() for a in (q, *new._state[0].values())]
+        assert new.n_steps == 1
+    saved = opt.__getstate__()
+    with pytest.raises(FormatError, match="state_format"):
+        optim.AdamW.__new__(optim.AdamW).__setstate__({**saved, "state_dict": old})
+    if pytest.importorskip("safetensors"):
+        optim.save(opt, tmp_path / "now")
+        assert b"int8/2" in (tmp_path / "now").read_bytes()
+        data = (tmp_path / "now").read_bytes().replace(b"int8/2", b"int8/1")
+        (tmp_path / "then").write_bytes(data)
+        before = opt._state[0]["exp_avg"].tobytes()
+        with pytest.raises(FormatError, match="state_format"):
+            optim.load(opt, tmp_path / "then")
+        assert opt._state[0]["exp_avg"].tobytes() == before
+
+
 def test_narrow_state_trains_a_network():
     """scikit-learn's digits: the loss (mean of 4 seeds) within 1 % of float32 state's."""
     digits = pytest.importorskip("sklearn.datasets").load_digits()

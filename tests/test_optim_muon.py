@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import pickle
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 from fastopt import optim
 from fastopt.errors import ArrayError, DivergedError, OptionError
 from tests.conftest import sample
+from tests.test_optim_fused import loss_of
 
 
 def matrices(dtype="float64"):
@@ -56,17 +58,19 @@ def test_formula_and_torch(nesterov, adjust):
     assert ours.param_groups[0]["lr"] == 0.02
 
 
-def test_contract():
+@pytest.mark.parametrize("state_dtype", ["float32", "bfloat16", "int8"])
+def test_contract(state_dtype):
     p = matrices("float32")
     half = [np.zeros(a.shape, "f2") for a in p]
-    opt = optim.Muon(p, ema_decay=0.5, copy_out=half, max_grad_norm=1.0, zero_grads=True)
+    kept = {"state_dtype": state_dtype, "ema_decay": 0.5, "max_grad_norm": 1.0}
+    opt = optim.Muon(p, copy_out=half, zero_grads=True, **kept)
     g = [a + 1 for a in p]
     opt.step(g)
     assert not g[0].any()
     assert (half[1] == p[1].astype("f2")).all()
     opt.step([None, p[1] + 1])
     others = [pickle.loads(pickle.dumps(opt)), copy.deepcopy(opt)]
-    loaded = optim.Muon([a.copy() for a in p], ema_decay=0.5, max_grad_norm=1.0)
+    loaded = optim.Muon([a.copy() for a in p], **kept)
     loaded.load_state_dict(opt.state_dict())
     g = [a + 1 for a in p]
     for other in [*others, loaded]:
@@ -76,6 +80,69 @@ def test_contract():
         for a, b in zip(p, other.param_groups[0]["params"]):
             assert a.tobytes() == b.tobytes()
         assert other.ema[0].tobytes() == opt.ema[0].tobytes()
+        for name, array in opt._state[1].items():
+            assert array.tobytes() == other._state[1][name].tobytes()
+    for bad in (p, opt.ema, half):
+        before = [a.tobytes() for a in (*p, *half, opt._state[0]["momentum_buffer"])]
+        with pytest.raises(ArrayError, match=r"grads\[1\].*shares memory"):
+            opt.step([g[0], bad[1]])
+        assert before == [a.tobytes() for a in (*p, *half, opt._state[0]["momentum_buffer"])]
+
+
+@pytest.mark.parametrize("state_dtype", ["float32", "int8"])
+def test_threads_and_safetensors(state_dtype, tmp_path):
+    """The momentum's bits do not depend on the thread count; a file resumes bit for bit."""
+    pytest.importorskip("safetensors")
+    shape, buffers = (300, 250), set()
+    for threads in (1, 2, 3):
+        p = sample(75_000, "float32").reshape(shape)
+        opt = optim.Muon(p, state_dtype=state_dtype, ns_steps=1, threads=threads)
+        for k in range(2):
+            opt.step(sample(75_000, "float32", seed=k).reshape(shape))
+        buffers.add(opt._state[0]["momentum_buffer"].tobytes())
+    assert len(buffers) == 1
+    optim.save(opt, tmp_path / "muon")
+    other = optim.Muon(p.copy(), state_dtype=state_dtype, ns_steps=1, threads=3)
+    optim.load(other, tmp_path / "muon")
+    for o in (opt, other):
+        o.step(np.ones(shape, "f4"))
+    assert (other.param_groups[0]["params"][0] == p).all()
+
+
+def test_narrow_state_trains_a_network():
+    """scikit-learn's digits: the loss (mean of 4 seeds) within 1 % of float32 state's with 16
+    bits, 1.5 % with 8: Newton-Schulz also raises the directions that hold only rounding."""
+    digits = pytest.importorskip("sklearn.datasets").load_digits()
+    x, y = (digits.data / 16).astype("f4"), digits.target
+    losses = dict.fromkeys(("float32", "bfloat16", "int8"), 0.0)
+    for seed, kind in itertools.product(range(4), losses):
+        rng = np.random.default_rng(seed)
+        w = {
+            "w1": rng.standard_normal((64, 48)).astype("f4") * 0.1, "b1": np.zeros(48, "f4"),
+            "w2": rng.standard_normal((48, 10)).astype("f4") * 0.1, "b2": np.zeros(10, "f4"),
+        }  # fmt: skip
+        opt = Both(w, kind)
+        for t in range(200):
+            opt.muon.param_groups[0]["lr"] = 0.02 * (1 - t / 200)
+            batch = rng.integers(0, len(x), 64)
+            loss_of(w, x[batch], y[batch], opt)
+        losses[kind] += loss_of(w, x, y, None) / 4
+    assert losses["float32"] < 0.4
+    assert losses["bfloat16"] < 1.01 * losses["float32"]
+    assert losses["int8"] < 1.015 * losses["float32"]
+
+
+class Both:
+    """Muon for the matrices, AdamW for the biases."""
+
+    def __init__(self, w, state_dtype):
+        options = {"lr": 0.02, "weight_decay": 0.5, "state_dtype": state_dtype}
+        self.muon = optim.Muon({k: a for k, a in w.items() if a.ndim == 2}, **options)
+        self.adamw = optim.AdamW({k: a for k, a in w.items() if a.ndim == 1}, lr=3e-3)
+
+    def step(self, grads):
+        self.muon.step({k: g for k, g in grads.items() if g.ndim == 2})
+        self.adamw.step({k: g for k, g in grads.items() if g.ndim == 1})
 
 
 def test_refusals():

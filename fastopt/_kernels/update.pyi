@@ -36,3 +36,12 @@ class Plan:
         guard: bool,
         threads: int,
     ) -> float: ...
+    def begin(
+        self,
+        grads: tuple[Any, ...],
+        scale: float,
+        max_norm: float,
+        guard: bool,
+        threads: int,
+    ) -> float: ...
+    def step_into(self, i: int, out: _Array, threads: int) -> None: ...

@@ -33,7 +33,7 @@ from fastopt._kernels.update_refusals cimport (
 from fastopt._kernels.update_scalars cimport prepare
 from fastopt._kernels.update_tiles cimport mixed
 from fastopt._kernels.update_types cimport *
-from fastopt._kernels.update_walk cimport Work, norm_of, step_all
+from fastopt._kernels.update_walk cimport STEP, Work, norm_of, run, step_all
 
 cnp.import_array()
 
@@ -380,23 +380,12 @@ cdef class Plan:
         ``max_norm`` > 0, above which they are scaled down to it, and ``guard``: nothing is done
         and the norm (NaN or infinite) returned where a gradient is not finite.
         """
-        cdef double norm = -1.0
-        if self.busy:
-            from fastopt.errors import ConcurrentUseError
-            raise ConcurrentUseError("this optimizer is taking a step in another thread")
-        self.busy = True
+        cdef double norm
+        self.enter()
         try:
-            self.bind(grads)
-            if max_norm > 0 or guard or self.scaled:
-                self.make_room()
-            if max_norm > 0 or guard:
-                with nogil:
-                    norm = norm_of(&self.work, threads) * abs(scale)
-                if guard and not isfinite(norm):
-                    return norm
-                if max_norm > 0:  # as torch.nn.utils.clip_grad_norm_
-                    scale *= min(1.0, max_norm / (norm + 1e-6)) if norm == norm else norm
-            self.prepare_rows(scale)
+            norm = self.begin_step(grads, scale, max_norm, guard, threads)
+            if guard and not isfinite(norm):
+                return norm
             if self.size < HOLDS_GIL_BELOW:
                 step_all(&self.work, self.scaled, 1)
             else:
@@ -405,6 +394,54 @@ cdef class Plan:
             return norm
         finally:
             self.busy = False
+
+    def begin(self, tuple grads not None, double scale, double max_norm, bint guard, int threads):
+        """What ``step`` does before the first array moves; ``step_into`` moves them."""
+        self.enter()
+        try:
+            return self.begin_step(grads, scale, max_norm, guard, threads)
+        finally:
+            self.busy = False
+
+    def step_into(self, Py_ssize_t i, cnp.ndarray out not None, int threads):
+        """The step of array ``i`` taken by ``out``, like it, instead: of what belongs to the
+        array only the state moves. Its gradient is the one bound by ``begin``, not None."""
+        cdef Row* r = &self.work.rows[i]
+        cdef Row kept = r[0]
+        cdef bint zero_grads = self.work.zero_grads
+        cdef int typenum = cnp.NPY_FLOAT64 if r.wide == 8 else cnp.NPY_FLOAT32
+        cdef char* p = <char*> data_of(out, typenum, r.n, True, "out")
+        self.enter()
+        r.p, r.ema, r.copy_kind, self.work.zero_grads = p, NULL, SAME, False
+        with nogil:
+            run(&self.work, r.unit, r.unit + (r.n + UNIT - 1) // UNIT, STEP, threads)
+        r.p, r.ema, r.copy_kind, self.work.zero_grads = kept.p, kept.ema, kept.copy_kind, zero_grads
+        self.busy = False
+
+    cdef int enter(self) except -1:
+        if self.busy:
+            from fastopt.errors import ConcurrentUseError
+            raise ConcurrentUseError("this optimizer is taking a step in another thread")
+        self.busy = True
+        return 0
+
+    cdef double begin_step(
+        self, tuple grads, double scale, double max_norm, bint guard, int threads
+    ) except? -2.0:
+        """Gradients bound and checked, their norm where asked for, the step's scalars."""
+        cdef double norm = -1.0
+        self.bind(grads)
+        if max_norm > 0 or guard or self.scaled:
+            self.make_room()
+        if max_norm > 0 or guard:
+            with nogil:
+                norm = norm_of(&self.work, threads) * abs(scale)
+            if guard and not isfinite(norm):
+                return norm
+            if max_norm > 0:  # as torch.nn.utils.clip_grad_norm_
+                scale *= min(1.0, max_norm / (norm + 1e-6)) if norm == norm else norm
+        self.prepare_rows(scale)
+        return norm
 
     cdef int make_room(self) except -1:
         """Two sums for each unit, the first time that a norm is asked for."""
@@ -435,4 +472,4 @@ cdef class Plan:
                 )
             r.slot = slot
             if r.state_kind != SAME:
-                r.key = mixed(self.seed ^ mixed((<uint64_t> r.step << 32) + <uint64_t> i))
+                r.key = mixed(self.seed ^ mixed(<uint64_t> i))

@@ -70,7 +70,7 @@ FO_LANE void fo_bytes_encode(const fo_moments *t, ptrdiff_t i, int8_t *cm, uint8
    each is encoded while the next one takes its step: their instructions fill each other's gaps. */
 static __attribute__((noinline)) void fo_adam_bytes(
     float *p, const float *g, int8_t *cm, uint8_t *cv, float *sm, float *sv, ptrdiff_t n,
-    const double *scalars, uint64_t key, uint64_t first) {
+    const double *scalars, uint64_t key, uint64_t turn, uint64_t first) {
     fo_moments both[2];
     const fo_adam h = fo_adam_of(scalars);
     ptrdiff_t blocks = n / FO_BLOCK, rest = n % FO_BLOCK;
@@ -79,13 +79,12 @@ static __attribute__((noinline)) void fo_adam_bytes(
         fo_moments *t = &both[b & 1], *last = &both[~b & 1];
         float s = 0.0f, r = 0.0f, inverse_m = 0.0f, inverse_v = 0.0f;
         if (b > 0) {
-            uint64_t keyed = fo_mixed(key + first + (uint64_t)b - 1);
             sm[b - 1] = fo_block_scale(tops[0]);
             sv[b - 1] = fo_block_scale(tops[1]);
             inverse_m = fo_inverse(sm[b - 1]);
             inverse_v = fo_inverse(sv[b - 1]);
-            noise[0] = fo_phase(keyed, 0, FO_GOLDEN);
-            noise[1] = fo_phase(keyed, 1, FO_GOLDEN);
+            noise[0] = fo_lattice(fo_phase(key, turn, first + (uint64_t)b - 1, 0, 1));
+            noise[1] = fo_lattice(fo_phase(key, turn, first + (uint64_t)b - 1, 1, 0));
         }
         if (b < blocks) {
             s = fo_unit(sm[b]) * h.keep_m;
@@ -116,23 +115,23 @@ static __attribute__((noinline)) void fo_adam_bytes(
         memcpy(code_m, cm, (size_t)rest);
         memcpy(code_v, cv, (size_t)rest);
         fo_adam_bytes(w, grad, (int8_t *)code_m, code_v, sm + blocks, sv + blocks, FO_BLOCK,
-                      scalars, key, first + (uint64_t)blocks);
+                      scalars, key, turn, first + (uint64_t)blocks);
         memcpy(p, w, (size_t)rest * 4);
         memcpy(cm, code_m, (size_t)rest);
         memcpy(cv, code_v, (size_t)rest);
     }
 }
 
-/* The same on bfloat16: m to nearest, v by noise (FO_WORD_GOLDEN: update_bytes.h says how). */
+/* The same on bfloat16: m to nearest, v by noise (update_bytes.h says how). */
 static __attribute__((noinline)) void fo_adam_words(
     float *p, const float *g, uint16_t *wm, uint16_t *wv, ptrdiff_t n, const double *scalars,
-    uint64_t key, uint64_t first) {
+    uint64_t key, uint64_t turn, uint64_t first) {
     const fo_adam h = fo_adam_of(scalars);
     ptrdiff_t rest = n % FO_W, whole = n - rest;
     fo_u noise = fo_all(0);
-    for (ptrdiff_t i = 0; i < whole; i += FO_W, noise += FO_W * FO_WORD_GOLDEN) {
+    for (ptrdiff_t i = 0; i < whole; i += FO_W, noise += FO_W * FO_GOLDEN) {
         if (i % FO_BLOCK == 0)
-            noise = fo_phase(fo_mixed(key + first + (uint64_t)i / FO_BLOCK), 1, FO_WORD_GOLDEN);
+            noise = fo_lattice(fo_phase(key, turn, first + (uint64_t)i / FO_BLOCK, 1, 0));
         fo_ahead(p, g, i);
         if (i % 32 == 0) {
             __builtin_prefetch(wm + i + FO_AHEAD, 1);
@@ -152,7 +151,7 @@ static __attribute__((noinline)) void fo_adam_words(
         memcpy(grad + m - rest, g + whole, (size_t)rest * 4);
         memcpy(word_m + m - rest, wm + whole, (size_t)rest * 2);
         memcpy(word_v + m - rest, wv + whole, (size_t)rest * 2);
-        fo_adam_words(w, grad, word_m, word_v, FO_BLOCK, scalars, key,
+        fo_adam_words(w, grad, word_m, word_v, FO_BLOCK, scalars, key, turn,
                       first + (uint64_t)(from / FO_BLOCK));
         memcpy(p + whole, w + m - rest, (size_t)rest * 4);
         memcpy(wm + whole, word_m + m - rest, (size_t)rest * 2);

@@ -53,8 +53,9 @@ static inline uint16_t fo_to_half(float x) {
     return (uint16_t)(sign | h);
 }
 
-/* Noise of bfloat16 state: update_bytes.h says how; 2^16 / 1.618. */
-#define FO_WORD_GOLDEN 40503u
+/* Noise of narrow state: update_bytes.h says how. Odd, modulo 2^11 and 2^16 close to the golden
+   ratio's share of them. */
+#define FO_GOLDEN 40177u
 
 /* 64 well-mixed bits of a counter (splitmix64, Steele et al. 2014). */
 static inline uint64_t fo_mixed(uint64_t x) {
@@ -62,5 +63,13 @@ static inline uint64_t fo_mixed(uint64_t x) {
     x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9u;
     x = (x ^ (x >> 27)) * 0x94d049bb133111ebu;
     return x ^ (x >> 31);
+}
+
+/* Where the noise of a block begins at step `turn`, for each of three states its own. */
+static inline uint32_t fo_phase(uint64_t key, uint64_t turn, uint64_t block, int state,
+                                int has_sign) {
+    if (!has_sign)
+        return (uint32_t)(fo_mixed(fo_mixed(key + turn) + block) >> (21 * state));
+    return (uint32_t)(fo_mixed(key + block) >> (21 * state)) + (uint32_t)turn * FO_GOLDEN;
 }
 #endif

@@ -8,27 +8,28 @@
    without gradients falls by beta2 a step, which rounding along a curve would slow down.
 
    Rounding is stochastic. The noise of a block's element i is (phase + i G) mod 2^11: a lattice
-   (G / 2^11 is the golden ratio) shifted by a random phase of the block and the step (Cranley and
-   Patterson 1976), so that each element's noise is uniform and the rounding unbiased, and the
-   elements of a block do not all go the same way. A value that was decoded is encoded to its own
-   code by any noise. A NaN or infinity makes the whole block NaN. */
+   (G / 2^11 is the golden ratio) shifted by a random phase of the block (Cranley and Patterson
+   1976), so that each element's noise is uniform and the rounding unbiased, and the elements of a
+   block do not all go the same way. Second moments take a new random phase each step: they fall
+   for hundreds of steps, and what comes must not follow from what has been. Moments with a sign
+   go on along the lattice, by G a step: gradients shake them enough, and of the roundings that
+   they gather half the variance cancels. A value that was decoded is encoded to its own code by
+   any noise. A NaN or infinity makes the whole block NaN. */
 #ifndef FO_UPDATE_BYTES
 #define FO_UPDATE_BYTES
 #include "update_lanes.h"
 
 #define FO_BLOCK 256
 #define FO_LEAST_SCALE 1e-36f /* its inverse is finite; smaller blocks become zero */
-#define FO_GOLDEN 1265u       /* 2^11 / 1.618 */
 #define FO_NOISE 0x7ffu
 /* 4096 and 6144: a float of this size has 11 bits below the point, and the code's above them */
 #define FO_UNSIGNED 0x45800000u
 #define FO_SIGNED 0x45c00000u
 
-/* `keyed` holds 64 random bits of the block; each of three states has its own 21. */
-FO_LANE fo_u fo_phase(uint64_t keyed, int state, uint32_t golden) {
+FO_LANE fo_u fo_lattice(uint32_t phase) {
     fo_u r;
-    FO_EACH_LANE r[k] = (uint32_t)k * golden;
-    return r + (uint32_t)(keyed >> (21 * state) & 0x1fffffu);
+    FO_EACH_LANE r[k] = (uint32_t)k * FO_GOLDEN;
+    return r + phase;
 }
 
 /* The largest value is drawn at FO_TOP, its code (127 or 255) just below those of 2: there
@@ -83,13 +84,13 @@ static __attribute__((noinline)) void fo_decode(float *out, const void *codes, f
 }
 
 static __attribute__((noinline)) float fo_encode(void *codes, const float *x, ptrdiff_t n,
-                                                 uint64_t keyed, int state, int has_sign) {
-    fo_u tops = fo_all(0), noise = fo_phase(keyed, state, FO_GOLDEN);
+                                                 uint32_t phase, int has_sign) {
+    fo_u tops = fo_all(0), noise = fo_lattice(phase);
     if (n % FO_W) {
         uint8_t padded[FO_BLOCK];
         float whole[FO_BLOCK] = {0};
         memcpy(whole, x, (size_t)n * 4);
-        float scale = fo_encode(padded, whole, FO_BLOCK, keyed, state, has_sign);
+        float scale = fo_encode(padded, whole, FO_BLOCK, phase, has_sign);
         memcpy(codes, padded, (size_t)n);
         return scale;
     }
@@ -113,24 +114,26 @@ static inline void fo_load_bytes(float *x, const void *codes, const float *scale
                   n - b < FO_BLOCK ? n - b : FO_BLOCK, has_sign);
 }
 static inline void fo_store_bytes(void *codes, float *scales, const float *x, ptrdiff_t n,
-                                  int has_sign, uint64_t key, uint64_t first, int state) {
+                                  int has_sign, uint64_t key, uint64_t turn, uint64_t first,
+                                  int state) {
     for (ptrdiff_t b = 0; b < n; b += FO_BLOCK)
         scales[b / FO_BLOCK] = fo_encode((char *)codes + b, x + b,
                                          n - b < FO_BLOCK ? n - b : FO_BLOCK,
-                                         fo_mixed(key + first + (uint64_t)b / FO_BLOCK), state,
+                                         fo_phase(key, turn, first + (uint64_t)b / FO_BLOCK,
+                                                  state, has_sign),
                                          has_sign);
 }
 /* bfloat16 by the same noise, of 16 bits: a second moment moves by less than half a step of
    bfloat16, and rounded to nearest it stalls. */
 static __attribute__((noinline)) void fo_store_words(uint16_t *words, const float *x, ptrdiff_t n,
-                                                     uint64_t key, uint64_t first, int state) {
+                                                     uint64_t key, uint64_t turn, uint64_t first,
+                                                     int state) {
     for (ptrdiff_t b = 0; b < n; b += FO_BLOCK) {
-        uint64_t keyed = fo_mixed(key + first + (uint64_t)b / FO_BLOCK);
-        uint32_t phase = (uint32_t)(keyed >> (21 * state) & 0x1fffffu);
+        uint32_t phase = fo_phase(key, turn, first + (uint64_t)b / FO_BLOCK, state, 0);
         ptrdiff_t end = n - b < FO_BLOCK ? n - b : FO_BLOCK;
         for (ptrdiff_t i = 0; i < end; i++)
             words[b + i] = fo_to_bfloat_noisy(
-                x[b + i], (phase + (uint32_t)i * FO_WORD_GOLDEN) & 0xffffu);
+                x[b + i], (phase + (uint32_t)i * FO_GOLDEN) & 0xffffu);
     }
 }
 #endif

@@ -34,7 +34,8 @@ cdef inline real size(real x) noexcept nogil:
 
 cdef inline real larger(real x, real top) noexcept nogil:
     """max(x, top); NaN where either is, as torch.maximum."""
-    return x if x > top or x != x else top
+    cdef real most = x if x > top else top
+    return most if x == x else x
 
 
 cdef inline void sgd_plain(real* p, const real* g, Py_ssize_t n, const double* h) noexcept nogil:

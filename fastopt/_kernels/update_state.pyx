@@ -26,14 +26,16 @@ def decode_state(cnp.ndarray out not None, cnp.ndarray codes not None, scales):
         load_bytes(x, c, <float*> s, n, kind == cnp.NPY_INT8)
 
 
-def encode_state(cnp.ndarray codes not None, scales, cnp.ndarray x not None, uint64_t key):
-    """float32 to state codes; ``key`` seeds the noise of the stochastic rounding."""
+def encode_state(cnp.ndarray codes not None, scales, cnp.ndarray x not None, uint64_t key,
+                 uint64_t turn=0):
+    """float32 to state codes; ``key`` seeds the noise of the stochastic rounding, whose
+    steps ``turn`` counts."""
     cdef Py_ssize_t n = cnp.PyArray_SIZE(x)
     cdef float* v = <float*> data_of(x, cnp.NPY_FLOAT32, -1, False, "x")
     cdef int kind = cnp.PyArray_TYPE(codes)
     cdef void* c = data_of(codes, kind, n, True, "codes")
     if kind == cnp.NPY_UINT16:
-        store_words(<uint16_t*> c, v, n, key, 0, 0)
+        store_words(<uint16_t*> c, v, n, key, turn, 0, 0)
     else:
         s = data_of(scales, cnp.NPY_FLOAT32, (n + UNIT - 1) // UNIT, True, "scales")
-        store_bytes(c, <float*> s, v, n, kind == cnp.NPY_INT8, key, 0, 0)
+        store_bytes(c, <float*> s, v, n, kind == cnp.NPY_INT8, key, turn, 0, 0)

@@ -19,20 +19,21 @@ cdef extern from "update_bytes.h" nogil:
     )
     void store_bytes "fo_store_bytes" (
         void* codes, float* scales, const float* x, Py_ssize_t n, bint has_sign, uint64_t key,
-        uint64_t first, int state,
+        uint64_t turn, uint64_t first, int state,
     )
     void store_words "fo_store_words" (
-        uint16_t* words, const float* x, Py_ssize_t n, uint64_t key, uint64_t first, int state
+        uint16_t* words, const float* x, Py_ssize_t n, uint64_t key, uint64_t turn,
+        uint64_t first, int state,
     )
 
 cdef extern from "update_adam.h" nogil:
     void adam_bytes "fo_adam_bytes" (
         float* p, const float* g, int8_t* m, uint8_t* v, float* m_scales, float* v_scales,
-        Py_ssize_t n, const double* h, uint64_t key, uint64_t first,
+        Py_ssize_t n, const double* h, uint64_t key, uint64_t turn, uint64_t first,
     )
     void adam_words "fo_adam_words" (
         float* p, const float* g, uint16_t* m, uint16_t* v, Py_ssize_t n, const double* h,
-        uint64_t key, uint64_t first,
+        uint64_t key, uint64_t turn, uint64_t first,
     )
 
 
@@ -72,12 +73,12 @@ cdef inline void store_state(
 ) noexcept nogil:
     if r.state_kind == BYTE:
         store_bytes(
-            r.s[k] + at, r.scales[k] + at // UNIT, x, n, r.signs[k], r.key, at // UNIT, k
+            r.s[k] + at, r.scales[k] + at // UNIT, x, n, r.signs[k], r.key, r.step, at // UNIT, k
         )
     elif r.signs[k]:
         narrow(<uint16_t*> r.s[k] + at, x, n, BFLOAT)
     else:
-        store_words(<uint16_t*> r.s[k] + at, x, n, r.key, at // UNIT, k)
+        store_words(<uint16_t*> r.s[k] + at, x, n, r.key, r.step, at // UNIT, k)
 
 
 cdef inline bint in_one_go(const Row* r, const double* h) noexcept nogil:
@@ -117,12 +118,13 @@ cdef inline void narrow_tile(
     if in_one_go(r, h):
         if r.state_kind == BFLOAT:
             adam_words(
-                p, g, <uint16_t*> r.s[0] + at, <uint16_t*> r.s[1] + at, n, h, r.key, at // UNIT
+                p, g, <uint16_t*> r.s[0] + at, <uint16_t*> r.s[1] + at, n, h, r.key, r.step,
+                at // UNIT,
             )
         else:
             adam_bytes(
                 p, g, <int8_t*> r.s[0] + at, <uint8_t*> r.s[1] + at, r.scales[0] + at // UNIT,
-                r.scales[1] + at // UNIT, n, h, r.key, at // UNIT,
+                r.scales[1] + at // UNIT, n, h, r.key, r.step, at // UNIT,
             )
         return
     for k in range(STATES):

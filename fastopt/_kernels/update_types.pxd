@@ -56,7 +56,7 @@ cdef struct Row:
     double product  # NAdam: of the momenta so far
     double trust  # LAMB: the layer's ratio; Adafactor: its step
     Factors* factors  # Adafactor: of a matrix
-    uint64_t key  # random bits of this step
+    uint64_t key  # random bits of this array
     long long step
     int group
     int rule

@@ -187,7 +187,7 @@ class _OnTensors(torch.optim.Optimizer):  # type: ignore[misc]
             if t == 0:
                 continue
             entry = {name: torch.from_numpy(a) for name, a in arrays.items()}
-            if fast._counts_steps():
+            if fast._tells_step():
                 entry = {"step": torch.tensor(float(t)), **entry}
             if isinstance(fast, optim.NAdam):
                 entry["mu_product"] = torch.tensor(product)

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from fastopt._arrays import Array
-from fastopt._kernels import update
 from fastopt._options import choice, integer, number
 from fastopt.errors import ArrayError, ConcurrentUseError, DTypeError
 from fastopt.optim.groups import Params, Shared, Validator, as_arrays, flag, fraction, non_negative
@@ -56,7 +55,7 @@ class Muon(Optimizer):
     adjust_lr_fn : None, "original" or "match_rms_adamw"
         lr' / lr: sqrt(max(1, rows / columns)), or 0.2 sqrt(max(rows, columns)).
     **shared
-        The options of :class:`Optimizer`; the state stays in full precision.
+        ``state_dtype`` and the other options of :class:`Optimizer`.
 
     Notes
     -----
@@ -88,7 +87,6 @@ class Muon(Optimizer):
             else choice(value, "adjust_lr_fn", ("original", "match_rms_adamw"))
         ),
     }
-    _narrow_state = False
 
     def __init__(
         self,
@@ -121,20 +119,17 @@ class Muon(Optimizer):
         return False
 
     def _build(self) -> None:
-        """A plan over the buffers: they are what moves element by element."""
         super()._build()
-        buffers = [s["momentum_buffer"] for s in self._state]
-        rules = ["sgd"] * len(self.param_groups)
-        self._plan = update.Plan(rules, buffers, [()] * len(buffers), self._group_of)
-        self._plan.counts = self._counts
         self._turns = [True]
 
     def _sync(self) -> None:
+        """u = take g + momentum buffer is the step of SGD with momentum on take g, upwards."""
         self._check_groups(self.param_groups)
         for i, group in enumerate(self.param_groups):
-            # buffer - 1 * (-take * g + take * buffer) = (1 - take) buffer + take g
-            take = 1.0 - group["momentum"]
-            self._plan.set_options(i, (1.0, -take, take, 0.0, 0.0, 0.0, 0.0))
+            keep = group["momentum"]
+            self._plan.set_options(
+                i, (-1.0, 1.0 - keep, 0.0, 0.0, keep, 0.0, float(group["nesterov"]))
+            )
         self._stale = False
 
     def _take(self, flat: tuple[Any, ...], scale: float, threads: int) -> float:
@@ -144,25 +139,21 @@ class Muon(Optimizer):
             raise ConcurrentUseError("this optimizer is taking a step in another thread") from None
         flat = as_arrays(flat, self._zero_grads) or flat
         try:
-            norm = self._plan.step(flat, scale, self._max_norm, self._guard, threads)
+            norm = self._plan.begin(flat, scale, self._max_norm, self._guard, threads)
             if self._guard and not math.isfinite(norm):
                 return norm
-            if self._max_norm:
-                scale *= min(1.0, self._max_norm / (norm + 1e-6)) if norm == norm else norm
             for i, g in enumerate(flat):
                 if g is not None:
-                    self._move(i, g, scale)
+                    self._move(i, g, threads)
             return norm
         finally:
             self._turns.append(turn)
 
-    def _move(self, i: int, g: Array, scale: float) -> None:
-        p, buffer = self._params[i], self._state[i]["momentum_buffer"]
-        group, dt = self.param_groups[self._group_of[i]], p.dtype.type
-        u = buffer
-        if group["nesterov"]:
-            scaled = dt(scale) * g.astype(p.dtype)
-            u = scaled + dt(group["momentum"]) * (buffer - scaled)
+    def _move(self, i: int, g: Array, threads: int) -> None:
+        p, group = self._params[i], self.param_groups[self._group_of[i]]
+        dt = p.dtype.type
+        u = np.zeros_like(p)
+        self._plan.step_into(i, u, threads)
         a, b, c = group["ns_coefficients"]
         change = orthogonal(u, a, b, c, group["ns_steps"], group["eps"])
         rows, columns = p.shape

@@ -187,6 +187,10 @@ class Optimizer:
         """Whether torch.optim's state of this family has a step count."""
         return True
 
+    def _tells_step(self) -> bool:
+        """Whether the state dict has it: so that narrow state goes on with its own noise."""
+        return self._counts_steps() or self._state_dtype != "float32"
+
     def _check_groups(self, groups: Iterable[Mapping[str, Any]]) -> None:
         """Refuse combinations of options; called before anything is built."""
 
@@ -383,7 +387,7 @@ class Optimizer:
         for i, arrays in enumerate(self._state):
             if self._counts[i][0]:
                 entry: dict[str, Any] = {}
-                if self._counts_steps():
+                if self._tells_step():
                     entry["step"] = self._counts[i][0]
                 if self._rules[self._group_of[i]] == "nadam":
                     entry["mu_product"] = self._counts[i][1]
@@ -401,6 +405,8 @@ class Optimizer:
     def _extra(self) -> dict[str, Any]:
         """What torch's layout has no place for: counters, averages, the schedule's state."""
         extra: dict[str, Any] = {"n_steps": self.n_steps, "n_skipped": self.n_skipped}
+        if self._state_dtype == "int8":
+            extra["state_format"] = states.FORMAT
         if self.ema is not None:
             extra["ema"] = [a.copy() for a in self.ema]
         schedule: Any = self.schedule
@@ -414,7 +420,8 @@ class Optimizer:
         Raises
         ------
         FormatError
-            Groups, shapes or names do not fit these parameters; nothing has changed then.
+            Groups, shapes or names do not fit these parameters, or 8-bit state has another
+            ``state_format`` than this version's; nothing has changed then.
         """
         if not isinstance(state_dict, Mapping) or not {"state", "param_groups"} <= set(state_dict):
             raise FormatError('state_dict: expected a dict with "state" and "param_groups"')
@@ -432,11 +439,12 @@ class Optimizer:
         unknown = set(state_dict["state"]) - set(ids)
         if unknown:
             raise FormatError(f"state_dict: state for unknown parameters {sorted(unknown)}")
+        extra = state_dict.get("fastopt", {})
+        states.check_format(state_dict["state"].values(), extra)
         loaded = [
             self._read_entry(i, state_dict["state"].get(k, {}), new_groups[self._group_of[i]])
             for i, k in enumerate(ids)
         ]
-        extra = state_dict.get("fastopt", {})
         averages = states.averages(self.ema, extra.get("ema"))
         schedule: Any = self.schedule
         if hasattr(schedule, "load_state_dict") and "schedule" in extra:
@@ -465,7 +473,7 @@ class Optimizer:
             p = self._params[i]
             arrays = states.read(held, p, self._kept(rule, p), self._state_dtype, where)
         step = 1 if held else 0
-        if self._counts_steps():
+        if self._counts_steps() or "step" in entry:
             raw = float(np.asarray(entry.get("step", 0)))
             if not raw.is_integer() or raw < 0 or (held and raw == 0):
                 raise FormatError(f"state_dict: step of parameter {i}: got {raw!r}")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -12,10 +13,14 @@ from fastopt._arrays import Array, as_array
 from fastopt._kernels import update_state
 from fastopt.errors import ArrayError, DTypeError, FormatError
 
-__all__ = ["STATE_DTYPES", "Kept", "ParamState", "allocate", "averages", "full", "read"]
+__all__ = [
+    "FORMAT", "STATE_DTYPES", "Kept", "ParamState", "allocate", "averages", "check_format", "full",
+    "read",
+]  # fmt: skip
 
 STATE_DTYPES = ("float32", "bfloat16", "int8")
 BLOCK = 256  # values that share a scale in 8-bit state
+FORMAT = "int8/2"  # what 8-bit codes mean (update_bytes.h); another number for another meaning
 
 # What a rule keeps for one parameter: (name, whether it has a sign, shape), in the kernel's order.
 Kept: TypeAlias = "Sequence[tuple[str, bool, tuple[int, ...]]]"
@@ -135,6 +140,18 @@ def read(
         arrays.update({name + suffix: np.empty(shape, dtype) for suffix, dtype, shape in forms})
         write(arrays, name, a)
     return arrays
+
+
+def check_format(entries: Iterable[Mapping[str, Any]], extra: Mapping[str, Any]) -> None:
+    """Refuse 8-bit codes of another meaning than this version's."""
+    found = extra.get("state_format")
+    values = itertools.chain.from_iterable(entry.values() for entry in entries)
+    if found != FORMAT and any(_is_codes(v) and v.dtype.itemsize == 1 for v in values):
+        raise FormatError(
+            f'state_dict["fastopt"]["state_format"]: expected {FORMAT!r} for 8-bit state, got '
+            f'{found!r}; the version that wrote it can load it with state_dtype="float32" and '
+            "save it anew"
+        )
 
 
 def averages(
