@@ -311,12 +311,28 @@ def histogram_count(x, inv, bins, outer, channels, inner):
 
 
 # --- clip
-def candidate_errors(x, weight, scale, zero, qmin, qmax):
-    """error[r, k] of row r rounded with candidate k, in float64."""
-    s, z = scale[:, :, None].astype("f8"), zero[:, :, None].astype("f8")
-    q = np.clip(np.rint(x[:, None, :] * (1 / scale)[:, :, None]) + z, qmin, qmax)
-    d = x[:, None, :] - s * (q - z)
-    return (d * d * (1.0 if weight is None else weight[:, None, :])).sum(axis=2)
+def clip_part(x, weight, low, high, parts, ends, symmetric, steps, zero, qmin, qmax):
+    """The first part of [low, high] with the least error; sums of 256 in order, in float32."""
+    a, b = (np.float32(v) * (parts if e in ends else parts * 0 + 1).astype("f4")
+            for e, v in enumerate((low, high)))  # fmt: skip
+    s = np.where((s := (b if symmetric else b - a) / np.float32(steps)) > 0, s, np.float32(1))
+    z = zero if symmetric else np.clip(np.rint(qmin - a * (1 / s)), qmin, qmax)
+    u = x[:, None] * (1 / s)
+    d = (u - np.clip(np.rint(u), qmin - z, qmax - z)) ** 2 * weight[:, None]
+    sums = (np.add.accumulate(d[i : i + 256])[-1].astype("f8") for i in range(0, len(x), 256))
+    return parts[np.argmin(reduce(add, sums, np.zeros(parts.size)) * s.astype("f8") ** 2)]
+
+
+def best_range(x, weight, low, high, wide, near, symmetric, *rule):
+    """The best part of a row's range: of both ends, then of the high and of the low one."""
+    exponent = np.frexp(np.abs(x).max(initial=0))[1] - 1
+    unit = np.ldexp(np.float32(1), -np.clip(exponent, -127, 126))
+    low, high = (-max(-low, high), max(-low, high)) if symmetric else (min(low, 0), max(high, 0))
+    for parts, ends in ((wide, (0, 1)), (near, (1,)), (near, (0,)))[: 1 if symmetric else 3]:
+        way = (x * unit, weight, low * float(unit), high * float(unit), parts, ends)
+        part = clip_part(*way, symmetric, *rule) if parts.size else 1
+        low, high = low * (part if 0 in ends else 1), high * (part if 1 in ends else 1)
+    return low, high
 
 
 # --- matmul
@@ -521,16 +537,18 @@ def linear_step(rule, w, m, v, g, lr, step, momentum=0.9, beta2=0.999, eps=1e-8)
 
 
 # --- gptq
-def gptq_round(w, a, scale, zero, group, k0, k1, low, high, e, t):
-    """Columns [k0, k1) of codes, e and t; rows of w are independent, sums run in order."""
-    code = np.zeros(w.shape, "i4")
-    for k in range(k0, k1):
-        for i in range(k0, k):
-            t[:, k] += a[i, k] * e[:, i]
-        s, z = scale[:, group[k]], zero[:, group[k]]
-        code[:, k] = q = np.clip(np.rint(t[:, k] / s) + z, low, high)
-        e[:, k] = w[:, k] - s * (q - z)
-    return code
+def gptq_feedback(w, a, order, cost, size, early, choose, qmin, qmax):
+    """Codes, scales and zero points; choose(x, cost) gives a run's scale and zero point."""
+    t, code, runs = w[:, order].copy(), np.zeros(w.shape, "i4"), range(0, w.shape[1], size)
+    s, z = np.ones((2, len(w), len(runs)), "f4")
+    for k, at in enumerate(order):
+        for g in runs if early and k == 0 else [k] if k in runs and not early else []:
+            for r, x in enumerate(w if early else t):
+                s[r, g // size], z[r, g // size] = choose(x[g : g + size], cost[g : g + size])
+        scale, zero = s[:, at // size], z[:, at // size]
+        code[:, at] = q = np.clip(np.rint(t[:, k] / scale) + zero, qmin, qmax)
+        t[:, k + 1 :] += a[k, k + 1 :] * (w[:, at] - scale * (q - zero))[:, None]
+    return code, s, z
 
 
 # --- cast
@@ -568,7 +586,7 @@ def narrow_random(x, words, spec):
     gap = np.append(np.diff(v), v[-1] - v[-2])[c]
     with np.errstate(invalid="ignore"):
         share, bits = (a - v[c]) / gap, 23 - spec.man
-        small = (words >> 8) < share * 2.0**24
+        small = np.floor(share * 2.0**17) + (words >> 15) >= 2.0**17
         normal = (words >> (32 - bits)) + share * 2.0**bits >= 2.0**bits
         c = c + np.where((a < 2.0 ** (1 - spec.bias)) & (spec.bias < 127), small, normal)
     c = np.where(np.isnan(a), spec.nan, np.where(c > spec.max_code, spec.over, c))

@@ -10,7 +10,9 @@ import pytest
 from fastopt.calibration import Gram
 from fastopt.errors import ArrayError, DTypeError, OptionError
 from fastopt.quantization import gptq, output_error, quantize
-from fastopt.quantization.feedback import _panels, _tiled, _untiled
+from fastopt.quantization.clipping import RangeRule
+from fastopt.quantization.feedback import _panels
+from fastopt.quantization.formats import FORMATS
 from fastopt.quantization.qparams import qparams_from_range
 from tests import reference
 from tests.conftest import THREADS, Guarded, kernel
@@ -26,61 +28,63 @@ def layer(rng, n_out=24, n_in=48, rows=400):
 
 # -------------------------------------------------------------------- the kernel
 @pytest.mark.parametrize("threads", THREADS)
-def test_kernel_twin(level, threads):
+@pytest.mark.parametrize(("name", "symmetric"), [("int4", False), ("uint4", True), ("int8", True)])
+def test_kernel_twin(level, threads, name, symmetric):
     k = kernel("gptq", level)
-    for n in (1, 2, 7, 8, 9, 16, 31, 33, 70):
-        for rows, (k0, k1) in itertools.product((1, 16, 17), {(0, n), (n // 3, n - n // 4)}):
+    parts, near, *rule = RangeRule.of(FORMATS[name], symmetric=symmetric)
+
+    def choose(x, cost):
+        ends = x.min(initial=0).astype("f8"), x.max(initial=0).astype("f8")
+        low, high = reference.best_range(x, cost, *ends, parts, near, *rule)
+        return qparams_from_range(np.float32(low), np.float32(high), name, symmetric=symmetric)
+
+    for n in (1, 2, 8, 9, 33, 70):
+        for rows, size, early in itertools.product((1, 35), {1, 5, 16, n}, (False, True)):
+            if size == 1 and n > 9:
+                continue
             rng = np.random.default_rng(n * rows)
             w = rng.standard_normal((rows, n)).astype("f4")
+            w[0] = 0.0
             a = np.triu(rng.standard_normal((n, n)) / n, 1).astype("f4")
-            e = rng.standard_normal((rows, n)).astype("f4")
-            e[:, k0:] = 0
-            group = rng.integers(0, 3, n)
-            scale = rng.uniform(0.1, 0.5, (rows, 3)).astype("f4")
-            zero = rng.integers(-3, 3, (rows, 3)).astype("f4")
-            t = w.copy()
-            for i in range(k0):
-                t[:, k0:k1] += a[i, k0:k1] * e[:, i : i + 1]
-            tiles = -(-rows // 16)
-            panels = _panels(a + np.eye(n, dtype="f4"))
-            code = Guarded(np.zeros((tiles, n, 16), "i4"))
-            into = Guarded(np.zeros((tiles, n, 16), "f4"))
-            err, weight = Guarded(_tiled(e, tiles)), _tiled(w, tiles)
-            k.target(into.array, err.array, weight, panels, tiles, n, k0, k1, threads)
-            got = _untiled(into.array, rows)[:, k0:k1]
-            np.testing.assert_array_equal(got, t[:, k0:k1])
-            k.round_columns(
-                code.array, err.array, into.array, weight, panels, _tiled(scale, tiles, 1.0),
-                _tiled(zero, tiles), group, tiles, n, k0, k1, -8, 7, threads,
+            cost = rng.uniform(0, 1, n).astype("f4")
+            order = rng.permutation(n) if early else np.arange(n)
+            code = Guarded(np.zeros((rows, n), "i4"))
+            scale, zero = (Guarded(np.zeros((rows, -(-n // size)), "f4")) for _ in range(2))
+            made = (code, scale, zero)
+            k.feedback(
+                *(guarded.array for guarded in made), w, _panels(a + np.eye(n)), order, cost,
+                rows, n, size, early, parts, near, *rule, threads,
             )  # fmt: skip
-            codes = reference.gptq_round(w, a, scale, zero, group, k0, k1, -8, 7, e, t)
-            np.testing.assert_array_equal(_untiled(code.array, rows), codes)
-            np.testing.assert_array_equal(_untiled(err.array, rows), e)
-            np.testing.assert_array_equal(_untiled(into.array, rows)[:, k0:k1], t[:, k0:k1])
-            for guarded in (code, into, err):
+            want = reference.gptq_feedback(w, a, order, cost, size, early, choose, *rule[-2:])
+            for guarded, twin in zip(made, want, strict=True):
+                np.testing.assert_array_equal(guarded.array, twin)
                 guarded.check()
 
 
 def test_kernel_survives_nan_and_refuses_bad_doors(level):
     k = kernel("gptq", level)
-    w = np.full((1, 4, 16), np.nan, "f4")
+    parts, near, *rule = RangeRule.of(FORMATS["int4"], symmetric=False)
+    w = np.full((1, 4), np.nan, "f4")
     w[0, 1] = np.inf
-    one, zero = np.ones((1, 1, 16), "f4"), np.zeros((1, 1, 16), "f4")
-    code, e, group = np.zeros((1, 4, 16), "i4"), np.zeros_like(w), np.zeros(4, "i8")
-    panels = np.zeros((1, 4, 8), "f4")
-    args = [code, e, w.copy(), w, panels, one, zero, group, 1, 4, 0, 4, -8, 7, 1]
-    k.round_columns(*args)
+    code, one, order = np.zeros((1, 4), "i4"), np.zeros((1, 1), "f4"), np.arange(4)
+    args = [code, one, one.copy(), w, np.zeros((1, 4, 8), "f4"), order, np.ones(4, "f4")]
+    args += [1, 4, 4, False, parts, near, *rule, 1]
+    k.feedback(*args)
     assert set(np.unique(code)) <= {-8, 7}
     for at, bad, error in [
         (0, code.astype("i8"), DTypeError),
-        (4, panels[:, :3].copy(), ArrayError),
-        (7, group + 1, IndexError),
-        (7, group - 1, IndexError),
-        (11, 5, IndexError),
-        (10, -1, IndexError),
+        (1, np.ones(2, "f4"), ArrayError),
+        (4, np.zeros((1, 3, 8), "f4"), ArrayError),
+        (5, order + 1, IndexError),
+        (5, order - 1, IndexError),
+        (6, np.ones(3, "f4"), ArrayError),
+        (9, 0, IndexError),
     ]:
         with pytest.raises(error):
-            k.round_columns(*[bad if i == at else v for i, v in enumerate(args)])
+            k.feedback(*[bad if i == at else v for i, v in enumerate(args)])
+    groups = [one.repeat(2), one.repeat(2)]
+    with pytest.raises(IndexError, match="order"):  # not group by group
+        k.feedback(code, *groups, w, args[4], order[::-1].copy(), *args[6:9], 2, *args[10:])
 
 
 # -------------------------------------------------------------------- the method

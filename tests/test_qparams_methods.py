@@ -1,4 +1,4 @@
-"""choose_qparams with clipped ranges, part by part against the functions for rows."""
+"""The clip kernel, and choose_qparams with clipped ranges, part by part against it."""
 
 from __future__ import annotations
 
@@ -7,10 +7,13 @@ import pytest
 
 import fastopt
 from fastopt.calibration import Gram, HistogramObserver
-from fastopt.errors import ArrayError, OptionError
+from fastopt.errors import ArrayError, DTypeError, OptionError
 from fastopt.quantization import choose_qparams
-from fastopt.quantization.clipping import mse_range, percentile_range
+from fastopt.quantization.clipping import RangeRule, mse_range, percentile_range
+from fastopt.quantization.formats import FORMATS
 from fastopt.quantization.qparams import METHODS, qparams_from_range
+from tests import reference
+from tests.conftest import SIZES, THREADS, Guarded, kernel, sample
 
 
 def part(x, index, axis, group_size):
@@ -24,6 +27,45 @@ def part(x, index, axis, group_size):
     group = np.take(x, np.arange(start, min(start + group_size, x.shape[at])), axis=at)
     keep = tuple(slice(None) if i == at else index[i] for i in range(x.ndim))
     return group[keep].ravel()
+
+
+@pytest.mark.parametrize("name", ["int4", "uint4", "int16"])
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_kernel_twin(level, name, symmetric):
+    k = kernel("clip", level)
+    for n in (*SIZES, 256, 257, 600):
+        x = sample(4 * n, "float32", n).reshape(4, n)
+        x[1:3] *= np.array([[1e-44], [3e37]], "f4")
+        x[3] = 0.0
+        low, high = x.min(1, initial=0).astype("f8"), x.max(1, initial=0).astype("f8")
+        wide, near, *rule = RangeRule.of(FORMATS[name], symmetric=symmetric, wide=n % 2 == 1)
+        several = np.abs(sample(2 * n, "float32", 1)).reshape(2, n)
+        for weight in (None, several[:1], several):
+            for parts in ((wide, near), (wide[:5], near[:0]), (wide[:0], near[:0])):
+                shared = 0 if weight is None else len(weight)
+                ones = np.ones((1, n), "f4") if weight is None else weight
+                want = [
+                    reference.best_range(x[r], ones[r % len(ones)], low[r], high[r], *parts, *rule)
+                    for r in range(4)
+                ]
+                for threads in THREADS:
+                    ends = Guarded(low.copy()), Guarded(high.copy())
+                    arrays = [end.array for end in ends]
+                    k.best_range(*arrays, x, weight, 4, n, shared, *parts, *rule, threads)
+                    np.testing.assert_array_equal(np.transpose(arrays), want)
+                    for end in ends:
+                        end.check()
+
+
+def test_kernel_keeps_the_range_of_nan_and_refuses(level):
+    k = kernel("clip", level)
+    wide, near, *rule = RangeRule.of(FORMATS["int4"], symmetric=False)
+    args = [np.full(1, -1.0), np.ones(1), np.full((1, 3), np.nan, "f4"), None, 1, 3, 0, wide, near]
+    k.best_range(*args, *rule, 1)
+    assert (args[0], args[1]) == (-1.0, 1.0)
+    for at, bad in ((0, np.ones(2)), (2, np.ones((1, 3))), (7, wide.astype("f4"))):
+        with pytest.raises((ArrayError, DTypeError)):
+            k.best_range(*[bad if i == at else v for i, v in enumerate(args)], *rule, 1)
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -1,28 +1,29 @@
-/* The inner product of the feedback: 8 columns x 16 rows at a time. Every sum runs over i in
- * order, so tiles of any width give the same bits. */
+/* Rounding with feedback, a tile of rows at a time; see gptq.pyx. The rows are the lanes and every
+ * sum runs over the columns in order, so tiles of any width give the same bits. */
 #ifndef FO_GPTQ_H
 #define FO_GPTQ_H
-#include <math.h>
-#include <stdint.h>
-#include <stddef.h>
-#include "lanes.h"
+#include "clip.h"
 
-#define FO_ROWS 16  /* rows of a tile: the vector lanes */
-#define FO_COLS 8   /* columns of a panel */
-#define FO_PER_ROW (FO_ROWS / FO_WIDTH)
+#define FO_COLS 8 /* columns of a panel */
 #if FO_WIDTH == 16
-#define FO_STEP 8 /* columns whose sums stay in registers: eight of them, two chains of four */
+#define FO_ROWS 32 /* rows of a tile */
+#define FO_STEP 8  /* columns whose sums stay in registers */
 #elif FO_WIDTH == 8
+#define FO_ROWS 16
 #define FO_STEP 4
 #elif FO_WIDTH == 4
+#define FO_ROWS 16
 #define FO_STEP 2
 #else
+#define FO_ROWS 16
 #define FO_STEP 1
 #endif
+#define FO_PER_ROW (FO_ROWS / FO_WIDTH)
 
 /* t[c][l] += sum over i in [first, last) of panel[i][c] * e[i][l] */
 static inline void fo_feedback(float *t, const float *e, const float *panel, ptrdiff_t first,
-                               ptrdiff_t last) {
+                               ptrdiff_t last)
+{
     for (int c0 = 0; c0 < FO_COLS; c0 += FO_STEP) {
         fo_v acc[FO_STEP][FO_PER_ROW];
         float *into = t + c0 * FO_ROWS;
@@ -52,60 +53,104 @@ static inline void fo_feedback(float *t, const float *e, const float *panel, ptr
     }
 }
 
-/* One column of a tile: code = clamp(rint(t / s) + z), e = w - s * (code - z). */
-static inline void fo_round_column(int32_t *__restrict code, float *__restrict e,
-                                   const float *__restrict t, const float *__restrict w,
-                                   const float *__restrict scale, const float *__restrict zero,
-                                   float qmin, float qmax) {
-    for (int l = 0; l < FO_ROWS; l++) {
-        float q = rintf(t[l] / scale[l]) + zero[l];
-        q = q > qmin ? q : qmin;
-        q = q < qmax ? q : qmax;
-        code[l] = (int32_t)q;
-        e[l] = w[l] - scale[l] * (q - zero[l]);
+/* Columns [k0, k1), of one panel: t = w + the feedback of the errors of columns [first, last). */
+static inline void fo_targets(float *t, const float *w, const float *e, const float *panel,
+                              ptrdiff_t first, ptrdiff_t last, ptrdiff_t k0, ptrdiff_t k1)
+{
+    float block[FO_COLS * FO_ROWS] = {0}, *part = block + k0 % FO_COLS * FO_ROWS;
+    memcpy(part, w + k0 * FO_ROWS, (k1 - k0) * FO_ROWS * sizeof(float));
+    fo_feedback(block, e, panel, first, last);
+    memcpy(t + k0 * FO_ROWS, part, (k1 - k0) * FO_ROWS * sizeof(float));
+}
+
+/* Columns [k0, k1) of a tile from their targets, which e holds on entry and the errors on return;
+ * code is row-major, column k at order[k], and has `rows` rows. */
+static inline void fo_round_columns(int32_t *code, float *e, const float *w, const float *panel,
+                                    const float *scale, const float *zero, const int64_t *order,
+                                    ptrdiff_t rows, ptrdiff_t n, ptrdiff_t size, ptrdiff_t k0,
+                                    ptrdiff_t k1, float qmin, float qmax)
+{
+    float block[FO_COLS * FO_ROWS], q[FO_ROWS];
+    memcpy(block, e + k0 * FO_ROWS, (k1 - k0) * FO_ROWS * sizeof(float));
+    for (ptrdiff_t k = k0; k < k1; k++) {
+        float *restrict t = block + (k - k0) * FO_ROWS, *restrict error = e + k * FO_ROWS;
+        const float *s = scale + order[k] / size * FO_ROWS, *z = zero + order[k] / size * FO_ROWS;
+        for (ptrdiff_t i = k0; i < k; i++)
+            for (int l = 0; l < FO_ROWS; l++)
+                t[l] += panel[i * FO_COLS + k % FO_COLS] * e[i * FO_ROWS + l];
+        for (int l = 0; l < FO_ROWS; l++) {
+            float c = rintf(t[l] / s[l]) + z[l];
+            c = c > qmin ? c : qmin;
+            q[l] = c = c < qmax ? c : qmax;
+            error[l] = w[k * FO_ROWS + l] - s[l] * (c - z[l]);
+        }
+        for (ptrdiff_t l = 0; l < rows; l++) code[l * n + order[k]] = (int32_t)q[l];
     }
 }
 
-/* Columns [k0, k1) of one tile of 16 rows; t holds their targets as of column k0. */
-static inline void fo_round_tile(int32_t *code, float *e, float *t, const float *w,
-                                 const float *panels, const float *scale, const float *zero,
-                                 const int64_t *group, ptrdiff_t n, ptrdiff_t k0, ptrdiff_t k1,
-                                 float qmin, float qmax) {
-    for (ptrdiff_t p = k0 / FO_COLS; p * FO_COLS < k1; p++) {
-        const float *panel = panels + p * n * FO_COLS;
-        ptrdiff_t start = p * FO_COLS > k0 ? p * FO_COLS : k0;
-        ptrdiff_t stop = (p + 1) * FO_COLS < k1 ? (p + 1) * FO_COLS : k1;
-        float block[FO_COLS * FO_ROWS] = {0};
-        for (ptrdiff_t k = start; k < stop; k++)
-            for (int l = 0; l < FO_ROWS; l++)
-                block[(k - p * FO_COLS) * FO_ROWS + l] = t[k * FO_ROWS + l];
-        fo_feedback(block, e, panel, k0, start);
-        for (ptrdiff_t k = start; k < stop; k++) {
-            float *now = block + (k - p * FO_COLS) * FO_ROWS;
-            for (ptrdiff_t i = start; i < k; i++)
-                for (int l = 0; l < FO_ROWS; l++)
-                    now[l] += panel[i * FO_COLS + k - p * FO_COLS] * e[i * FO_ROWS + l];
-            fo_round_column(code + k * FO_ROWS, e + k * FO_ROWS, now, w + k * FO_ROWS,
-                            scale + group[k] * FO_ROWS, zero + group[k] * FO_ROWS, qmin, qmax);
-            for (int l = 0; l < FO_ROWS; l++) t[k * FO_ROWS + l] = now[l];
+/* Scale and zero point of a run of n weights or targets. */
+static inline void fo_choose(float *scale, float *zero, const float *x, const float *cost,
+                             ptrdiff_t n, const fo_clip_rule *rule)
+{
+    double low = 0, high = 0;
+    for (ptrdiff_t k = 0; k < n; k++) {
+        low = x[k] < low ? x[k] : low;
+        high = x[k] > high ? x[k] : high;
+    }
+    fo_clip_range(&low, &high, x, cost, n, rule);
+    fo_clip_scale(scale, zero, (float)low, (float)high, rule);
+}
+
+/* Room that a tile needs, in floats. */
+static inline ptrdiff_t fo_gptq_room(ptrdiff_t n, ptrdiff_t groups)
+{
+    return 2 * (n + groups) * FO_ROWS + n;
+}
+
+/* A tile: `rows` rows of code, scale, zero and w. Scales come from the weights if `early`, else
+ * from the targets when their group's turn comes. */
+static inline void fo_gptq_tile(int32_t *code, float *scale, float *zero, const float *w,
+                                const float *panels, const int64_t *order, const float *cost,
+                                ptrdiff_t rows, ptrdiff_t n, ptrdiff_t size, int early,
+                                float *room, const fo_clip_rule *rule)
+{
+    const ptrdiff_t groups = (n + size - 1) / size, step = early ? n : size;
+    float *weight = room, *e = weight + n * FO_ROWS, *s = e + n * FO_ROWS;
+    float *z = s + groups * FO_ROWS, *row = z + groups * FO_ROWS;
+    for (ptrdiff_t k = 0; k < n; k++)
+        for (ptrdiff_t l = 0; l < FO_ROWS; l++)
+            weight[k * FO_ROWS + l] = l < rows ? w[l * n + order[k]] : 0;
+    for (ptrdiff_t g = 0; g < groups; g++)
+        for (ptrdiff_t l = 0; l < FO_ROWS; l++) {
+            ptrdiff_t at = g * FO_ROWS + l, k = g * size;
+            s[at] = 1, z[at] = 0;
+            if (early && l < rows)
+                fo_choose(s + at, z + at, w + l * n + k, cost + k, n - k < size ? n - k : size, rule);
+        }
+    for (ptrdiff_t k0 = 0, k1; k0 < n; k0 = k1) {
+        k1 = n - k0 < step ? n : k0 + step;
+        for (int turn = 0; turn < 2; turn++) {
+            for (ptrdiff_t a = k0, b; a < k1; a = b) { /* as far as a panel goes */
+                const float *panel = panels + a / FO_COLS * n * FO_COLS;
+                b = (a / FO_COLS + 1) * FO_COLS < k1 ? (a / FO_COLS + 1) * FO_COLS : k1;
+                if (turn == 0) {
+                    fo_targets(e, weight, e, panel, 0, k0, a, b);
+                } else {
+                    fo_targets(e, e, e, panel, k0, a, a, b);
+                    fo_round_columns(code, e, weight, panel, s, z, order, rows, n, size, a, b,
+                                     rule->qmin, rule->qmax);
+                }
+            }
+            for (ptrdiff_t l = 0, at = k0 / size * FO_ROWS; !early && turn == 0 && l < rows; l++) {
+                for (ptrdiff_t k = k0; k < k1; k++) row[k - k0] = e[k * FO_ROWS + l];
+                fo_choose(s + at + l, z + at + l, row, cost + k0, k1 - k0, rule);
+            }
         }
     }
-}
-
-/* Targets of columns [k0, k1) of one tile from the errors of all columns before k0. */
-static inline void fo_target_tile(float *t, const float *e, const float *w, const float *panels,
-                                  ptrdiff_t n, ptrdiff_t k0, ptrdiff_t k1) {
-    for (ptrdiff_t p = k0 / FO_COLS; p * FO_COLS < k1; p++) {
-        ptrdiff_t start = p * FO_COLS > k0 ? p * FO_COLS : k0;
-        ptrdiff_t stop = (p + 1) * FO_COLS < k1 ? (p + 1) * FO_COLS : k1;
-        float block[FO_COLS * FO_ROWS] = {0};
-        for (ptrdiff_t k = start; k < stop; k++)
-            for (int l = 0; l < FO_ROWS; l++)
-                block[(k - p * FO_COLS) * FO_ROWS + l] = w[k * FO_ROWS + l];
-        fo_feedback(block, e, panels + p * n * FO_COLS, 0, k0);
-        for (ptrdiff_t k = start; k < stop; k++)
-            for (int l = 0; l < FO_ROWS; l++)
-                t[k * FO_ROWS + l] = block[(k - p * FO_COLS) * FO_ROWS + l];
-    }
+    for (ptrdiff_t g = 0; g < groups; g++)
+        for (ptrdiff_t l = 0; l < rows; l++) {
+            scale[l * groups + g] = s[g * FO_ROWS + l];
+            zero[l * groups + g] = z[g * FO_ROWS + l];
+        }
 }
 #endif

@@ -1,24 +1,24 @@
 from fastopt._arrays import Array
 
-ROWS: int
 COLS: int
 
-def target(
-    t: Array, e: Array, w: Array, panels: Array, tiles: int, n: int, k0: int, k1: int, threads: int
-) -> None: ...
-def round_columns(
+def feedback(
     code: Array,
-    e: Array,
-    t: Array,
-    w: Array,
-    panels: Array,
     scale: Array,
     zero: Array,
-    group: Array,
-    tiles: int,
+    w: Array,
+    panels: Array,
+    order: Array,
+    cost: Array,
+    rows: int,
     n: int,
-    k0: int,
-    k1: int,
+    size: int,
+    early: bool,
+    wide: Array,
+    near: Array,
+    symmetric: bool,
+    steps: float,
+    middle: float,
     qmin: float,
     qmax: float,
     threads: int,

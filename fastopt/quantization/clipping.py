@@ -7,7 +7,7 @@ self; the percentile cuts a fixed share.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -19,15 +19,47 @@ from fastopt.errors import ArrayError, OptionError
 from fastopt.quantization.formats import Format, format_of
 from fastopt.quantization.narrow import decode_narrow, encode_narrow, narrow_scale
 
-__all__ = ["entropy_range", "mse_range", "narrow_mse_range", "percentile_range", "second_moment"]
+__all__ = [
+    "RangeRule",
+    "entropy_range",
+    "mse_range",
+    "narrow_mse_range",
+    "percentile_range",
+    "second_moment",
+]
 
-# Shrink ratios tried, largest first so that ties keep the wider range. Weights have their optimum
-# in the first 32 (steps of 2 %); the geometric tail is for data whose largest value is an outlier.
-# 32 candidates are what the kernel takes at a time.
+# Parts of a range that are tried, largest first so that ties keep the wider one. Weights have
+# their optimum in the first 32 (steps of 2 %); the geometric tail is for data whose largest value
+# is an outlier. 32 are what the kernel takes at a time.
 _NEAR = np.arange(100, 36, -2) / 100
 _WIDE = np.concatenate([_NEAR, 0.375 * 2.0 ** -(np.arange(32) / 4)])
 _SERIAL_BELOW = 1 << 17  # evaluations of about 0.3 ns
 _CHUNK = 1 << 22  # elements of a float32 copy
+
+
+class RangeRule(NamedTuple):
+    """How a kernel looks for the range of an integer format with the least squared error.
+
+    ``wide``, ``near``: the parts of the range tried for both ends and for one; then what a scale
+    and a zero point follow from: the steps of the scale in a range (in max|x| if symmetric), the
+    symmetric zero point, the ends of the codes.
+    """
+
+    wide: Array
+    near: Array
+    symmetric: bool
+    steps: int
+    zero_point: int
+    qmin: int
+    qmax: int
+
+    @classmethod
+    def of(cls, fmt: Format, *, symmetric: bool, wide: bool = False) -> RangeRule:
+        """The rule of a format."""
+        steps = fmt.symmetric_range if symmetric else fmt.qmax - fmt.qmin
+        codes = fmt.limits(symmetric)
+        middle = fmt.symmetric_zero_point
+        return cls(_WIDE if wide else _NEAR, _NEAR, symmetric, steps, middle, *codes)
 
 
 def mse_range(
@@ -67,33 +99,21 @@ def mse_range(
     32 evaluations of an element, 64 if wide, and 64 more for an affine range. A row is
     scaled by a power of two before float32 is used, so any magnitude works.
     """
-    fmt = _integer(dtype)
-    joint = _WIDE if wide else _NEAR
-    # symmetric codes leave out the one that has no opposite
-    least = fmt.qmin + 1 if symmetric else fmt.qmin
+    rule = RangeRule.of(_integer(dtype), symmetric=symmetric, wide=wide)
     best_low, best_high = low.astype(np.float64), high.astype(np.float64)
     shared = None if weight is None else _normal(np.ascontiguousarray(weight, np.float64))[0]
     count = 1 if shared is None else len(shared)
-    step = max(1, _CHUNK // max(1, x.shape[1] * count)) * count  # whole rounds of the weights
+    n, tried = x.shape[1], len(rule.wide) + 2 * len(rule.near)
+    step = max(1, _CHUNK // max(1, n * count)) * count  # whole rounds of the weights
     for first in range(0, len(x), step):
         rows = slice(first, first + step)
-        part, unit = _normal(x[rows])
+        part, unit = (x[rows], 1.0) if x.dtype == np.float32 else _normal(x[rows])
         w = shared if shared is None or count < len(x) else shared[rows]
         lo, hi = best_low[rows] / unit, best_high[rows] / unit
-        if symmetric:
-            hi = np.maximum(-lo, hi)
-            lo = -hi
-            grids = [(joint, joint)]
-        else:
-            lo, hi = np.minimum(lo, 0.0), np.maximum(hi, 0.0)
-            still = np.ones_like(_NEAR)
-            grids = [(joint, joint), (still, _NEAR), (_NEAR, still)]
-        for shrink_low, shrink_high in grids:
-            lows, highs = np.multiply.outer(lo, shrink_low), np.multiply.outer(hi, shrink_high)
-            scale, zero = _candidates(lows, highs, fmt, symmetric)
-            error = _errors(part, w, scale, zero, (least, fmt.qmax), threads)
-            best = (np.arange(len(lo)), error.argmin(axis=1))
-            lo, hi = lows[best], highs[best]
+        work = len(part) * n * tried if len(part) > 1 else 0
+        used = _threads.resolve(threads, work, _SERIAL_BELOW)
+        shared_rows = 0 if w is None else len(w)
+        clip.best_range(lo, hi, part, w, len(part), n, shared_rows, *rule, used)
         best_low[rows], best_high[rows] = lo * unit, hi * unit
     return best_low, best_high
 
@@ -244,7 +264,8 @@ def second_moment(gram: Any, n: int) -> Array:
             raise ArrayError(f"gram: expected {n} features, got {gram.n}")
         if gram.count == 0:
             raise ArrayError("gram: holds no data; call update first")
-        result: Array = gram.second / gram.count
+        result: Array = gram.covariance()
+        result += np.multiply.outer(gram.mean, gram.mean)
         return result
     matrix = as_array(gram, "gram", cast="float64", shape=(n, n)).astype(np.float64)
     check_finite(matrix, "gram")
@@ -263,42 +284,3 @@ def _normal(x: Array) -> tuple[Array, Array]:
     top = np.maximum(x.max(axis=1, initial=0), -x.min(axis=1, initial=0)).astype(np.float64)
     unit = np.ldexp(1.0, np.frexp(top)[1] - 1)
     return np.ascontiguousarray(x / unit[:, None].astype(x.dtype), np.float32), unit
-
-
-def _candidates(low: Array, high: Array, fmt: Format, symmetric: bool) -> tuple[Array, Array]:
-    """float32 scale and zero point of each range, as qparams_from_range gives them."""
-    if symmetric:
-        scale = high / fmt.symmetric_range
-        zero = np.full(low.shape, float(fmt.symmetric_zero_point))
-    else:
-        scale = (high - low) / (fmt.qmax - fmt.qmin)
-        safe = np.where(scale > 0, scale, 1.0)
-        zero = np.clip(np.rint(fmt.qmin - low / safe), fmt.qmin, fmt.qmax)
-    scale = np.where(scale > 0, scale, 1.0)
-    return scale.astype(np.float32), zero.astype(np.float32)
-
-
-def _errors(
-    x: Array,
-    weight: Array | None,
-    scale: Array,
-    zero: Array,
-    limits: tuple[int, int],
-    threads: int | None,
-) -> Array:
-    rows, n = x.shape
-    error = np.empty(scale.shape)
-    used = _threads.resolve(threads, rows * n * scale.shape[1] if rows > 1 else 0, _SERIAL_BELOW)
-    clip.candidate_errors(
-        error,
-        x,
-        weight,
-        np.ascontiguousarray(scale),
-        np.ascontiguousarray(zero),
-        rows,
-        n,
-        0 if weight is None else len(weight),
-        *limits,
-        used,
-    )
-    return error
