@@ -282,6 +282,35 @@ def test_automatic_step_learns_rare_columns():
     assert model.intercept_[0] == pytest.approx(3, abs=0.1)
 
 
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("index", ["int32", "int64"])
+def test_sums_of_squares_by_column(index, dtype):
+    dense, m = sparse(70, 33, dtype, index, messy=False)
+    weights = np.random.default_rng(0).random(70).astype(dtype)
+    for s in (None, weights):
+        got = np.full(33, 5.0)
+        indptr = m.indptr.astype(np.int64)
+        linear_sparse.squares(got, m.data, m.indices, indptr, s)
+        want = (np.ones(70) if s is None else s.astype(float)) @ dense.astype(float) ** 2 + 5
+        np.testing.assert_allclose(got, want, rtol=1e-6 if dtype == "float32" else 1e-14)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_lbfgs_does_not_mind_the_scale_of_columns(dtype):
+    """Columns from 1e-4 to 1e4, and rare ones: as few iterations as at scale one, to the floor."""
+    dense, m = sparse(600, 12, dtype, messy=False)
+    y = dense @ np.linspace(-2, 2, 12) + np.random.default_rng(0).standard_normal(600) > 0
+    scale = 10.0 ** np.linspace(-4, 4, 12).astype(dtype)
+    wide = Matrix(data=m.data * scale[m.indices], indices=m.indices, indptr=m.indptr,
+                  shape=m.shape)  # fmt: skip
+    options = {"penalty": None, "tol": 1e-5 if dtype == "float32" else 1e-10}
+    even = LogisticRegression(**options).fit(m, y)
+    for x in (wide, dense * scale):
+        model = LogisticRegression(**options).fit(x, y)
+        np.testing.assert_allclose(model.coef_ * scale, even.coef_, rtol=2e-3, atol=2e-3)
+        assert model.n_iter_ <= even.n_iter_ + 5 < 60
+
+
 def broken(**changes):
     good = {"data": np.ones(4), "indices": np.array([0, 2, 1, 0], "int32"),
             "indptr": np.array([0, 2, 3, 4]), "shape": (3, 3)}  # fmt: skip

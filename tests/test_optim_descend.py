@@ -65,6 +65,22 @@ def test_rosenbrock(optimizer, lr, most):
     np.testing.assert_allclose(res.x, [1, 1], atol=1e-5)
 
 
+def test_lbfgs_takes_one_evaluation_an_iteration_where_values_are_noisy():
+    a = np.geomspace(1, 100, 50)
+
+    def f(x):  # as from single precision: the value rounded, the gradient nearly exact
+        return float(np.float32(1 + 0.5 * a @ x**2)), a * x
+
+    options = {"optimizer": "lbfgs", "tol": 1e-7, "max_iter": 200}
+    res = descend(f, np.ones(50), noise=1e-6, **options)
+    assert res.converged
+    assert res.n_evals <= 1.2 * res.n_iter + 5
+    with pytest.raises(OptionError, match="noise"):
+        descend(f, np.ones(50), noise=-1.0, **options)
+    with pytest.raises(OptionError, match="noise"):
+        descend(f, np.ones(50), optimizer="gd", noise=1e-6)
+
+
 def test_lbfgs_needs_about_as_many_evaluations_as_scipy():
     minimize = pytest.importorskip("scipy.optimize").minimize
     for n in (2, 10, 100):

@@ -49,6 +49,13 @@ def loss_gradient(
     intercept: bool,
     threads: int,
 ) -> tuple[float, float, int]: ...
+def squares(
+    out: NDArray[Any],
+    data: NDArray[Any],
+    indices: NDArray[Any],
+    indptr: NDArray[Any],
+    weights: NDArray[Any] | None,
+) -> None: ...
 def product(
     out: NDArray[Any],
     data: NDArray[Any],

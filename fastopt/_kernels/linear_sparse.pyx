@@ -242,6 +242,18 @@ cdef void products(const Rows* f, const real* w, real* out, int threads) noexcep
                 out[i * f.k + c] = dot(f, i, w + c * f.d)
 
 
+cdef void square(const Rows* f, const real* s, double* out) noexcept nogil:
+    cdef const real* x = <const real*> f.x
+    cdef Py_ssize_t i
+    cdef int64_t q
+    cdef double weight = 1
+    for i in range(f.n):
+        if s != NULL:
+            weight = s[i]
+        for q in range(f.start[i], f.start[i + 1]):
+            out[f.column[q << f.two]] += weight * x[q] * x[q]
+
+
 cdef int describe(
     Rows* f, cnp.ndarray x, cnp.ndarray column, cnp.ndarray start, Py_ssize_t d, Py_ssize_t k,
 ) except -1:
@@ -382,6 +394,24 @@ def loss_gradient(
         return result(sums_of, n_chunks)
     finally:
         free(scratch)
+
+
+def squares(
+    cnp.ndarray out not None, cnp.ndarray data not None, cnp.ndarray indices not None,
+    cnp.ndarray indptr not None, weights,
+):
+    """In place: out[j] += sum_i s_i x_ij^2, one float64 a column."""
+    cdef Rows f
+    cdef int typenum = describe(&f, data, indices, indptr, cnp.PyArray_SIZE(out), 1)
+    cdef double* to = <double*> data_of(out, cnp.NPY_DOUBLE, -1, True, "out")
+    cdef void* s = NULL
+    if weights is not None:
+        s = data_of(<cnp.ndarray?> weights, typenum, f.n, False, "weights")
+    with nogil:
+        if typenum == cnp.NPY_FLOAT:
+            square(&f, <const float*> s, to)
+        else:
+            square(&f, <const double*> s, to)
 
 
 def product(

@@ -15,7 +15,14 @@ from fastopt._options import choice, integer, number
 from fastopt.errors import OptionError
 from fastopt.linear_model._estimator import key_of_state, warn_not_converged
 from fastopt.linear_model._rows import CSR, dense_pieces, refuse_nonfinite
-from fastopt.linear_model._train import Problem, Stochastic, loss_gradient, step_size
+from fastopt.linear_model._train import (
+    Problem,
+    Stochastic,
+    curvature,
+    gradient_room,
+    loss_gradient,
+    step_size,
+)
 from fastopt.optim import descend as minimise
 
 __all__ = ["Fit", "Quadratic", "Solver", "first_rate", "moments", "stochastic"]
@@ -157,11 +164,12 @@ class Objective:
         self.threads = _threads.resolve(threads, problem.size)
         quadratic = problem.loss == "squared_error" and problem.d <= GRAM_UP_TO
         self.moments = moments(problem, threads) if quadratic else None
+        self.room = None if quadratic else gradient_room(problem)
 
     def __call__(self, flat: Array) -> tuple[float, Array]:
         p = self.problem
         if self.moments is None:
-            return loss_gradient(p, flat.astype(p.x.dtype, copy=False), self.threads)
+            return loss_gradient(p, flat.astype(p.x.dtype, copy=False), self.threads, self.room)
         k, pad = p.n_outputs, p.pad
         coef = flat[: k * pad].reshape(k, pad)[:, : p.d].astype(np.float64)
         loss, grad, grad_b = self.moments.loss_gradient(
@@ -174,21 +182,32 @@ class Objective:
 
 
 def lbfgs(problem: Problem, flat: Array, max_iter: int, tol: float, threads: int | None) -> Fit:
-    """Limited-memory BFGS on the exact objective (no L1), to ``descend``'s stopping rule."""
+    """Limited-memory BFGS on the exact objective (no L1), to ``descend``'s stopping rule.
+
+    In units in which every parameter has the same curvature (Jacobi's preconditioner): columns of
+    very different scale or frequency then count alike, also for ``tol``.
+    """
     objective = Objective(problem, threads)
-    scale = float(np.abs(objective(np.zeros(len(flat)))[1]).max())
-    tol = max(tol, 16 * float(np.finfo(flat.dtype).eps))
+    unit = 1 / np.sqrt(curvature(problem))
+    at_zero = objective(np.zeros(len(flat)))
+
+    def scaled(x: Array) -> tuple[float, Array]:
+        value, grad = objective(x * unit) if x.any() else at_zero
+        return value, grad * unit
+
+    eps = float(np.finfo(flat.dtype).eps)
     result = minimise(
-        objective,
-        flat.astype(np.float64),
+        scaled,
+        flat / unit,
         optimizer="lbfgs",
         max_iter=max_iter,
-        tol=max(tol * scale, 1e-300),
+        tol=max(max(tol, 16 * eps) * float(np.abs(at_zero[1] * unit).max()), 1e-300),
+        noise=4 * eps,
     )
     curve = [float(value) for value in result.history]
     # A line search that finds nothing better has reached the arithmetic's floor.
     done = bool(result.converged) or result.n_iter < max_iter
-    return Fit(result.x.astype(flat.dtype), int(result.n_iter), curve, done)
+    return Fit((result.x * unit).astype(flat.dtype), int(result.n_iter), curve, done)
 
 
 def prox_gradient(flat: Array, grad: Array, problem: Problem) -> Array:

@@ -117,13 +117,20 @@ class Problem:
         raise DivergedError(f"{what} diverged: lower eta0 or scale the features")
 
 
-def loss_gradient(problem: Problem, flat: Array, threads: int) -> tuple[float, Array]:
-    """Objective without L1 and its gradient (float64, packed) over all rows, in one pass."""
-    length = problem.length
+def gradient_room(problem: Problem) -> Array:
+    """Room for the gradients of the runs of rows that loss_gradient adds up."""
     chunks = min(CHUNKS, -(-problem.n // 256))
     if isinstance(problem.x, CSR):  # the chunks' gradients are dense: no more than the entries pay
-        chunks = min(chunks, max(1, problem.size // (16 * length)))
-    grad = np.empty((chunks, length), np.float64)
+        chunks = min(chunks, max(1, problem.size // (16 * problem.length)))
+    return np.empty((chunks, problem.length), np.float64)
+
+
+def loss_gradient(
+    problem: Problem, flat: Array, threads: int, room: Array | None = None
+) -> tuple[float, Array]:
+    """Objective without L1 and its gradient (float64, packed) over all rows, in one pass."""
+    length = problem.length
+    grad = gradient_room(problem) if room is None else room
     code = LOSSES[problem.loss][0]
     total = np.zeros(length)
     loss = 0.0
@@ -148,7 +155,37 @@ def loss_gradient(problem: Problem, flat: Array, threads: int) -> tuple[float, A
     # Lanes behind the d columns carry no parameter.
     total[: k * pad].reshape(k, pad)[:, problem.d :] = 0
     total[k * pad + k :] = 0
-    return loss / problem.n + 0.5 * problem.l2 * float(coef @ coef), total
+    return loss / problem.n + 0.5 * problem.l2 * float(np.sum(coef * coef)), total
+
+
+def column_squares(x: CSR, weights: Array | None, first: int, last: int) -> Array:
+    """sum of s x_j^2 over those rows, (d,) float64."""
+    out = np.zeros(x.shape[1])
+    a, b = int(x.indptr[first]), int(x.indptr[last])
+    s = None if weights is None else weights[first:last]
+    linear_sparse.squares(out, x.data[a:b], x.indices[a:b], x.indptr[first : last + 1] - a, s)
+    return out
+
+
+def curvature(problem: Problem) -> Array:
+    """Bound on the second derivative of the objective in each parameter, packed: that of the loss
+    times the column's mean square (dense: of at most 4096 rows), plus l2."""
+    x, n = problem.x, problem.n
+    if isinstance(x, CSR):
+        squares = column_squares(x, problem.weights, 0, n) / n
+    else:
+        rows = np.arange(0, n, max(1, n // 4096))[:4096]
+        s = np.ones(len(rows)) if problem.weights is None else problem.weights[rows]
+        with np.errstate(over="ignore"):
+            squares = s @ np.asarray(take_rows(x, rows), np.float64) ** 2 / len(rows)
+    bound = LOSSES[problem.loss][1]
+    h = np.minimum(bound * squares + problem.l2, 1e300)
+    flat = np.ones(problem.length)
+    k, pad = problem.n_outputs, problem.pad
+    # A column without entries moves in the unit of one that hardly counts.
+    flat[: k * pad].reshape(k, pad)[:, : problem.d] = np.maximum(h, max(1e-24 * h.max(), 1e-300))
+    flat[k * pad : k * pad + k] = bound
+    return flat
 
 
 def step_size(problem: Problem, batch_rows: float, kind: str) -> float:
@@ -359,10 +396,9 @@ class Stochastic:
             squares, seen = np.zeros(p.pad), 0
             for part in range(16):
                 first = p.n * part // 16
-                last = first + -(-p.n // 256)
-                a, b = int(x.indptr[first]), int(x.indptr[min(last, p.n)])
-                squares += np.bincount(x.indices[a:b], x.data[a:b] ** 2, p.pad)
-                seen += min(last, p.n) - first
+                last = min(p.n, first + -(-p.n // 256))
+                squares[: p.d] += column_squares(x, None, first, last)
+                seen += last - first
             row = (squares * (LOSSES[p.loss][1] / seen)).astype(x.dtype)
             self.stiff = np.tile(row, p.n_outputs)
         return self.stiff

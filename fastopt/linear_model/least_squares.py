@@ -103,7 +103,8 @@ class LinearRegression(LeastSquares):
     max_iter : int
         Most iterations ("gd") or epochs (the stochastic solvers).
     tol : float
-        Stop when the largest gradient element is ``tol`` times that at w = b = 0.
+        Stop when the largest gradient element is ``tol`` times that at w = b = 0; for "lbfgs" with
+        each parameter in units of its own curvature.
     lr : float, optional
         Step size. None: from the largest eigenvalue of X'X / n and the batch size, small enough
         to be stable on unscaled features.

@@ -26,6 +26,7 @@ METHODS = ("gd", "momentum", "nesterov", "adam", "lbfgs")
 ARMIJO = 1e-4  # share of the predicted decrease that a step must bring (Nocedal & Wright, eq. 3.6)
 CURVATURE = 0.9  # share of the slope that may be left at a step's end (ibid., eq. 3.7b)
 MEMORY = 10  # pairs that L-BFGS keeps
+PIECE = 8192  # elements of a dot product
 SHORT = 6  # short steps that Barzilai-Borwein keeps
 
 
@@ -100,7 +101,9 @@ def descend(
         ``callback(n_iter, x, value)`` after each iteration; a true result ends the run.
     **options
         Further options of the optimizer class (``momentum=0.9``, ``betas=...``), for
-        ``"momentum"``, ``"adam"`` and classes.
+        ``"momentum"``, ``"adam"`` and classes. For ``"lbfgs"`` alone ``noise``: the relative error
+        of the values, by which one may rise (default 4 roundings of x's dtype; give that of
+        float32 where the function computes in it).
 
     Returns
     -------
@@ -216,7 +219,11 @@ def _flat(g: Array) -> float:
 
 
 def _dot(a: Array, b: Array) -> float:
-    return float(np.vdot(a, b))
+    """In pieces that BLAS leaves to one thread: its others would change the bits, and spin on
+    while the function to minimise wants the processors."""
+    a, b = a.ravel(), b.ravel()
+    parts = range(0, a.size, PIECE)
+    return math.fsum(float(np.dot(a[i : i + PIECE], b[i : i + PIECE])) for i in parts)
 
 
 def _method(
@@ -241,12 +248,14 @@ def _method(
         except TypeError as error:
             raise OptionError(f"options: {error}") from None
         return lambda evaluate, x, f, g: _stepped(evaluate, x, g, factory, options)
+    noise = options.pop("noise", None) if name == "lbfgs" else None
     if options:
         raise OptionError(f"{next(iter(options))}: optimizer={name!r} has no such option")
     if name == "lbfgs":
         if lr is not None:
             raise OptionError("lr: lbfgs finds its step by a line search; leave lr out")
-        return _lbfgs
+        error = None if noise is None else number(noise, "noise", low=0.0)
+        return lambda evaluate, x, f, g: _lbfgs(evaluate, x, f, g, error)
     if lr is None or isinstance(lr, str):
         rule = choice(lr or "backtracking", "lr", ("backtracking", "bb"))
         if name == "nesterov":
@@ -382,13 +391,16 @@ def _nesterov_search(evaluate: Evaluate, x: Array, f: float, g: Array) -> Iterat
             y, f_y, g_y, theta = x, f, g, 1.0
 
 
-def _lbfgs(evaluate: Evaluate, x: Array, f: float, g: Array) -> Iterator[Point]:
+def _lbfgs(
+    evaluate: Evaluate, x: Array, f: float, g: Array, noise: float | None
+) -> Iterator[Point]:
+    noise = 4 * float(np.finfo(x.dtype).eps) if noise is None else noise
     pairs: list[tuple[Array, Array, float]] = []  # s, y, 1 / s'y
     t = min(1.0, _first_step(x, g))
     while True:
         d = _two_loop(g, pairs)
         slope = _dot(g, d)
-        found = _wolfe(evaluate, x, f, d, slope, t) if slope < 0 else None
+        found = _wolfe(evaluate, x, f, d, slope, t, noise) if slope < 0 else None
         if found is None:
             if not pairs:
                 return
@@ -420,10 +432,11 @@ def _two_loop(g: Array, pairs: list[tuple[Array, Array, float]]) -> Array:
 
 
 def _wolfe(
-    evaluate: Evaluate, x: Array, f: float, d: Array, slope: float, t: float
+    evaluate: Evaluate, x: Array, f: float, d: Array, slope: float, t: float, noise: float
 ) -> Point | None:
-    """A step along d with the strong Wolfe conditions (ibid., algorithms 3.5 and 3.6)."""
-    slack = 4 * float(np.finfo(x.dtype).eps) * abs(f)
+    """A step along d with the strong Wolfe conditions (ibid., algorithms 3.5 and 3.6), where
+    values are trusted up to the share ``noise`` and slopes beyond."""
+    slack = noise * abs(f)
     dt = x.dtype.type
     low = (0.0, f, slope)  # step, value, slope: the best end of the bracket
     high: tuple[float, float, float] | None = None
