@@ -42,9 +42,10 @@ def encode(x, scale, zero_point, low, high, mode, join, times, wrap, words):
 
 
 def noise16(key, n):
-    """16-bit words of elements 0..n-1: both halves of each word of ``noise``, 64 low, 64 high."""
+    """16-bit words of elements 0..n-1: both halves of each word of ``noise``, 128 low, 128 high."""
     i = np.arange(n, dtype="i8")
-    return noise(key, n // 128 * 64 + 64)[i // 128 * 64 + i % 64] >> (i % 128 // 64 * 16) & 0xFFFF
+    word = noise(key, n // 256 * 128 + 128)[i // 256 * 128 + i % 128]
+    return word >> (i % 256 // 128 * 16) & 0xFFFF
 
 
 # --- dequantize
@@ -236,22 +237,6 @@ def companded(codes, signed):
     return np.sign(codes) * (roots.view("u4") << shift).view("f4") / (2 * 63 / 64)
 
 
-# --- eliminate
-
-
-def eliminate(h, w):
-    """Optimal Brain Surgeon on one row: (indices in the order they leave, their costs)."""
-    h, w, left, order, loss = h.copy(), w.copy(), list(range(len(w))), [], []
-    while left:
-        i = min(left, key=lambda j: w[j] ** 2 / h[j, j])
-        order.append(i)
-        loss.append(w[i] ** 2 / h[i, i])
-        w = w - h[:, i] * (w[i] / h[i, i])
-        h = h - np.outer(h[:, i], h[i]) / h[i, i]
-        left.remove(i)
-    return order, loss
-
-
 # --- prune
 
 
@@ -308,31 +293,6 @@ def histogram_count(x, inv, bins, outer, channels, inner):
     return np.stack(
         [np.bincount(index[:, c].ravel(), minlength=bins) for c in range(channels)]
     ).reshape(channels, bins)
-
-
-# --- clip
-def clip_part(x, weight, low, high, parts, ends, symmetric, steps, zero, qmin, qmax):
-    """The first part of [low, high] with the least error; sums of 256 in order, in float32."""
-    a, b = (np.float32(v) * (parts if e in ends else parts * 0 + 1).astype("f4")
-            for e, v in enumerate((low, high)))  # fmt: skip
-    s = np.where((s := (b if symmetric else b - a) / np.float32(steps)) > 0, s, np.float32(1))
-    z = zero if symmetric else np.clip(np.rint(qmin - a * (1 / s)), qmin, qmax)
-    u = x[:, None] * (1 / s)
-    d = (u - np.clip(np.rint(u), qmin - z, qmax - z)) ** 2 * weight[:, None]
-    sums = (np.add.accumulate(d[i : i + 256])[-1].astype("f8") for i in range(0, len(x), 256))
-    return parts[np.argmin(reduce(add, sums, np.zeros(parts.size)) * s.astype("f8") ** 2)]
-
-
-def best_range(x, weight, low, high, wide, near, symmetric, *rule):
-    """The best part of a row's range: of both ends, then of the high and of the low one."""
-    exponent = np.frexp(np.abs(x).max(initial=0))[1] - 1
-    unit = np.ldexp(np.float32(1), -np.clip(exponent, -127, 126))
-    low, high = (-max(-low, high), max(-low, high)) if symmetric else (min(low, 0), max(high, 0))
-    for parts, ends in ((wide, (0, 1)), (near, (1,)), (near, (0,)))[: 1 if symmetric else 3]:
-        way = (x * unit, weight, low * float(unit), high * float(unit), parts, ends)
-        part = clip_part(*way, symmetric, *rule) if parts.size else 1
-        low, high = low * (part if 0 in ends else 1), high * (part if 1 in ends else 1)
-    return low, high
 
 
 # --- matmul
@@ -536,7 +496,31 @@ def linear_step(rule, w, m, v, g, lr, step, momentum=0.9, beta2=0.999, eps=1e-8)
     return w - lr * m / (1 - momentum**step) / root, m, v
 
 
-# --- gptq
+# --- calibrate
+def clip_part(x, weight, low, high, parts, ends, symmetric, steps, zero, qmin, qmax):
+    """The first part of [low, high] with the least error; sums of 256 in order, in float32."""
+    a, b = (np.float32(v) * (parts if e in ends else parts * 0 + 1).astype("f4")
+            for e, v in enumerate((low, high)))  # fmt: skip
+    s = np.where((s := (b if symmetric else b - a) / np.float32(steps)) > 0, s, np.float32(1))
+    z = zero if symmetric else np.clip(np.rint(qmin - a * (1 / s)), qmin, qmax)
+    u = x[:, None] * (1 / s)
+    d = (u - np.clip(np.rint(u), qmin - z, qmax - z)) ** 2 * weight[:, None]
+    sums = (np.add.accumulate(d[i : i + 256])[-1].astype("f8") for i in range(0, len(x), 256))
+    return parts[np.argmin(reduce(add, sums, np.zeros(parts.size)) * s.astype("f8") ** 2)]
+
+
+def best_range(x, weight, low, high, wide, near, symmetric, *rule):
+    """The best part of a row's range: of both ends, then of the high and of the low one."""
+    exponent = np.frexp(np.abs(x).max(initial=0))[1] - 1
+    unit = np.ldexp(np.float32(1), -np.clip(exponent, -127, 126))
+    low, high = (-max(-low, high), max(-low, high)) if symmetric else (min(low, 0), max(high, 0))
+    for parts, ends in ((wide, (0, 1)), (near, (1,)), (near, (0,)))[: 1 if symmetric else 3]:
+        way = (x * unit, weight, low * float(unit), high * float(unit), parts, ends)
+        part = clip_part(*way, symmetric, *rule) if parts.size else 1
+        low, high = low * (part if 0 in ends else 1), high * (part if 1 in ends else 1)
+    return low, high
+
+
 def gptq_feedback(w, a, order, cost, size, early, choose, qmin, qmax):
     """Codes, scales and zero points; choose(x, cost) gives a run's scale and zero point."""
     t, code, runs = w[:, order].copy(), np.zeros(w.shape, "i4"), range(0, w.shape[1], size)
@@ -549,6 +533,19 @@ def gptq_feedback(w, a, order, cost, size, early, choose, qmin, qmax):
         code[:, at] = q = np.clip(np.rint(t[:, k] / scale) + zero, qmin, qmax)
         t[:, k + 1 :] += a[k, k + 1 :] * (w[:, at] - scale * (q - zero))[:, None]
     return code, s, z
+
+
+def eliminate(h, w):
+    """Optimal Brain Surgeon on one row: (indices in the order they leave, their costs)."""
+    h, w, left, order, loss = h.copy(), w.copy(), list(range(len(w))), [], []
+    while left:
+        i = min(left, key=lambda j: w[j] ** 2 / h[j, j])
+        order.append(i)
+        loss.append(w[i] ** 2 / h[i, i])
+        w = w - h[:, i] * (w[i] / h[i, i])
+        h = h - np.outer(h[:, i], h[i]) / h[i, i]
+        left.remove(i)
+    return order, loss
 
 
 # --- cast

@@ -1,4 +1,4 @@
-/* One column's elimination, h lower triangular in full storage; see eliminate.pyx. */
+/* One column's elimination, h lower triangular in full storage; see calibrate.pyx. */
 #ifndef FO_ELIMINATE_H
 #define FO_ELIMINATE_H
 #include <stddef.h>

@@ -1,6 +1,6 @@
 """Pruning with data: which weights the output misses least, the others refitted to make up.
 
-Up to EXACT inputs, unstructured: Optimal Brain Surgeon weight by weight (kernel `eliminate`), the
+Up to EXACT inputs, unstructured: Optimal Brain Surgeon weight by weight (kernel `calibrate`), the
 losses of all outputs compared. Above, and for patterns: alternating directions on
 min ||x (w - d)||^2 over the pattern, then an exact least-squares fit on the mask found (Meng et
 al., "ALPS: improved optimization for highly sparse one-shot pruning", 2024), which is matrix
@@ -14,7 +14,7 @@ from collections.abc import Callable
 import numpy as np
 
 from fastopt._arrays import Array
-from fastopt._kernels import eliminate as kernel
+from fastopt._kernels import calibrate as kernel
 from fastopt.calibration import Gram
 from fastopt.pruning.units import inverse, solve
 

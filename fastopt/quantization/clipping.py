@@ -13,7 +13,7 @@ import numpy as np
 
 from fastopt import _threads
 from fastopt._arrays import Array, as_array, check_finite
-from fastopt._kernels import clip
+from fastopt._kernels import calibrate as kernel
 from fastopt.calibration.gram import Gram
 from fastopt.errors import ArrayError, OptionError
 from fastopt.quantization.formats import Format, format_of
@@ -113,7 +113,7 @@ def mse_range(
         work = len(part) * n * tried if len(part) > 1 else 0
         used = _threads.resolve(threads, work, _SERIAL_BELOW)
         shared_rows = 0 if w is None else len(w)
-        clip.best_range(lo, hi, part, w, len(part), n, shared_rows, *rule, used)
+        kernel.best_range(lo, hi, part, w, len(part), n, shared_rows, *rule, used)
         best_low[rows], best_high[rows] = lo * unit, hi * unit
     return best_low, best_high
 
