@@ -21,31 +21,33 @@ typedef struct {
 static inline uint32_t fo_bits(float x) { uint32_t u; memcpy(&u, &x, 4); return u; }
 static inline float fo_float(uint32_t u) { float x; memcpy(&x, &u, 4); return x; }
 
+/* A code that is too large becomes `over`, max_code or the one above it; NaN keeps its sign. */
+static inline uint32_t fo_close_code(uint32_t c, uint32_t u, const fo_narrow_spec s)
+{
+    c = (int32_t)c < (int32_t)s.over ? c : s.over;
+    c = (u & 0x7fffffffu) > 0x7f800000u ? s.nan : c;
+    return c | (u >> (31 - s.sign) & 1u << s.sign);
+}
+
 /* Round half to even. Below the smallest normal value the addition of `magic` rounds in hardware. */
 static inline uint32_t fo_narrow(float x, const fo_narrow_spec s)
 {
     uint32_t u = fo_bits(x), a = u & 0x7fffffffu;
-    uint32_t half = (1u << (s.shift - 1)) - 1;
-    uint32_t normal = ((a + half + ((a >> s.shift) & 1)) >> s.shift) - s.rebias;
+    uint32_t half = (1u << (s.shift - 1)) - 1 - (s.rebias << s.shift);
+    uint32_t normal = (a + half + (a >> s.shift & 1)) >> s.shift;
     uint32_t small = fo_bits(fo_float(a) + s.magic) - fo_bits(s.magic);
-    uint32_t c = a < s.min_normal ? small : normal;
-    c = (int32_t)c > (int32_t)s.max_code ? s.over : c;
-    c = a > 0x7f800000u ? s.nan : c;
-    return c | ((u >> 31) << s.sign);
+    return fo_close_code(a < s.min_normal ? small : normal, u, s);
 }
 
-/* Round up with the probability of the fraction; w holds 32 random bits. */
+/* Round up with the probability of the fraction; w holds 16 random bits on top and half a step, the
+   bit below them. The subnormal fraction is seen in steps of 2**-17. */
 static inline uint32_t fo_narrow_random(float x, uint32_t w, const fo_narrow_spec s)
 {
     uint32_t u = fo_bits(x), a = u & 0x7fffffffu;
-    uint32_t normal = ((a + (w >> (32 - s.shift))) >> s.shift) - s.rebias;
-    float q = fo_float(a < s.min_normal ? a : 0) * s.inverse;
-    uint32_t whole = (uint32_t)(int32_t)q;
-    uint32_t small = whole + ((float)(int32_t)(w >> 8) * (1.0f / 16777216.0f) < q - (float)(int32_t)whole);
-    uint32_t c = a < s.min_normal ? small : normal;
-    c = (int32_t)c > (int32_t)s.max_code ? s.over : c;
-    c = a >= 0x7f800000u ? (a > 0x7f800000u ? s.nan : s.over) : c;
-    return c | ((u >> 31) << s.sign);
+    uint32_t normal = (a - (s.rebias << s.shift) + (w >> (32 - s.shift))) >> s.shift;
+    float q = fo_float(a) * s.inverse * 131072.0f;
+    uint32_t small = ((uint32_t)(int32_t)(q < 1073741824.0f ? q : 1073741824.0f) + (w >> 15)) >> 17;
+    return fo_close_code(a < s.min_normal ? small : normal, u, s);
 }
 
 /* Exact. */

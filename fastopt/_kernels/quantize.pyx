@@ -42,7 +42,7 @@ from fastopt._kernels.quantize_steps cimport (
 cnp.import_array()
 
 cdef enum:
-    ROOM = 4096  # bytes of a window on the result: at least three blocks
+    ROOM = 8192  # bytes of a window on the result: at least three blocks
     CHUNK = 65536  # elements a thread takes at a time
     STEP = 1 << 25  # elements between two looks for Ctrl-C
 
@@ -56,7 +56,7 @@ cdef struct Plan:  # pointers and kinds of one call
     bint packed  # two codes of one byte share one, the first one low
     bint narrow  # codes are those of ``spec``
     bint centred  # every zero point is 0
-    bint brief  # random rounding whose steps of 2**-16 fit 32 bits
+    bint brief  # random rounding whose steps of 2**-16 fit 32 bits; narrow: x is taken as it is
     double reach  # scales are made on the way, max|x| / reach; 0: they are given
     double cap
     Layout lay
@@ -75,13 +75,15 @@ cdef int convert_chunk(
     cdef real[BLOCK] inverse
     cdef real[BLOCK] v
     cdef float[BLOCK] one
-    cdef uint32_t[BLOCK] word
+    cdef uint32_t[HALF] word
     cdef double[BLOCK] given  # the last block: its elements and zeros
     cdef double[BLOCK] made
     cdef uint8_t[BLOCK] inside
     cdef const real* by
     cdef const real* add
     cdef const char* x
+    cdef const float* f
+    cdef const float* over
     cdef uint8_t[BLOCK] nibble
     cdef char* out = plan.out + (start * plan.size >> plan.packed)
     cdef char* place
@@ -91,10 +93,12 @@ cdef int convert_chunk(
     cdef Rule rule = plan.rule
     cdef Layout lay = plan.lay
     cdef Walk walk = walk_from(start, lay, plan.centred, rule.times, plan.reach, plan.cap)
-    cdef Py_ssize_t n, k, taken
+    cdef Py_ssize_t n, k, taken, ahead = AHEAD
     cdef int size = 8 if plan.wide else 4, odd = 0
     cdef bint plain = plan.item == 1 or plan.item == 2
     plain = sizeof(real) == 4 and plain and not (rule.wrap or rule.join or plan.narrow)
+    if plan.reach:  # the next run, which is read as a whole
+        ahead = max(ahead, lay.width)
     spread(&s[0], <real> 1, BLOCK)
     spread(&z[0], <real> 0, BLOCK)
     spread(&one[0], 1, BLOCK)
@@ -121,9 +125,9 @@ cdef int convert_chunk(
             x = <const char*> &given[0]
             o = <char*> &nibble[0] if plan.packed else <char*> &made[0]
             mask = &inside[0] if mask != NULL else NULL
-        elif not plan.reach or lay.width < AHEAD:
+        else:
             for k in range(<Py_ssize_t> (BLOCK * sizeof(real) // 64)):
-                prefetch(x + AHEAD * size + 64 * k)
+                prefetch(x + ahead * size + 64 * k)
         if rule.check:
             odd |= any_nan(x, plan.wide)
         if real is float:
@@ -131,24 +135,29 @@ cdef int convert_chunk(
                 at_once(
                     o, <const float*> x, by, &inverse[0], add, plan.item, rule.times, rule
                 )
-        if rule.mode != EVEN or not plain:
+        over = NULL
+        f = &one[0]
+        if real is float:
+            f = &v[0]
+            if plan.narrow and plan.item == 1 and not rule.times and rule.mode == EVEN:
+                over = by
+            if plan.brief or over != NULL:
+                f = <const float*> x
+        if not (plain and rule.mode == EVEN or plan.narrow and f == <const float*> x):
             quotients(&v[0], x, plan.wide, by, &inverse[0], add, rule)
-            if rule.mode == RANDOM and start // BLOCK % 2 == 0:
-                noise(&word[0], rule.key, <uint64_t> (start // BLOCK))
+        if rule.mode == RANDOM:
+            noise(&word[0], rule.key, <uint64_t> (start // HALF))
         if plan.narrow:
             if real is double:
                 for k in range(BLOCK):
                     one[k] = to_odd(v[k])
-            narrowed(
-                o, <float*> &v[0] if real is float else &one[0], &word[start // BLOCK % 2 * HALF],
-                rule.mode == RANDOM, plan.item, plan.spec,
-            )
+            narrowed(o, f, over, &word[0] if rule.mode == RANDOM else NULL, plan.item, plan.spec)
         elif rule.mode != EVEN or not plain:
             if real is float:
                 if plain and plan.brief:
-                    at_random(o, &v[0], &word[start // BLOCK % 2 * HALF], plan.item, rule)
+                    at_random(o, &v[0], &word[0], plan.item, rule)
             if not plan.brief:
-                rounded(&v[0], &word[start // BLOCK % 2 * HALF], rule)
+                rounded(&v[0], &word[0], rule)
                 if real is float:
                     if plain:
                         at_once(o, &v[0], &one[0], &one[0], add, plan.item, True, rule)
@@ -202,7 +211,7 @@ cdef int convert_all(
     if parts == 1 and not plan.reach:
         rule.times |= exact_inverse(scale[0])
     plan.brief = sizeof(real) == 4 and (
-        rule.mode == RANDOM and plan.centred and not rule.wrap and plan.item != 0
+        parts == 1 and scale[0] == 1 and not plan.reach if plan.narrow else rule.mode == RANDOM and plan.centred and not rule.wrap and plan.item != 0
         and rule.low >= -32768 and rule.high <= 32767
     )
     while begin < n:

@@ -46,14 +46,15 @@ cdef inline Spec spec_of(
 
 
 cdef inline void narrowed(
-    char* out, const float* v, const uint32_t* word, bint random, int item, Spec s
+    char* out, const float* v, const float* scale, const uint32_t* word, int item, Spec s
 ) noexcept nogil:
-    """Codes of BLOCK numbers, of one or two bytes; at random each of HALF words serves two."""
+    """Codes of BLOCK numbers v, of one or two bytes; over ``scale`` unless it is NULL (one byte),
+    or at random unless ``word`` is NULL: each of HALF words serves two."""
     cdef uint8_t* o = <uint8_t*> out
     cdef uint16_t* w = <uint16_t*> out
     cdef uint32_t[BLOCK] spare
     cdef Py_ssize_t k
-    if random:  # the 16 bits on top of a word, and half a step below them
+    if word != NULL:  # the 16 bits on top of a word, and half a step below them
         for k in range(HALF):
             spare[k] = (word[k] << 16) | 0x8000
         for k in range(HALF):
@@ -64,6 +65,9 @@ cdef inline void narrowed(
         else:
             for k in range(BLOCK):
                 w[k] = <uint16_t> narrow_random(v[k], spare[k], s)
+    elif scale != NULL:
+        for k in range(BLOCK):
+            o[k] = <uint8_t> narrow_one(v[k] / scale[k], s)
     elif item == 1:
         for k in range(BLOCK):
             o[k] = <uint8_t> narrow_one(v[k], s)

@@ -74,8 +74,6 @@ cdef inline int derived(
     for k in range(32):
         top[k] = 0
     while j + 32 <= n:
-        prefetch(u + j + AHEAD)
-        prefetch(u + j + AHEAD + 16)
         for k in range(32):
             b = u[j + k] & 0x7FFFFFFF
             top[k] = b if b > top[k] else top[k]

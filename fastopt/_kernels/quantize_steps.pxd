@@ -12,8 +12,8 @@ ctypedef fused real:
     double
 
 cdef enum:
-    BLOCK = 128
-    HALF = 64  # each word of a block of noise serves two elements
+    BLOCK = 256
+    HALF = 128  # each word of a block of noise serves two elements
 
 cdef enum:
     EVEN = 0
