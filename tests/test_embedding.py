@@ -24,12 +24,21 @@ def unit(rng, n, d=40):
 
 # -------------------------------------------------------------------- kernels
 @pytest.mark.parametrize("threads", THREADS)
-@pytest.mark.parametrize("kind", ["int8", "uint8", "bits"])
+@pytest.mark.parametrize("kind", ["int8", "uint8", "int4", "bits"])
 def test_kernel_twin(level, threads, kind):
+    """Few queries are met one by one, many in the lanes of a vector, the rest of them alone."""
     k, rng = kernel("topk", level), np.random.default_rng(0)
     for d in (*range(0, 71, 3), 64, 65, 127, 1000):
-        for n, queries, best in ((1, 1, 1), (5, 3, 5), (70, 3, 7), (4100, 2, 3)):
-            if n > 100 and d > 70:
+        for n, queries, best in (
+            (1, 1, 1),
+            (5, 3, 5),
+            (70, 3, 7),
+            (4100, 2, 3),
+            (1, 40, 1),
+            (33, 34, 9),
+            (700, 67, 4),
+        ):
+            if (n > 100 and d > 70) or (n == 700 and d % 4):
                 continue
             low, high = (-128, 128) if kind == "int8" else (0, 256)
             codes = rng.integers(low, high, (n, d)).astype("i1" if kind == "int8" else "u1")
@@ -38,12 +47,19 @@ def test_kernel_twin(level, threads, kind):
             row = Guarded(np.zeros((queries, best), "i8"))
             if kind == "bits":
                 query = rng.integers(0, 256, (queries, d)).astype("u1")
-                k.hamming(score.array, row.array, query, codes, queries, n, d, best, threads)
+                k.search(score.array, row.array, query, codes, queries, n, d, best, 3, threads)
                 differ = np.unpackbits(query[:, None] ^ codes[None], axis=2)
                 scores = -differ.sum(axis=2, dtype="i8")
             else:
                 query = rng.integers(-128, 128, (queries, d)).astype("i1")
-                k.dot(score.array, row.array, query, codes, queries, n, d, best, threads)
+                given, number = codes, int(kind == "uint8")
+                if kind == "int4":
+                    codes, number = codes & 15, 2
+                    even = np.pad(codes, ((0, 0), (0, d % 2)))
+                    given = even[:, ::2] | even[:, 1::2] << 4
+                k.search(
+                    score.array, row.array, query, given, queries, n, d, best, number, threads
+                )
                 scores = query.astype("i8") @ codes.T.astype("i8")
             want_score, want_row = reference.top_k(scores, best)
             np.testing.assert_array_equal(score.array, want_score)
@@ -55,14 +71,19 @@ def test_kernel_twin(level, threads, kind):
 def test_extreme_products_do_not_saturate(level):
     k, d = kernel("topk", level), 65536
     for a, b, dtype in [(-128, 255, "u1"), (127, 255, "u1"), (-128, -128, "i1")]:
+        codes = np.full((1, d), b, dtype)
         score, row = np.zeros((1, 1), "i4"), np.zeros((1, 1), "i8")
-        k.dot(score, row, np.full((1, d), a, "i1"), np.full((1, d), b, dtype), 1, 1, d, 1, 1)
+        k.search(score, row, np.full((1, d), a, "i1"), codes, 1, 1, d, 1, dtype == "u1", 1)
         assert score[0, 0] == a * b * d
+        score, row = np.zeros((32, 1), "i4"), np.zeros((32, 1), "i8")
+        k.search(score, row, np.full((32, d), a, "i1"), codes, 32, 1, d, 1, dtype == "u1", 1)
+        assert (score == a * b * d).all()
     wide, short = np.zeros((1, d + 1), "i1"), np.zeros((1, 4), "i1")
+    score, row = np.zeros(1, "i4"), np.zeros(1, "i8")
     with pytest.raises(OverflowError):
-        k.dot(score, row, wide, wide, 1, 1, d + 1, 1, 1)
+        k.search(score, row, wide, wide, 1, 1, d + 1, 1, 0, 1)
     with pytest.raises(IndexError):
-        k.dot(np.zeros(2, "i4"), np.zeros(2, "i8"), short, short, 1, 1, 4, 2, 1)
+        k.search(np.zeros(2, "i4"), np.zeros(2, "i8"), short, short, 1, 1, 4, 2, 0, 1)
 
 
 # -------------------------------------------------------------------- codes

@@ -1,6 +1,6 @@
 from fastopt._arrays import Array
 
-def dot(
+def search(
     score: Array,
     row: Array,
     query: Array,
@@ -9,16 +9,6 @@ def dot(
     n: int,
     d: int,
     k: int,
-    threads: int,
-) -> None: ...
-def hamming(
-    score: Array,
-    row: Array,
-    query: Array,
-    codes: Array,
-    queries: int,
-    n: int,
-    d: int,
-    k: int,
+    kind: int,
     threads: int,
 ) -> None: ...

@@ -15,6 +15,7 @@ from fastopt.errors import ArrayError, OptionError
 __all__ = ["EmbeddingQuantizer", "TopK"]
 
 _LEVELS = {"int8": 254, "uint8": 255, "int4": 15}  # steps between the least and the largest code
+_KINDS = (*_LEVELS, "binary")  # in the kernel's order
 _ENOUGH = 256  # rows from which the range of each dimension can be told on its own
 _SERIAL_BELOW = 1 << 20  # bytes read
 
@@ -71,8 +72,8 @@ class EmbeddingQuantizer:
     >>> from fastopt.quantization import EmbeddingQuantizer
     >>> x = np.random.default_rng(0).standard_normal((1000, 64)).astype(np.float32)
     >>> q = EmbeddingQuantizer("int8").fit(x)
-    >>> q.codes_.nbytes, q.top_k(x[7], 3).indices[0]
-    (64000, np.int64(7))
+    >>> q.codes_.nbytes, int(q.top_k(x[7], 3).indices[0])
+    (64000, 7)
     """
 
     def __init__(self, dtype: str = "int8", *, percentile: float = 100.0) -> None:
@@ -110,7 +111,7 @@ class EmbeddingQuantizer:
     # ---------------------------------------------------------------- codes
     def fit(self, X: Any, y: Any = None) -> EmbeddingQuantizer:
         """Learn the ranges from X, (n, d) with n >= 1, and keep its codes for ``top_k``."""
-        choice(self.dtype, "dtype", (*_LEVELS, "binary"))
+        choice(self.dtype, "dtype", _KINDS)
         keep = number(self.percentile, "percentile", low=0.0, high=100.0, low_open=True)
         a = self._rows(X)
         part = a if len(a) >= _ENOUGH else a.reshape(-1, 1)
@@ -200,18 +201,18 @@ class EmbeddingQuantizer:
             vectors = as_array(rescore, "rescore", cast="float32", shape=(n, d))
         pool = min(n, wanted * factor)
         score, index = np.empty((len(x), pool), np.int32), np.empty((len(x), pool), np.int64)
-        codes = self._unpacked(self.codes_) if self.dtype == "int4" else self.codes_
+        codes, kind = self.codes_, _KINDS.index(self.dtype)
         used = _threads.resolve(threads, codes.nbytes * len(x), _SERIAL_BELOW)
         if self.dtype == "binary":
             bits = self._encode(x)
-            kernel.hamming(score, index, bits, codes, len(x), n, codes.shape[1], pool, used)
+            kernel.search(score, index, bits, codes, len(x), n, codes.shape[1], pool, kind, used)
             value = (d + 2.0 * score) / d
         else:
             scaled = x * self.scale_
             step = np.abs(scaled).max(axis=1, keepdims=True) / np.float32(127)
             step[step == 0] = 1.0
             q8 = np.clip(np.rint(scaled / step), -127, 127).astype(np.int8)
-            kernel.dot(score, index, q8, codes, len(x), n, d, pool, used)
+            kernel.search(score, index, q8, codes, len(x), n, d, pool, kind, used)
             value = score * step.astype(np.float64) + (x @ self.offset_)[:, None]
         if factor > 1 or vectors is not None:
             for r, rows in enumerate(index):
