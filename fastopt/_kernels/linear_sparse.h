@@ -4,7 +4,14 @@
 #ifndef FO_LINEAR_SPARSE
 #define FO_LINEAR_SPARSE
 #define FO_LOSS_ALONE
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC push_options
+#pragma GCC optimize("O2", "tree-vectorize")
+#endif
 #include "linear.h"
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC pop_options
+#endif
 
 /* Entries [a, b) of the matrix, asked for; size is that of a value. */
 static void fo_ask(const void *x, const int32_t *j, int two, ptrdiff_t a, ptrdiff_t b, int size) {
