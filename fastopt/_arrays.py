@@ -35,6 +35,9 @@ FLOATS: tuple[str, ...] = ("float32", "float64")
 
 _names: dict[Any, str] = {}
 
+# torch's dtypes that NumPy has through ml_dtypes alone, and integers of their width.
+_EXTENDED = {"bfloat16": "uint16", "float8_e4m3fn": "uint8", "float8_e5m2": "uint8"}
+
 
 def name_of(dtype: Any) -> str:
     """``dtype.name``, which NumPy puts together anew every time (4 us)."""
@@ -215,7 +218,7 @@ def _ndarray(x: Any, name: str) -> Array:
 
 
 def _from_torch(x: Any, name: str) -> Array:
-    """A torch CPU tensor's memory, without a copy; bfloat16 through ml_dtypes' dtype."""
+    """A torch CPU tensor's memory, without a copy; bfloat16 and float8 in ml_dtypes' dtypes."""
     if not hasattr(x, "detach"):
         raise DTypeError(f"{name}: expected an array or tensor, got {type(x).__name__}")
     if x.device.type != "cpu":
@@ -223,16 +226,18 @@ def _from_torch(x: Any, name: str) -> Array:
     if str(x.layout) != "torch.strided":
         raise DTypeError(f"{name}: expected a dense tensor, got layout {x.layout}")
     tensor = x.detach()
-    if str(tensor.dtype) == "torch.bfloat16":
+    kind = str(tensor.dtype).removeprefix("torch.")
+    if kind in _EXTENDED:
         import torch
 
         try:
             import ml_dtypes
         except ImportError:
             raise ImportError(
-                f"{name}: bfloat16 tensors need the package ml_dtypes: pip install ml_dtypes"
+                f"{name}: {kind} tensors need the package ml_dtypes: pip install ml_dtypes"
             ) from None
-        a: Array = tensor.view(torch.uint16).numpy().view(ml_dtypes.bfloat16)
+        bare = tensor.view(getattr(torch, _EXTENDED[kind])).numpy()
+        a: Array = bare.view(getattr(ml_dtypes, kind))
         return a
     try:
         a = tensor.numpy()

@@ -220,3 +220,12 @@ def test_wrong_input_is_refused():
             call()
     assert (x == 1).all()
     assert (locked == 0).all()
+
+
+@pytest.mark.parametrize("name", ["bfloat16", "float8_e4m3fn", "float8_e5m2"])
+def test_torch_tensors_of_narrow_floats(name: str) -> None:
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("ml_dtypes")
+    x = torch.tensor([0.5, -3.0, 448.0])
+    given = x.to(getattr(torch, name))
+    assert np.array_equal(Q.cast(given, "float32"), given.float().numpy())

@@ -186,3 +186,9 @@ def test_concurrent_update_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         g.update(np.ones((1, 2)))
     go_on.set()
     worker.join()
+
+
+@pytest.mark.parametrize("bad", [[True, False, True], [0.5, 1.0]])
+def test_take_refuses_what_is_no_index(bad: list[float]) -> None:
+    with pytest.raises(DTypeError, match=r"^index: "):
+        Gram(3).take(bad)

@@ -324,3 +324,11 @@ def test_random_products_match_int64(rng):
         za, zb = codes(rng, a.dtype, m), codes(rng, b.dtype, n)
         want = reference.multiply_i32(a, b, za.astype(np.int64), zb.astype(np.int64))
         np.testing.assert_array_equal(matmul_integer(a, b, za, zb), want)
+
+
+@pytest.mark.parametrize(("m", "n"), [(0, 3), (3, 0), (0, 0)])
+def test_empty_products_take_empty_zero_points(m: int, n: int) -> None:
+    a, b = np.ones((m, 5), np.uint8), np.ones((5, n), np.int8)
+    za, zb = np.zeros(m, np.uint8), np.zeros(n, np.int8)
+    assert matmul_integer(a, b, za, zb).shape == (m, n)
+    assert matmul_integer(a, PackedMatrix(b), za, zb).shape == (m, n)

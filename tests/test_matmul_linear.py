@@ -261,3 +261,11 @@ def test_empty_and_single():
     )
     assert layer(np.empty((0, 1), np.float32)).shape == (0, 1)
     np.testing.assert_array_equal(layer(np.zeros(1, np.float32)), [0.0])
+
+
+def test_a_layer_without_outputs_and_a_weight_that_is_not_finite() -> None:
+    layer = QuantizedLinear(np.zeros((0, 4), "f4"))
+    assert layer(np.ones((2, 4), "f4")).shape == (2, 0)
+    for bad in (np.nan, np.inf):
+        with pytest.raises(ArrayError, match=r"^w: "):
+            QuantizedLinear(np.full((2, 4), bad, "f4"))

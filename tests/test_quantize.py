@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import pickle
 
 import numpy as np
@@ -486,3 +487,15 @@ def test_onnxruntime_gives_the_same_codes(axis, rng):
     session = onnxruntime.InferenceSession(model.SerializeToString())
     wanted = session.run(None, {"x": w})[0]
     np.testing.assert_array_equal(Q.quantize_linear(w, scale, zero, axis=axis), wanted)
+
+
+def test_config_is_json_whatever_integers_were_given() -> None:
+    q = fastopt.quantize(np.ones((4, 8), "f4"), axis=np.int64(1), group_size=np.int32(2))
+    assert json.loads(json.dumps(q.config())) == q.config()
+
+
+@pytest.mark.parametrize("dtype", ["int8", "uint8", "int16", "uint4"])
+def test_an_affine_range_wider_than_the_largest_float(dtype: str) -> None:
+    x = np.array([-3e38, 3e38, 1e38], "f4")
+    q = fastopt.quantize(x, dtype, symmetric=False)
+    assert np.abs(q.dequantize() - x.astype("f8")).max() <= 0.51 * float(q.scale)

@@ -130,3 +130,53 @@ def test_dynamic_quantize_refuses():
     one = Q.cast(np.ones((), "f4"), "float8_e5m2")
     with pytest.raises(ArrayError, match="zero_point"):
         Q.quantize_linear(np.ones(2, "f4"), 1.0, one)
+
+
+def test_plain_numbers_take_the_dtype_of_what_they_go_with() -> None:
+    x, codes = np.array([-1.0, 0.25], "f4"), np.array([1, 255], "u1")
+    assert Q.quantize_linear(x, 0.5, 3).tolist() == [1, 3]
+    assert Q.quantize_linear(x, 0.5, -3, output_dtype="int8").tolist() == [-5, -3]
+    assert Q.quantize_linear(x, 0.5, -3, out=np.empty(2, "i2")).tolist() == [-5, -3]
+    assert Q.quantize_linear(x, 0.5, 7, output_dtype="int4").tolist() == [5, 7]
+    back = Q.dequantize_linear(codes, 0.1, 2)
+    assert back.dtype == np.float32
+    assert np.array_equal(back, np.array([-1, 253], "f4") * np.float32(0.1))
+    assert Q.dequantize_linear(codes, np.float64(0.1)).dtype == np.float64
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "name"),
+    [
+        (lambda x: Q.quantize_linear(x, 0.5, 256), ArrayError, "zero_point"),
+        (lambda x: Q.quantize_linear(x, 0.5, 8, output_dtype="int4"), ArrayError, "zero_point"),
+        (
+            lambda x: Q.quantize_linear(x, 0.5, np.uint8(20), output_dtype="uint4"),
+            ArrayError,
+            "zero_point",
+        ),
+        (
+            lambda x: Q.quantize_linear(x, 0.5, np.uint8(1), output_dtype="int8"),
+            OptionError,
+            "output_dtype",
+        ),
+        (lambda x: Q.quantize_linear(x, 0.0), ArrayError, "scale"),
+        (lambda x: Q.quantize_linear(x, [0.5, np.nan], axis=0), ArrayError, "scale"),
+        (lambda x: Q.quantize_linear(x, np.inf), ArrayError, "scale"),
+        (lambda x: Q.dequantize_linear(x.astype("i1"), 0.5, 128), ArrayError, "zero_point"),
+        (lambda x: Q.dynamic_quantize_linear(x * np.float32(3e38)), ArrayError, "x"),
+    ],
+)
+def test_no_scale_or_zero_point_passes_that_has_no_meaning(
+    call, error: type[Exception], name: str
+) -> None:
+    with pytest.raises(error, match=f"^{name}: "):
+        call(np.array([-1.0, 1.0], "f4"))
+
+
+def test_a_zero_point_outside_four_bits_is_refused() -> None:
+    import ml_dtypes
+
+    codes = np.array([-8, 7], ml_dtypes.int4)
+    assert Q.dequantize_linear(codes, 0.5, -8).tolist() == [0.0, 7.5]
+    with pytest.raises(ArrayError, match=r"^zero_point: "):
+        Q.dequantize_linear(codes, 0.5, np.int8(100))

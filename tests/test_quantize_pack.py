@@ -205,3 +205,13 @@ def test_wrong_input_is_refused():
     ]:
         with pytest.raises(error, match=text):
             call()
+
+
+def test_a_shape_is_made_of_sizes() -> None:
+    packed = Q.pack_int4(np.array([1, -1, 7], "i1"))
+    assert Q.unpack_int4(packed, np.int64(3)).tolist() == [1, -1, 7]
+    for bad, error in ((-3, OptionError), ((-1, -3), OptionError), (3.5, DTypeError)):
+        with pytest.raises(error, match=r"^shape: "):
+            Q.unpack_int4(packed, bad)
+    with pytest.raises(DTypeError, match=r"^shape: "):
+        Q.unpack_int4(packed, "three")

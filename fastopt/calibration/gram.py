@@ -182,6 +182,8 @@ class Gram:
     def take(self, index: Any) -> Gram:
         """The Gram of the features ``index`` only, in that order (after units were removed)."""
         wanted = as_array(index, "index", dtypes=("int64",), cast="int64", ndim=1)
+        if wanted.size and np.asarray(index).dtype.kind not in "iu":  # a mask is not an index
+            raise DTypeError(f"index: expected integers, got {np.asarray(index).dtype}")
         if wanted.size == 0 or wanted.min() < 0 or wanted.max() >= self.n:
             raise ArrayError(f"index: expected one or more values in 0..{self.n - 1}")
         result = Gram(wanted.size)

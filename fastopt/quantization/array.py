@@ -218,8 +218,8 @@ class QuantizedArray:
         return {
             "dtype": self.dtype,
             "shape": list(self.shape),
-            "axis": self.axis,
-            "group_size": self.group_size,
+            "axis": None if self.axis is None else int(self.axis),
+            "group_size": None if self.group_size is None else int(self.group_size),
             "symmetric": self.symmetric,
         }
 

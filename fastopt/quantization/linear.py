@@ -268,6 +268,7 @@ def _quantise(
 ) -> tuple[Array, Array, Array]:
     """Codes, scales and zero points (out_features, n_groups) of a float weight."""
     weight = as_array(w, "w", dtypes=("float32",), cast="float32", ndim=2)
+    check_finite(weight, "w")
     size = _group_size(group_size)
     k = weight.shape[1]
     if size is not None and size >= k:
@@ -281,8 +282,8 @@ def _quantise(
     low, high = fmt.limits(symmetric)
     layout = layout_of(weight.shape, axis, size)
     encode(codes, weight, scale, zero, layout, low, high, threads)
-    n = weight.shape[0]
-    return codes, scale.reshape(n, -1).astype(np.float32), zero.reshape(n, -1).astype(np.int8)
+    shape = (len(weight), -1 if len(weight) else 1)
+    return codes, scale.reshape(shape).astype(np.float32), zero.reshape(shape).astype(np.int8)
 
 
 def _quantised_weight(q: QuantizedArray, bits: int) -> tuple[Array, Array, Array]:

@@ -12,7 +12,7 @@ from fastopt.errors import ArrayError, DTypeError, OptionError
 from fastopt.quantization.array import QuantizedArray
 from fastopt.quantization.casting import cast
 from fastopt.quantization.convert import check_rules, decode, encode
-from fastopt.quantization.formats import FORMATS, format_of
+from fastopt.quantization.formats import FORMATS, Format, format_of
 from fastopt.quantization.layout import Layout, layout_of, normal_axis, spread
 from fastopt.quantization.qparams import qparams_from_range, ranges
 
@@ -46,9 +46,11 @@ def quantize_linear(
         The values. NaN gives the lowest code; infinities saturate.
     scale : scalar, (C,) or blocked array
         One number: per tensor. 1-D: per index of ``axis``. The rank of x: blocked along ``axis``.
+        Finite and not 0.
     zero_point : scalar or array of the shape of ``scale``, optional
         Its dtype is the result's: int8, uint8, int16, uint16, or ml_dtypes' int4, uint4,
-        float8_e4m3fn, float8_e5m2 (where it must be 0); default uint8 zeros.
+        float8_e4m3fn, float8_e5m2 (where it must be 0). A plain int is a code of
+        ``output_dtype``, else of ``out``'s dtype, else uint8; default 0.
     axis : int
         As in ONNX; without effect for a scalar scale.
     out : integer array of x's shape, optional
@@ -56,7 +58,8 @@ def quantize_linear(
     block_size : int, optional
         Elements of a block along ``axis``; default from the shapes.
     output_dtype : str, optional
-        The codes' dtype where ``zero_point`` is absent.
+        The codes' dtype, where the zero point does not say it; "int4" and "uint4" also go with
+        zero points in a byte each.
     parity : str
         "onnx", or "torch" for integer codes: what torch.quantize_per_tensor (scalar scale) and
         torch.quantize_per_channel (1-D scale) give, round(x * (1 / scale) + zero_point) in
@@ -83,7 +86,13 @@ def quantize_linear(
     a = as_array(x, "x", cast="float32")
     s = as_array(scale, "scale", cast=name_of(a.dtype)).astype(a.dtype, copy=False)
     check_rules("nearest", parity)
-    wanted = output_dtype if zero_point is None else _dtype_name(zero_point)
+    if not (np.isfinite(s) & (s != 0)).all():
+        raise ArrayError(f"scale: expected numbers that are finite in {s.dtype} and not 0")
+    named = output_dtype or (out.dtype.name if isinstance(out, np.ndarray) else "uint8")
+    zero_point = _plain_zero(zero_point, named)
+    wanted = named if zero_point is None else _dtype_name(zero_point)
+    if output_dtype in _NIBBLES and wanted == _NIBBLES[output_dtype]:
+        wanted = output_dtype
     if wanted in _FLOAT8:
         _zero_only(zero_point)
         if parity != "onnx":
@@ -92,21 +101,23 @@ def quantize_linear(
         return cast(a / spread(s, a.shape, layout), wanted, out=out, threads=threads)
     if wanted in _NIBBLES:
         zero_point = zero_point if zero_point is not None else np.zeros(s.shape, _NIBBLES[wanted])
-        zero = _codes(np.asarray(zero_point).astype(_NIBBLES[wanted]), "zero_point", s.shape)
+        fmt = FORMATS[wanted]
+        zero = _codes(_nibbles(zero_point, fmt), "zero_point", s.shape)
         layout, s, zero = _scales(a.shape, s, zero, axis, block_size)
         result = out_for(out, "out", a.shape, zero.dtype.name)
-        fmt = FORMATS[wanted]
         encode(result, a, s, zero, layout, fmt.qmin, fmt.qmax, threads, parity=parity)
         return result
     if zero_point is None:
-        if output_dtype is None:
-            output_dtype = "uint8" if not isinstance(out, np.ndarray) else out.dtype.name
-        if output_dtype not in _CODES[:4]:
+        if named not in _CODES[:4]:
             names = ", ".join((*_CODES[:4], *_NIBBLES, *_FLOAT8))
-            raise OptionError(f"output_dtype: expected one of {names}, got {output_dtype!r}")
-        zero = np.zeros(s.shape, output_dtype)
+            raise OptionError(f"output_dtype: expected one of {names}, got {named!r}")
+        zero = np.zeros(s.shape, named)
     else:
         zero = _codes(zero_point, "zero_point", s.shape)
+        if output_dtype not in (None, name_of(zero.dtype)):
+            raise OptionError(
+                f"output_dtype: expected that of zero_point, {zero.dtype}, got {output_dtype!r}"
+            )
     layout, s, zero = _scales(a.shape, s, zero, axis, block_size)
     result = out_for(out, "out", a.shape, name_of(zero.dtype))
     low, high = _LIMITS[name_of(zero.dtype)]
@@ -131,8 +142,8 @@ def dequantize_linear(
     x : int8, uint8, int16, uint16, int32, or ml_dtypes' int4, uint4 or float8 array
         The codes.
     scale : scalar, (C,) or blocked array, float32 or float64
-        Its dtype is the result's.
-    zero_point : array of x's dtype and the shape of ``scale``, optional
+        Its dtype is the result's; plain numbers are float32.
+    zero_point : int, or array of x's dtype and the shape of ``scale``, optional
         Default 0.
     axis, block_size, threads
         As in :func:`quantize_linear`.
@@ -155,6 +166,8 @@ def dequantize_linear(
     [-0.5, 1.0]
     """
     s = as_array(scale, "scale", cast="float32")
+    if not hasattr(scale, "dtype"):
+        s = s.astype(np.float32)
     given = _dtype_name(x)
     half = getattr(scale, "dtype", None) == np.float16
     if given in _FLOAT8:
@@ -167,8 +180,9 @@ def dequantize_linear(
     if given in _NIBBLES:
         x = np.asarray(x).astype(_NIBBLES[given])
         if zero_point is not None:
-            zero_point = np.asarray(zero_point).astype(_NIBBLES[given])
+            zero_point = _nibbles(zero_point, FORMATS[given])
     codes = _codes(x, "x", None)
+    zero_point = _plain_zero(zero_point, codes.dtype.name)
     if zero_point is None:
         zero = np.zeros(s.shape, codes.dtype)
     else:
@@ -222,7 +236,10 @@ def dynamic_quantize_linear(x: Any, *, threads: int | None = None) -> tuple[Arra
     if not np.isfinite(low):
         raise ArrayError("x: holds NaN or infinity, so it has no scale; clean the data first")
     low, high = np.minimum(low, np.float32(0)), np.maximum(high, np.float32(0))
-    scale = np.asarray((high - low) / np.float32(255), np.float32)
+    with np.errstate(over="ignore"):
+        scale = np.asarray((high - low) / np.float32(255), np.float32)
+    if not np.isfinite(scale):
+        raise ArrayError("x: the range of its values is too large for float32")
     if scale == 0:
         scale = np.ones((), np.float32)
     zero = np.asarray(np.clip(np.rint(np.float32(0) - low / scale), 0, 255), np.uint8)
@@ -305,6 +322,26 @@ def _dtype_name(a: Any) -> str:
     """Name of a NumPy dtype, "" where there is none (a torch tensor, a list)."""
     dtype = getattr(a, "dtype", None)
     return name_of(dtype) if isinstance(dtype, np.dtype) else ""
+
+
+def _plain_zero(zero_point: Any, dtype: str) -> Any:
+    """A plain int as a code of ``dtype``; anything else as it is."""
+    if type(zero_point) is not int or dtype in _FLOAT8:
+        return zero_point
+    fmt = format_of(dtype) if dtype in FORMATS else None
+    low, high = (fmt.qmin, fmt.qmax) if fmt else _LIMITS.get(dtype, _LIMITS["uint8"])
+    if not low <= zero_point <= high:
+        raise ArrayError(f"zero_point: expected {low}..{high} of {dtype}, got {zero_point}")
+    return np.asarray(zero_point, fmt.storage if fmt else dtype)
+
+
+def _nibbles(zero_point: Any, fmt: Format) -> Array:
+    """Zero points of a 4-bit format, in a byte each."""
+    zero = np.asarray(zero_point)
+    codes = zero.astype(np.int64)
+    if (codes != zero).any() or (codes < fmt.qmin).any() or (codes > fmt.qmax).any():
+        raise ArrayError(f"zero_point: expected codes {fmt.qmin}..{fmt.qmax} of {fmt.name}")
+    return codes.astype(fmt.storage)
 
 
 def _zero_only(zero_point: Any) -> None:

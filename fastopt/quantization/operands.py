@@ -137,7 +137,8 @@ def _broadcastable(value: Array, operand: Any, axis: int, name: str) -> Array:
         raise ArrayError(f"{name}: expected one value, got shape {value.shape}")
     wanted = [*operand.shape]
     wanted[axis] = 1
-    if value.ndim == 1 and value.size == max(wanted[-2:]):
+    count = wanted[-3 - axis]  # of rows or of columns, the axis of the two that is not reduced
+    if value.ndim == 1 and value.size == count:
         return value.reshape(wanted[-2:])
     fits = value.ndim >= 2 and value.shape[-2:] == tuple(wanted[-2:])
     if fits and value.ndim <= len(wanted):
@@ -145,7 +146,7 @@ def _broadcastable(value: Array, operand: Any, axis: int, name: str) -> Array:
         if all(v in (1, w) for v, w in lead):
             return value
     raise ArrayError(
-        f"{name}: expected one value, {max(wanted[-2:])} values or shape {tuple(wanted)}, "
+        f"{name}: expected one value, {count} values or shape {tuple(wanted)}, "
         f"got shape {value.shape}"
     )
 

@@ -285,13 +285,15 @@ def qparams_from_range(
     else:
         lo, hi = np.minimum(lo, 0.0), np.maximum(hi, 0.0)
         steps = fmt.qmax - fmt.qmin
-        scale = _usable(hi / steps - lo / steps, steps, info)
+        scale = hi / steps - lo / steps
+        below = np.rint(-lo / np.where(scale == 0, 1.0, scale))  # codes below the zero point
+        scale = _usable(scale, np.maximum(below, steps - below), info)
         rounded = np.asarray(scale, float_dtype).astype(np.float64)
         zero = np.clip(np.rint(fmt.qmin - lo / rounded), fmt.qmin, fmt.qmax)
     return QParams(np.asarray(scale, float_dtype), np.asarray(zero, fmt.storage))
 
 
-def _usable(scale: Array, steps: int, info: Any) -> Array:
+def _usable(scale: Array, steps: Any, info: Any) -> Array:
     """1 for an empty range, never denormal, and so that ``steps`` of it do not overflow."""
-    cap = np.nextafter(info.dtype.type(float(info.max) / steps), info.dtype.type(0))
-    return np.where(scale == 0, 1.0, np.clip(scale, float(info.tiny), float(cap)))
+    cap = np.nextafter(np.asarray(float(info.max) / steps, info.dtype), info.dtype.type(0))
+    return np.where(scale == 0, 1.0, np.clip(scale, float(info.tiny), cap.astype(np.float64)))
