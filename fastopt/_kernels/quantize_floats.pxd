@@ -22,7 +22,9 @@ cdef extern from "narrow.h":
         float magic
         float step
         float inverse
-    uint32_t narrow_one "fo_narrow" (float x, Spec s) noexcept nogil
+    void narrow_block "fo_narrow_block" (
+        void* out, const float* v, const float* scale, Py_ssize_t n, int item, Spec s
+    ) noexcept nogil
     uint32_t narrow_random "fo_narrow_random" (float x, uint32_t w, Spec s) noexcept nogil
     float widen_one "fo_widen" (uint32_t code, Spec s) noexcept nogil
     float to_odd "fo_odd" (double x) noexcept nogil
@@ -65,15 +67,8 @@ cdef inline void narrowed(
         else:
             for k in range(BLOCK):
                 w[k] = <uint16_t> narrow_random(v[k], spare[k], s)
-    elif scale != NULL:
-        for k in range(BLOCK):
-            o[k] = <uint8_t> narrow_one(v[k] / scale[k], s)
-    elif item == 1:
-        for k in range(BLOCK):
-            o[k] = <uint8_t> narrow_one(v[k], s)
     else:
-        for k in range(BLOCK):
-            w[k] = <uint16_t> narrow_one(v[k], s)
+        narrow_block(out, v, scale, BLOCK, item, s)
 
 
 cdef inline void widened(float* out, const char* codes, int item, Spec s) noexcept nogil:
