@@ -1,9 +1,8 @@
-"""Ranges and histograms of a stream of values, whole or per channel.
+"""Histograms of a stream of values, whole or per channel.
 
 An array is read as [outer, channels, inner]; a whole tensor is [1, 1, n].
 
-    extent:  low[c] = min x, high[c] = max x over the channel
-    count:   counts[c, half + trunc(x * inv[c]) - (x < 0)] += 1,   half = bins / 2
+    counts[c, half + trunc(x * inv[c]) - (x < 0)] += 1,   half = bins / 2
 
 ``inv`` is a power of two, so the product is exact; bins are (-(k+1)w, -kw] below zero and
 [kw, (k+1)w) above, so a histogram of width 2w is exactly the one of width w with neighbours
@@ -13,7 +12,7 @@ added. Counts are integers: the same for every thread count and level.
 from fastopt._kernels cimport _numpy as cnp
 from cpython.exc cimport PyErr_CheckSignals
 from cython.parallel cimport prange
-from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint32_t
 from libc.stdlib cimport calloc, free
 
 from fastopt._kernels._args cimport data_of
@@ -21,15 +20,7 @@ from fastopt._kernels._args cimport data_of
 cnp.import_array()
 
 cdef extern from "histogram.h":
-    enum: FO_TABLES
-    void fo_extent_run_f32(const float* x, Py_ssize_t n, float* low, float* high,
-                           uint32_t* top) noexcept nogil
-    void fo_extent_run_f64(const double* x, Py_ssize_t n, double* low, double* high,
-                           uint64_t* top) noexcept nogil
-    void fo_extent_columns_f32(const float* x, Py_ssize_t rows, Py_ssize_t cols, Py_ssize_t m,
-                               float* low, float* high, uint32_t* top) noexcept nogil
-    void fo_extent_columns_f64(const double* x, Py_ssize_t rows, Py_ssize_t cols, Py_ssize_t m,
-                               double* low, double* high, uint64_t* top) noexcept nogil
+    enum: FO_STRIP, FO_TABLES
     void fo_count_run_f32(uint32_t* table, const float* x, Py_ssize_t n, Py_ssize_t bins,
                           float inv) noexcept nogil
     void fo_count_run_f64(uint32_t* table, const double* x, Py_ssize_t n, Py_ssize_t bins,
@@ -43,114 +34,7 @@ ctypedef fused real:
     float
     double
 
-DEF STRIP = 16            # columns a task: one cache line of float32
-DEF PIECE = 1 << 27       # elements between two looks at the signals
-
-
-cdef void extent_block(real* low, real* high, real* x, Py_ssize_t outer, Py_ssize_t channels,
-                       Py_ssize_t inner, Py_ssize_t first, Py_ssize_t last, int* bad) noexcept nogil:
-    """Channels [first, last); low and high hold the start values."""
-    cdef Py_ssize_t c, o
-    cdef uint32_t top32[STRIP]
-    cdef uint64_t top64[STRIP]
-    for c in range(STRIP):
-        top32[c] = 0
-        top64[c] = 0
-    if inner == 1 and channels > 1:
-        if real is float:
-            fo_extent_columns_f32(x + first, outer, channels, last - first, low + first,
-                                  high + first, top32)
-        else:
-            fo_extent_columns_f64(x + first, outer, channels, last - first, low + first,
-                                  high + first, top64)
-    else:
-        for c in range(first, last):
-            for o in range(outer):
-                if real is float:
-                    fo_extent_run_f32(x + (o * channels + c) * inner, inner, low + c, high + c,
-                                      top32)
-                else:
-                    fo_extent_run_f64(x + (o * channels + c) * inner, inner, low + c, high + c,
-                                      top64)
-    for c in range(STRIP):
-        if top32[c] >= <uint32_t> 0x7f800000 or top64[c] >= <uint64_t> 0x7ff0000000000000:
-            bad[0] = 1
-
-
-cdef int extent_typed(real* low, real* high, real* x, Py_ssize_t outer, Py_ssize_t channels,
-                      Py_ssize_t inner, Py_ssize_t tasks, int threads) noexcept nogil:
-    """``tasks`` > 1 splits one whole tensor: low and high then hold one pair a task."""
-    cdef int bad = 0
-    cdef Py_ssize_t t, step, strips
-    cdef int* flags
-    if channels == 1 and outer == 1:
-        step = (inner + tasks - 1) // tasks if tasks > 0 else 0
-        flags = <int*> calloc(tasks, sizeof(int))
-        if flags == NULL:
-            return -1
-        if threads == 1:
-            for t in range(tasks):
-                extent_block(low + t, high + t, x + t * step, 1, 1, min(step, inner - t * step),
-                             0, 1, flags + t)
-        else:
-            for t in prange(tasks, num_threads=threads, schedule="dynamic"):
-                extent_block(low + t, high + t, x + t * step, 1, 1, min(step, inner - t * step),
-                             0, 1, flags + t)
-        strips = tasks
-    else:
-        strips = (channels + STRIP - 1) // STRIP
-        flags = <int*> calloc(strips, sizeof(int))
-        if flags == NULL:
-            return -1
-        if threads == 1:
-            for t in range(strips):
-                extent_block(low, high, x, outer, channels, inner, t * STRIP,
-                             min(channels, (t + 1) * STRIP), flags + t)
-        else:
-            for t in prange(strips, num_threads=threads, schedule="dynamic"):
-                extent_block(low, high, x, outer, channels, inner, t * STRIP,
-                             min(channels, (t + 1) * STRIP), flags + t)
-    for t in range(strips):
-        bad |= flags[t]
-    free(flags)
-    return bad
-
-
-def extent(cnp.ndarray low not None, cnp.ndarray high not None, cnp.ndarray x not None,
-           Py_ssize_t outer, Py_ssize_t channels, Py_ssize_t inner, int threads):
-    """In place: low = min(low, x), high = max(high, x) per channel; True if all x are finite.
-
-    With outer = channels = 1, low and high may hold any number of entries: one a contiguous
-    equal part of x (the last ones may be shorter). With a non-finite x, low and high are unusable.
-    """
-    cdef int kind = cnp.PyArray_TYPE(x)
-    cdef Py_ssize_t size = outer * channels * inner
-    cdef bint whole = outer == 1 and channels == 1
-    cdef Py_ssize_t tasks = cnp.PyArray_SIZE(low) if whole else channels
-    cdef void* lo
-    cdef void* hi
-    cdef void* data
-    cdef int bad
-    if kind != cnp.NPY_FLOAT64:
-        kind = cnp.NPY_FLOAT32
-    data = data_of(x, kind, size, False, "x")
-    lo = data_of(low, kind, tasks, True, "low")
-    hi = data_of(high, kind, tasks, True, "high")
-    if size == 0:
-        return True
-    if whole:  # no empty part
-        tasks = min(tasks, inner)
-        tasks = (inner + (inner + tasks - 1) // tasks - 1) // ((inner + tasks - 1) // tasks)
-    with nogil:
-        if kind == cnp.NPY_FLOAT32:
-            bad = extent_typed(<float*> lo, <float*> hi, <float*> data, outer, channels, inner,
-                               tasks, threads)
-        else:
-            bad = extent_typed(<double*> lo, <double*> hi, <double*> data, outer, channels, inner,
-                               tasks, threads)
-    if bad < 0:
-        raise MemoryError
-    return bad == 0
+DEF PIECE = 1 << 27  # elements between two looks at the signals
 
 
 cdef void count_run(uint32_t* table, real* x, Py_ssize_t n, Py_ssize_t bins,
@@ -190,9 +74,9 @@ cdef int count_whole(int64_t* counts, real* x, Py_ssize_t n, Py_ssize_t bins, do
 cdef int count_strip(int64_t* counts, real* x, double* inv, Py_ssize_t outer, Py_ssize_t channels,
                      Py_ssize_t inner, Py_ssize_t first, Py_ssize_t last,
                      Py_ssize_t bins) noexcept nogil:
-    """Channels [first, last), at most STRIP of them, by one thread."""
+    """Channels [first, last), at most FO_STRIP of them, by one thread."""
     cdef Py_ssize_t c, o, since
-    cdef real scale[STRIP]
+    cdef real scale[FO_STRIP]
     cdef uint32_t* table
     for c in range(first, last):
         scale[c - first] = <real> inv[c]
@@ -203,6 +87,16 @@ cdef int count_strip(int64_t* counts, real* x, double* inv, Py_ssize_t outer, Py
         else:
             fo_count_columns_f64(counts + first * bins, x + first, outer, channels,
                                  <int> (last - first), bins, scale)
+        return 0
+    if outer * inner < FO_TABLES * bins:  # less than the tables: straight into the totals
+        for c in range(first, last):
+            for o in range(outer):
+                if real is float:
+                    fo_count_columns_f32(counts + c * bins, x + (o * channels + c) * inner, inner,
+                                         1, 1, bins, scale + c - first)
+                else:
+                    fo_count_columns_f64(counts + c * bins, x + (o * channels + c) * inner, inner,
+                                         1, 1, bins, scale + c - first)
         return 0
     table = <uint32_t*> calloc(FO_TABLES * bins, sizeof(uint32_t))
     if table == NULL:
@@ -223,16 +117,17 @@ cdef int count_strip(int64_t* counts, real* x, double* inv, Py_ssize_t outer, Py
 cdef int count_strips(int64_t* counts, real* x, double* inv, Py_ssize_t outer,
                       Py_ssize_t channels, Py_ssize_t inner, Py_ssize_t bins,
                       int threads) noexcept nogil:
-    cdef Py_ssize_t s, strips = (channels + STRIP - 1) // STRIP
+    cdef Py_ssize_t s, width = min(<Py_ssize_t> FO_STRIP, (channels + threads - 1) // threads)
+    cdef Py_ssize_t strips = (channels + width - 1) // width
     cdef int failed = 0
     if threads == 1:
         for s in range(strips):
-            failed += count_strip(counts, x, inv, outer, channels, inner, s * STRIP,
-                                  min(channels, (s + 1) * STRIP), bins)
+            failed += count_strip(counts, x, inv, outer, channels, inner, s * width,
+                                  min(channels, (s + 1) * width), bins)
     else:
         for s in prange(strips, num_threads=threads, schedule="dynamic"):
-            failed += count_strip(counts, x, inv, outer, channels, inner, s * STRIP,
-                                  min(channels, (s + 1) * STRIP), bins)
+            failed += count_strip(counts, x, inv, outer, channels, inner, s * width,
+                                  min(channels, (s + 1) * width), bins)
     return failed
 
 

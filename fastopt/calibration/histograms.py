@@ -82,13 +82,16 @@ class HistogramObserver(Observer):
         _, k = np.frexp(np.maximum(-low, high))
         needed = np.maximum(k - (self.bins.bit_length() - 2), _LOWEST).astype(np.int32)
         needed[np.maximum(-low, high) == 0] = _LOWEST
+        pieces = pieces_of(a, layout)
         if self.count:
             exponent = np.maximum(self.exponent_, needed)
             counts = _coarser(self.counts_, exponent - self.exponent_)
+            if counts is self.counts_ and len(pieces) > 1:
+                counts = counts.copy()  # Ctrl-C between two pieces leaves the old ones
         else:
             exponent, counts = needed, np.zeros((low.size, self.bins), np.int64)
         inv = np.ldexp(1.0, -exponent)
-        for piece, shape in pieces_of(a, layout):
+        for piece, shape in pieces:
             used = _threads.resolve(threads, piece.size, SERIAL_BELOW)
             histogram.count(counts, piece, inv, *shape, used)
         self.exponent_, self.counts_ = exponent, counts
@@ -193,7 +196,10 @@ def _quantile(counts: Array, keep: float) -> Array:
 
 
 def _coarser(counts: Array, steps: Array) -> Array:
-    """Histograms of bins 2^steps times as wide: neighbours added about the middle."""
+    """Histograms of bins 2^steps times as wide, neighbours added about the middle; ``counts``
+    itself where there is nothing to do."""
+    if not steps.any():
+        return counts
     result: Array = counts.copy()
     half = counts.shape[1] // 2
     for c in np.flatnonzero(steps):

@@ -18,7 +18,7 @@ import numpy as np
 
 from fastopt import _threads
 from fastopt._arrays import Array, as_array
-from fastopt._kernels import histogram
+from fastopt._kernels import quantize_range
 from fastopt._options import integer, number
 from fastopt.errors import ArrayError, ConcurrentUseError, DTypeError, FormatError, OptionError
 
@@ -378,18 +378,17 @@ def _extent(
     a: Array, outer: int, channels: int, inner: int, threads: int | None
 ) -> tuple[Array, Array]:
     """Exact minimum and maximum of each channel in float64, or ArrayError for NaN, infinity."""
-    whole = outer == 1 and channels == 1
-    lows, highs, finite = [], [], True
-    for piece, shape in pieces_of(a, (outer, channels, inner)):
+    lows, highs = [], []
+    for piece, (blocks, _, run) in pieces_of(a, (outer, channels, inner)):
+        low, high = np.empty((2, channels), a.dtype)
+        rows = inner == 1 and channels > 1
+        loops = (rows, blocks, channels, blocks) if rows else (False, channels * run, run, 0)
         used = _threads.resolve(threads, piece.size, SERIAL_BELOW)
-        tasks = max(1, min(64, piece.size // (SERIAL_BELOW // 2))) if whole else channels
-        low = np.full(tasks, np.inf, a.dtype)
-        high = np.full(tasks, -np.inf, a.dtype)
-        finite &= bool(histogram.extent(low, high, piece, *shape, used))
-        lows.append(low.min(keepdims=True) if whole else low)
-        highs.append(high.max(keepdims=True) if whole else high)
-    if not finite:
-        raise ArrayError("x: holds NaN or infinity; clean the data first")
+        quantize_range.min_max(low, high, piece, *loops, used)
+        lows.append(low)
+        highs.append(high)
     least: Array = np.minimum.reduce(lows).astype(np.float64) + 0.0  # one zero, not two
     most: Array = np.maximum.reduce(highs).astype(np.float64) + 0.0
+    if np.isnan(least).any():
+        raise ArrayError("x: holds NaN or infinity; clean the data first")
     return least, most
