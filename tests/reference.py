@@ -209,15 +209,26 @@ def in_order(values):
     return reduce(add, values, 0.0)
 
 
+def tree_of_squares(x, width):
+    lanes = np.zeros(width, x.dtype)
+    for row in np.append(x, np.zeros(-x.size % width, x.dtype)).reshape(-1, width):
+        lanes = lanes + row * row
+    lanes = lanes.astype("f8")
+    while lanes.size > 1:
+        lanes = lanes[: lanes.size // 2] + lanes[lanes.size // 2 :]
+    return float(lanes[0])
+
+
 def unit_sums(x):
-    """Sum of squares in double: units of 256, sixteen lanes each, added as a tree."""
-    x = np.concatenate([x.ravel().astype("f8"), np.zeros(-x.size % 256)]).reshape(-1, 16, 16)
-    lanes = np.zeros((len(x), 16))
-    for k in range(16):
-        lanes = lanes + x[:, k] * x[:, k]
-    while lanes.shape[1] > 1:
-        lanes = lanes[:, : lanes.shape[1] // 2] + lanes[:, lanes.shape[1] // 2 :]
-    return lanes[:, 0].tolist()
+    """Sums of squares of units of 256: floats in 32 lanes, tails and what leaves float's range in 16
+    of double; the lanes are added as a tree in double."""
+    sums = []
+    for unit in np.split(x.ravel(), range(256, x.size, 256)):
+        fits = x.dtype == np.float32 and unit.size % 32 == 0
+        total = tree_of_squares(unit, 32) if fits else 0.0
+        wide = not 1e-24 < total < 1e38
+        sums.append(tree_of_squares(unit.astype("f8"), 16) if wide else total)
+    return sums
 
 
 def lamb(p, g, m, v, t, lr, b1, b2, eps, decoupled=0.0, scale=1):

@@ -550,3 +550,13 @@ def test_averages_that_do_not_fit_change_nothing(bad: list[np.ndarray]) -> None:
     with pytest.raises(FormatError, match="average"):
         opt.load_state_dict(state)
     assert pickle.dumps(opt.state_dict()) == before
+
+
+@pytest.mark.parametrize("value", [1e25, 1e-25, 3e18])
+def test_norm_beyond_the_squares_of_its_dtype(value):
+    """A finite gradient has a finite norm, also where its squares leave float32's range."""
+    p = np.zeros(1000, "f4")
+    opt = optim.SGD(p, lr=1.0, max_grad_norm=1.0, on_nonfinite="raise")
+    opt.step(np.full(1000, value, "f4"))
+    np.testing.assert_allclose(opt.grad_norm, value * 1000**0.5, rtol=1e-6)
+    assert np.isfinite(p).all()

@@ -35,13 +35,6 @@ class Plan:
         max_norm: float,
         guard: bool,
         threads: int,
-    ) -> float: ...
-    def begin(
-        self,
-        grads: tuple[Any, ...],
-        scale: float,
-        max_norm: float,
-        guard: bool,
-        threads: int,
+        moves: bool = True,
     ) -> float: ...
     def step_into(self, i: int, out: _Array, threads: int) -> None: ...

@@ -373,18 +373,30 @@ cdef class Plan:
                     return refuse_overlap(-1, "another gradient, and zero_grads writes to it")
         return 0
 
-    def step(self, tuple grads not None, double scale, double max_norm, bint guard, int threads):
+    def step(self, tuple grads not None, double scale, double max_norm, bint guard, int threads,
+             bint moves=True):
         """One step for every array whose gradient is not None; gradients count ``scale`` times.
 
         Returns the norm of the scaled gradients, or -1.0 where nobody asked for it. Asked for are
         ``max_norm`` > 0, above which they are scaled down to it, and ``guard``: nothing is done
-        and the norm (NaN or infinite) returned where a gradient is not finite.
+        and the norm (NaN or infinite) returned where a gradient is not finite. ``moves`` False
+        leaves the arrays where they are, for ``step_into``.
         """
-        cdef double norm
+        cdef double norm = -1.0
         self.enter()
         try:
-            norm = self.begin_step(grads, scale, max_norm, guard, threads)
-            if guard and not isfinite(norm):
+            self.bind(grads)
+            if max_norm > 0 or guard or self.scaled:
+                self.make_room()
+            if max_norm > 0 or guard:
+                with nogil:
+                    norm = norm_of(&self.work, threads) * abs(scale)
+                if guard and not isfinite(norm):
+                    return norm
+                if max_norm > 0:  # as torch.nn.utils.clip_grad_norm_
+                    scale *= min(1.0, max_norm / (norm + 1e-6)) if norm == norm else norm
+            self.prepare_rows(scale)
+            if not moves:
                 return norm
             if self.size < HOLDS_GIL_BELOW:
                 step_all(&self.work, self.scaled, 1)
@@ -395,17 +407,9 @@ cdef class Plan:
         finally:
             self.busy = False
 
-    def begin(self, tuple grads not None, double scale, double max_norm, bint guard, int threads):
-        """What ``step`` does before the first array moves; ``step_into`` moves them."""
-        self.enter()
-        try:
-            return self.begin_step(grads, scale, max_norm, guard, threads)
-        finally:
-            self.busy = False
-
     def step_into(self, Py_ssize_t i, cnp.ndarray out not None, int threads):
         """The step of array ``i`` taken by ``out``, like it, instead: of what belongs to the
-        array only the state moves. Its gradient is the one bound by ``begin``, not None."""
+        array only the state moves. The gradient is that of the last ``step``, not None."""
         cdef Row* r = &self.work.rows[i]
         cdef Row kept = r[0]
         cdef bint zero_grads = self.work.zero_grads
@@ -424,24 +428,6 @@ cdef class Plan:
             raise ConcurrentUseError("this optimizer is taking a step in another thread")
         self.busy = True
         return 0
-
-    cdef double begin_step(
-        self, tuple grads, double scale, double max_norm, bint guard, int threads
-    ) except? -2.0:
-        """Gradients bound and checked, their norm where asked for, the step's scalars."""
-        cdef double norm = -1.0
-        self.bind(grads)
-        if max_norm > 0 or guard or self.scaled:
-            self.make_room()
-        if max_norm > 0 or guard:
-            with nogil:
-                norm = norm_of(&self.work, threads) * abs(scale)
-            if guard and not isfinite(norm):
-                return norm
-            if max_norm > 0:  # as torch.nn.utils.clip_grad_norm_
-                scale *= min(1.0, max_norm / (norm + 1e-6)) if norm == norm else norm
-        self.prepare_rows(scale)
-        return norm
 
     cdef int make_room(self) except -1:
         """Two sums for each unit, the first time that a norm is asked for."""

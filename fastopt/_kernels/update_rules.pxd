@@ -10,7 +10,7 @@ from libc.math cimport fabs, fabsf, sqrt, sqrtf
 from fastopt._kernels.update_types cimport *
 
 cdef extern from "update_sums.h" nogil:
-    double float_total "fo_floats_total" (const float* x, Py_ssize_t n)
+    double float_total "fo_floats_short" (const float* x, Py_ssize_t n)
     double double_total "fo_wides_total" (const double* x, Py_ssize_t n)
 
 ctypedef fused real:
@@ -51,11 +51,11 @@ cdef inline void sgd_plain(real* p, const real* g, Py_ssize_t n, const double* h
 
 
 cdef inline void sgd_momentum(
-    real* p, const real* g, real* buf, Py_ssize_t n, const double* h
+    real* p, const real* g, real* buf, Py_ssize_t n, const double* h, bint plain
 ) noexcept nogil:
     cdef real scale = <real> h[0], wd = <real> h[1], lr = <real> h[3]
     cdef real keep = <real> h[4], take = <real> h[5], ahead = <real> h[6]
-    cdef bint decays = h[1] != 0, nesterov = h[7] != 0
+    cdef bint decays = not plain and h[1] != 0, nesterov = not plain and h[7] != 0
     cdef real gi, b
     cdef Py_ssize_t i
     for i in range(n):
@@ -85,12 +85,12 @@ cdef inline void lion(
 
 
 cdef inline void adam(
-    real* p, const real* g, real* m, real* v, Py_ssize_t n, const double* h
+    real* p, const real* g, real* m, real* v, Py_ssize_t n, const double* h,
+    bint decays
 ) noexcept nogil:
     cdef real scale = <real> h[0], wd = <real> h[1], left = <real> h[2], w1 = <real> h[3]
     cdef real b2 = <real> h[4], w2 = <real> h[5], rc2 = <real> h[6], eps = <real> h[7]
     cdef real step = <real> h[8]
-    cdef bint decays = h[1] != 0
     cdef real gi, mi, vi
     cdef Py_ssize_t i
     for i in range(n):
@@ -339,11 +339,17 @@ cdef inline void apply(
     if rule == SGD_PLAIN:
         sgd_plain(p, g, n, h)
     elif rule == SGD_MOMENTUM:
-        sgd_momentum(p, g, a, n, h)
+        if h[1] == 0 and h[7] == 0:
+            sgd_momentum(p, g, a, n, h, True)
+        else:
+            sgd_momentum(p, g, a, n, h, False)
     elif rule == LION:
         lion(p, g, a, n, h)
     elif rule == ADAM or (rule == RADAM and h[9] != 0):
-        adam(p, g, a, b, n, h)
+        if h[1] == 0:
+            adam(p, g, a, b, n, h, False)
+        else:
+            adam(p, g, a, b, n, h, True)
     elif rule == RADAM:
         radam_unrectified(p, g, a, b, n, h)
     elif rule == ADAM_AMSGRAD:

@@ -139,7 +139,7 @@ class Muon(Optimizer):
             raise ConcurrentUseError("this optimizer is taking a step in another thread") from None
         flat = as_arrays(flat, self._zero_grads) or flat
         try:
-            norm = self._plan.begin(flat, scale, self._max_norm, self._guard, threads)
+            norm = self._plan.step(flat, scale, self._max_norm, self._guard, threads, False)
             if self._guard and not math.isfinite(norm):
                 return norm
             for i, g in enumerate(flat):
