@@ -11,6 +11,7 @@ from libc.stdint cimport int16_t, int32_t, uint8_t
 cdef extern from "dot_int8.h" nogil:
     const int FO_MR, FO_NR, FO_LANES, FO_SLICE
     const int FO_WIDE_A8  # this level multiplies 8-bit A as int16, unless B is narrow
+    const int FO_S8, FO_S4, FO_B4
     ctypedef void (*Tile "fo_tile_fn")(
         int mr, int nv, Py_ssize_t steps, const uint8_t* a, const uint8_t* b, int32_t* c,
         int first, const uint8_t* next) noexcept nogil
@@ -18,15 +19,28 @@ cdef extern from "dot_int8.h" nogil:
                  const uint8_t*) noexcept
     void fo_u8s4(int, int, Py_ssize_t, const uint8_t*, const uint8_t*, int32_t*, int,
                  const uint8_t*) noexcept
+    void fo_u8b4(int, int, Py_ssize_t, const uint8_t*, const uint8_t*, int32_t*, int,
+                 const uint8_t*) noexcept
     void fo_s16(int, int, Py_ssize_t, const uint8_t*, const uint8_t*, int32_t*, int,
                 const uint8_t*) noexcept
     void fo_s16s8(int, int, Py_ssize_t, const uint8_t*, const uint8_t*, int32_t*, int,
                   const uint8_t*) noexcept
     const int FO_END_IN_TILE
-    void fo_group_tile(int mr, int bits, Py_ssize_t steps, const uint8_t* a, const uint8_t* b,
-                       const uint8_t* next, const uint8_t* head, const int32_t* rows,
+    void fo_group_tile(int mr, int kind, Py_ssize_t steps, const uint8_t* a, const uint8_t* b,
+                       int32_t* c, const uint8_t* next, const uint8_t* head, const int32_t* rows,
                        Py_ssize_t stride, float* acc)
     void fo_widen(Py_ssize_t steps, int nv, const uint8_t* b, uint8_t* out)
+
+cdef extern from "row_int8.h" nogil:
+    const int FO_ABREAST
+    ctypedef void (*Row "fo_row_fn")(Py_ssize_t steps, const uint8_t* a, const uint8_t* b,
+                                     Py_ssize_t stride, int32_t* c) noexcept nogil
+    void fo_row_u8s8(Py_ssize_t, const uint8_t*, const uint8_t*, Py_ssize_t, int32_t*) noexcept
+    void fo_row_u8s4(Py_ssize_t, const uint8_t*, const uint8_t*, Py_ssize_t, int32_t*) noexcept
+    void fo_row_s16s8(Py_ssize_t, const uint8_t*, const uint8_t*, Py_ssize_t, int32_t*) noexcept
+    void fo_group_row_panels(int kind, Py_ssize_t steps, const uint8_t* a, const uint8_t* b,
+                             Py_ssize_t stride, int32_t* c, const uint8_t* head,
+                             const int32_t* rows, float* acc)
 
 cdef extern from "pack_int8.h" nogil:
     void fo_pack_row(int mr, int r, Py_ssize_t k, Py_ssize_t kp, int wide, uint8_t flip,
@@ -78,7 +92,8 @@ cdef enum:
 
 ctypedef struct Job:
     Py_ssize_t m, n, k, kp  # kp: k rounded up to 8
-    Py_ssize_t row_panels, col_panels, panels_a_chunk, panels_a_task, col_tasks
+    Py_ssize_t row_panels, col_panels, panels_a_chunk, col_tasks
+    Py_ssize_t abreast  # column panels that a single row meets at once, or 1
     Py_ssize_t group  # k of a group, a multiple of 8; kp (or 8 if there is no k) where there is one
     Py_ssize_t groups
     Py_ssize_t head  # bytes of a group's head, a column

@@ -54,9 +54,18 @@ typedef __m256i fo_vec;
 #define fo_store(p, v) _mm256_storeu_si256((__m256i *)(p), v)
 #define fo_zero() _mm256_setzero_si256()
 #define fo_set32(x) _mm256_set1_epi32(x)
-#define fo_dot16(c, a, b) _mm256_add_epi32(c, _mm256_madd_epi16(a, b))
-#define fo_dot8(c, a, b) \
-    _mm256_add_epi32(c, _mm256_madd_epi16(_mm256_maddubs_epi16(a, b), _mm256_set1_epi16(1)))
+/* Into the register of the sum: gcc 12 would write another one and move it, 7-12 % of the time. */
+static inline fo_vec fo_add32(fo_vec c, fo_vec x) {
+    __asm__ volatile("vpaddd %1, %0, %0" : "+x"(c) : "x"(x));
+    return c;
+}
+static inline fo_vec fo_add16(fo_vec c, fo_vec x) {
+    __asm__ volatile("vpaddw %1, %0, %0" : "+x"(c) : "x"(x));
+    return c;
+}
+#define fo_dot16(c, a, b) fo_add32(c, _mm256_madd_epi16(a, b))
+#define fo_pairs(a, b) _mm256_maddubs_epi16(a, b)
+#define fo_dot8(c, a, b) fo_dot16(c, fo_pairs(a, b), _mm256_set1_epi16(1))
 #define fo_even16(x) _mm256_srai_epi16(_mm256_slli_epi16(x, 8), 8)
 #define fo_odd16(x) _mm256_srai_epi16(x, 8)
 typedef __m256 fo_fvec;
@@ -77,17 +86,13 @@ typedef __m128i fo_vec;
 #define fo_store(p, v) _mm_storeu_si128((__m128i *)(p), v)
 #define fo_zero() _mm_setzero_si128()
 #define fo_set32(x) _mm_set1_epi32(x)
-#define fo_dot16(c, a, b) _mm_add_epi32(c, _mm_madd_epi16(a, b))
-#define fo_dot8(c, a, b) \
-    _mm_add_epi32(c, _mm_madd_epi16(_mm_maddubs_epi16(a, b), _mm_set1_epi16(1)))
+#define fo_add32(c, x) _mm_add_epi32(c, x)
+#define fo_add16(c, x) _mm_add_epi16(c, x)
+#define fo_dot16(c, a, b) fo_add32(c, _mm_madd_epi16(a, b))
+#define fo_pairs(a, b) _mm_maddubs_epi16(a, b)
+#define fo_dot8(c, a, b) fo_dot16(c, fo_pairs(a, b), _mm_set1_epi16(1))
 #define fo_even16(x) _mm_srai_epi16(_mm_slli_epi16(x, 8), 8)
 #define fo_odd16(x) _mm_srai_epi16(x, 8)
-typedef __m128 fo_fvec;
-#define fo_float(x) _mm_cvtepi32_ps(x)
-#define fo_fload(p) _mm_loadu_ps(p)
-#define fo_fstore(p, v) _mm_storeu_ps(p, v)
-#define fo_fmul(a, b) _mm_mul_ps(a, b)
-#define fo_fadd(a, b) _mm_add_ps(a, b)
 #define fo_low4(x) _mm_sub_epi8(_mm_and_si128(x, _mm_set1_epi8(15)), _mm_set1_epi8(8))
 #define fo_high4(x) fo_low4(_mm_srli_epi16(x, 4))
 #else /* the plain machine: the same operations on four lanes, which is also the oracle */
@@ -144,15 +149,14 @@ static inline fo_vec fo_nibble(fo_vec x, int shift) {
 #else
 #define FO_PIN(x) (void)0
 #endif
-/* 1 where the level multiplies uint8 A as int16, because 8 bits would saturate. FO_ENDS: there are
- * registers enough to end a group inside the tile. */
+/* 1 where the level multiplies uint8 A as int16, because 8 bits would saturate. */
 #if defined(__AVX512VNNI__)
 #define FO_WIDE_A8 0
-#define FO_ENDS 1
 #else
 #define FO_WIDE_A8 1
 #endif
-#ifdef FO_ENDS
+/* FO_END_IN_TILE: groups end inside the tile (not where size comes before speed). */
+#if defined(__AVX2__)
 enum { FO_END_IN_TILE = 1 };
 #else
 enum { FO_END_IN_TILE = 0 };
@@ -161,7 +165,8 @@ enum { FO_END_IN_TILE = 0 };
 #define FO_VB (4 * FO_LANES) /* bytes of a vector */
 #define FO_INLINE static inline __attribute__((always_inline))
 
-enum { FO_S8 = 0, FO_S4 = 1, FO_S16 = 2 }; /* how B lies in memory */
+/* How B lies in memory: bytes; two codes of 4 bits a byte; int16; bytes that hold codes of 4 bits. */
+enum { FO_S8 = 0, FO_S4 = 1, FO_S16 = 2, FO_B4 = 3 };
 
 FO_INLINE int32_t fo_quad(const void *p) { int32_t x; memcpy(&x, p, 4); return x; }
 
@@ -203,16 +208,108 @@ typedef struct {
     float *acc; /* [mr][FO_NR], started from zero */
 } fo_end;
 
+#if defined(__AVX2__)
+FO_INLINE void fo_end_row(const fo_end *end, const int r, const int nv, const fo_vec *sums) {
+    const fo_vec z = fo_set32(end->rows[r * end->stride]);
+    const int32_t *pairs = (const int32_t *)(end->scale + FO_NR);
+#pragma GCC unroll 4
+    for (int v = 0; v < nv; v++) {
+        float *at = end->acc + r * FO_NR + v * FO_LANES;
+        const fo_vec sum = fo_dot16(sums[v], z, fo_load(pairs + v * FO_LANES));
+        const fo_fvec y = fo_fmul(fo_float(sum), fo_fload(end->scale + v * FO_LANES));
+        fo_fstore(at, fo_fadd(fo_fload(at), y));
+    }
+}
+#else
+#define fo_end_row(end, r, nv, sums) (void)(end)
+#endif
+
+/* What to bring in while a step of the tile multiplies. A few rows wait for B: all of what they
+ * will read FO_AHEAD bytes on (which brings 12 GB/s to 19 from memory, 24 to 31 from the last
+ * cache). More rows share a slice of B and share out the next slice, a cache line a step, into L2:
+ * all of it in one row panel's time is more than the line fill buffers take. */
+#define FO_FEW (FO_MR / 2 - 1) /* so few are all the rows that there are */
+#define FO_AHEAD 2048
+FO_INLINE void fo_fetch(const int mr, const int nv, const int kind, const uint8_t *b,
+                        const uint8_t *next) {
+    if (mr > FO_FEW || kind == FO_S16) {
+        __builtin_prefetch(next, 0, 2);
+        return;
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < nv * FO_VB; i += 64) __builtin_prefetch(b + FO_AHEAD + i, 0, 3);
+}
+
+#if defined(fo_pairs)
+/* Codes of four bits without 8-bit dot products: eight sums of pairs, at most 8 * 2 * 255 * 8 =
+ * 32640, stay in 16 bits, so that only every eighth quad is widened, into c. */
+FO_INLINE void fo_tile4(const int mr, const int nv, const int kind, ptrdiff_t steps,
+                        const uint8_t *__restrict a, const uint8_t *__restrict b,
+                        int32_t *__restrict c, int first, const uint8_t *next,
+                        const int ended, const fo_end *end) {
+    fo_vec acc[FO_MR][FO_NV], x[FO_NV], y[FO_NV];
+    const int quads = kind == FO_S4 ? 2 : 1;
+#pragma GCC unroll 8
+    for (int r = 0; r < mr; r++)
+#pragma GCC unroll 4
+        for (int v = 0; v < nv; v++) {
+            acc[r][v] = fo_zero();
+            if (first) fo_store(c + r * FO_NR + v * FO_LANES, acc[r][v]);
+        }
+    while (steps > 0) {
+        const ptrdiff_t stop = steps > 8 ? steps - 8 : 0;
+#pragma GCC unroll 8
+        for (int r = 0; r < mr; r++)
+#pragma GCC unroll 4
+            for (int v = 0; v < nv; v++) acc[r][v] = fo_zero();
+        for (; steps > stop; steps -= quads) {
+            fo_fetch(mr, nv, kind, b, next);
+            next += 64;
+#pragma GCC unroll 4
+            for (int v = 0; v < nv; v++) y[v] = fo_load(b + v * FO_VB);
+#pragma GCC unroll 2
+            for (int h = 0; h < quads; h++) {
+#pragma GCC unroll 4
+                for (int v = 0; v < nv; v++)
+                    x[v] = kind == FO_B4 ? y[v] : h == 0 ? fo_low4(y[v]) : fo_high4(y[v]);
+#pragma GCC unroll 8
+                for (int r = 0; r < mr; r++) {
+                    const fo_vec z = fo_set32(fo_quad(a + 4 * r));
+#pragma GCC unroll 4
+                    for (int v = 0; v < nv; v++) acc[r][v] = fo_add16(acc[r][v], fo_pairs(z, x[v]));
+                }
+                a += 4 * mr;
+            }
+            b += nv * FO_VB;
+        }
+#pragma GCC unroll 8
+        for (int r = 0; r < mr; r++)
+#pragma GCC unroll 4
+            for (int v = 0; v < nv; v++) {
+                int32_t *at = c + r * FO_NR + v * FO_LANES;
+                acc[r][v] = fo_dot16(fo_load(at), acc[r][v], fo_set32(0x10001));
+                if (!ended || steps > 0) fo_store(at, acc[r][v]);
+            }
+    }
+    if (ended)
+#pragma GCC unroll 8
+        for (int r = 0; r < mr; r++) fo_end_row(end, r, nv, acc[r]);
+}
+#endif
 
 /* The tile. wide: A is int16. kind: how B lies. steps: quads of k (even for FO_S4).
- * c: int32 [mr][FO_NR], started from zero if first. next: what to bring into L2 meanwhile, a cache
- * line a step: the row panels that share a slice of B share out the next slice, which doubles the
- * speed of 32 x 4096 x 4096 (benchmarks/bench_matmul.py); all of it in one panel's time is more
- * than the line fill buffers take. */
+ * c: int32 [mr][FO_NR], started from zero if first. next: what to bring into L2 meanwhile.
+ * ended: the sums are a group's; they go to end, c is scratch. */
 FO_INLINE void fo_tile(const int mr, const int nv, const int wide, const int kind,
                        ptrdiff_t steps, const uint8_t *__restrict a, const uint8_t *__restrict b,
                        int32_t *__restrict c, int first, const uint8_t *next,
                        const int ended, const fo_end *end) {
+#if defined(fo_pairs)
+    if (kind == FO_S4 || kind == FO_B4) {
+        fo_tile4(mr, nv, kind, steps, a, b, c, first, next, ended, end);
+        return;
+    }
+#endif
     fo_vec acc[FO_MR][FO_NV], x[FO_NV], y[FO_NV];
     const int row = wide ? 8 : 4;
 #pragma GCC unroll 8
@@ -222,7 +319,7 @@ FO_INLINE void fo_tile(const int mr, const int nv, const int wide, const int kin
             acc[r][v] = first ? fo_zero() : fo_load(c + r * FO_NR + v * FO_LANES);
     if (kind == FO_S4) steps /= 2;
     for (ptrdiff_t s = 0; s < steps; s++) {
-        __builtin_prefetch(next + s * 64, 0, 2);
+        fo_fetch(mr, nv, kind, b, next + s * 64);
         if (kind == FO_S16) {
 #pragma GCC unroll 2
             for (int h = 0; h < 2; h++) {
@@ -240,7 +337,7 @@ FO_INLINE void fo_tile(const int mr, const int nv, const int wide, const int kin
         for (int h = 0; h < (kind == FO_S4 ? 2 : 1); h++) {
 #pragma GCC unroll 4
             for (int v = 0; v < nv; v++)
-                x[v] = kind == FO_S8 ? y[v] : h == 0 ? fo_low4(y[v]) : fo_high4(y[v]);
+                x[v] = kind != FO_S4 ? y[v] : h == 0 ? fo_low4(y[v]) : fo_high4(y[v]);
             if (!wide) {
                 fo_step8(mr, nv, acc, a, x);
             } else {
@@ -255,58 +352,39 @@ FO_INLINE void fo_tile(const int mr, const int nv, const int wide, const int kin
             a += mr * row;
         }
     }
-#ifdef FO_ENDS
-    if (ended) {
-        const float *scale = end->scale;
-        const int32_t *pairs = (const int32_t *)(scale + FO_NR);
-        float *to = end->acc;
 #pragma GCC unroll 8
-        for (int r = 0; r < mr; r++) {
-            const fo_vec z = fo_set32(end->rows[r * end->stride]);
-#pragma GCC unroll 4
-            for (int v = 0; v < FO_NV; v++)
-                acc[r][v] = fo_dot16(acc[r][v], z, fo_load(pairs + v * FO_LANES));
+    for (int r = 0; r < mr; r++) {
+        if (ended) {
+            fo_end_row(end, r, nv, acc[r]);
+            continue;
         }
-#pragma GCC unroll 8
-        for (int r = 0; r < mr; r++)
-#pragma GCC unroll 4
-            for (int v = 0; v < FO_NV; v++) {
-                float *at = to + r * FO_NR + v * FO_LANES;
-                const fo_fvec y = fo_fmul(fo_float(acc[r][v]), fo_fload(scale + v * FO_LANES));
-                fo_fstore(at, fo_fadd(fo_fload(at), y));
-            }
-        return;
-    }
-#endif
-#pragma GCC unroll 8
-    for (int r = 0; r < mr; r++)
 #pragma GCC unroll 4
         for (int v = 0; v < nv; v++) fo_store(c + r * FO_NR + v * FO_LANES, acc[r][v]);
+    }
 }
 
 /* The run-time shapes. Tiles that are not full in n occur once a matrix, those that are not full
  * in m on its last rows; each is its own straight-line code so that sums stay in registers. */
-#define FO_ROWS(mr_, nv, wide, kind) \
-    case mr_: fo_tile(mr_, nv, wide, kind, steps, a, b, c, first, next, 0, NULL); break;
+#define FO_ROWS(mr_, ...) case mr_: fo_tile(mr_, __VA_ARGS__); break;
 #if FO_MR == 8
-#define FO_ALL_ROWS(nv, wide, kind) \
-    FO_ROWS(1, nv, wide, kind) FO_ROWS(2, nv, wide, kind) FO_ROWS(3, nv, wide, kind) \
-    FO_ROWS(4, nv, wide, kind) FO_ROWS(5, nv, wide, kind) FO_ROWS(6, nv, wide, kind) \
-    FO_ROWS(7, nv, wide, kind) FO_ROWS(8, nv, wide, kind)
+#define FO_ALL_ROWS(...) \
+    FO_ROWS(1, __VA_ARGS__) FO_ROWS(2, __VA_ARGS__) FO_ROWS(3, __VA_ARGS__) \
+    FO_ROWS(4, __VA_ARGS__) FO_ROWS(5, __VA_ARGS__) FO_ROWS(6, __VA_ARGS__) \
+    FO_ROWS(7, __VA_ARGS__) FO_ROWS(8, __VA_ARGS__)
 #elif FO_MR == 6
-#define FO_ALL_ROWS(nv, wide, kind) \
-    FO_ROWS(1, nv, wide, kind) FO_ROWS(2, nv, wide, kind) FO_ROWS(3, nv, wide, kind) \
-    FO_ROWS(4, nv, wide, kind) FO_ROWS(5, nv, wide, kind) FO_ROWS(6, nv, wide, kind)
+#define FO_ALL_ROWS(...) \
+    FO_ROWS(1, __VA_ARGS__) FO_ROWS(2, __VA_ARGS__) FO_ROWS(3, __VA_ARGS__) \
+    FO_ROWS(4, __VA_ARGS__) FO_ROWS(5, __VA_ARGS__) FO_ROWS(6, __VA_ARGS__)
 #else
-#define FO_ALL_ROWS(nv, wide, kind) \
-    FO_ROWS(1, nv, wide, kind) FO_ROWS(2, nv, wide, kind) FO_ROWS(3, nv, wide, kind) \
-    FO_ROWS(4, nv, wide, kind)
+#define FO_ALL_ROWS(...) \
+    FO_ROWS(1, __VA_ARGS__) FO_ROWS(2, __VA_ARGS__) FO_ROWS(3, __VA_ARGS__) \
+    FO_ROWS(4, __VA_ARGS__)
 #endif
 #define FO_SHAPES(name, nv, wide, kind) \
     static __attribute__((noinline)) void name##_##nv( \
         int mr, ptrdiff_t steps, const uint8_t *a, const uint8_t *b, int32_t *c, int first, \
         const uint8_t *next) { \
-        switch (mr) { FO_ALL_ROWS(nv, wide, kind) } \
+        switch (mr) { FO_ALL_ROWS(nv, wide, kind, steps, a, b, c, first, next, 0, NULL) } \
     }
 #if FO_NV == 3
 #define FO_ENTRY(name, wide, kind) \
@@ -332,35 +410,38 @@ FO_ENTRY(fo_u8s8, 0, FO_S8)
 FO_ENTRY(fo_s16, 1, FO_S16)
 FO_ENTRY(fo_s16s8, 1, FO_S8)
 FO_ENTRY(fo_u8s4, 0, FO_S4)
+#if defined(fo_pairs)
+FO_ENTRY(fo_u8b4, 0, FO_B4)
+#else
+#define fo_u8b4 fo_u8s8
+#endif
 
-#if defined(FO_ENDS)
-#define FO_END_ROWS(mr_) \
-    case mr_: fo_tile(mr_, FO_NV, 0, kind, steps, a, b, NULL, 1, next, 1, end); break;
-#define FO_END_ENTRY(name, kind_) \
+#if defined(__AVX2__)
+#define FO_END_ENTRY(name, kind) \
     static __attribute__((noinline)) void name(int mr, ptrdiff_t steps, const uint8_t *a, \
-                                               const uint8_t *b, const uint8_t *next, \
-                                               const fo_end *end) { \
-        const int kind = kind_; \
-        switch (mr) { \
-            FO_END_ROWS(1) FO_END_ROWS(2) FO_END_ROWS(3) FO_END_ROWS(4) \
-            FO_END_ROWS(5) FO_END_ROWS(6) FO_END_ROWS(7) FO_END_ROWS(8) \
-        } \
+                                               const uint8_t *b, int32_t *c, \
+                                               const uint8_t *next, const fo_end *end) { \
+        switch (mr) { FO_ALL_ROWS(FO_NV, 0, kind, steps, a, b, c, 1, next, 1, end) } \
     }
 FO_END_ENTRY(fo_u8s8_end, FO_S8)
 FO_END_ENTRY(fo_u8s4_end, FO_S4)
-#endif
-static inline void fo_group_tile(int mr, int bits, ptrdiff_t steps, const uint8_t *a,
-                                 const uint8_t *b, const uint8_t *next, const uint8_t *head,
-                                 const int32_t *rows, ptrdiff_t stride, float *acc) {
-#if defined(FO_ENDS)
-    const fo_end end = {(const float *)head, rows, stride, acc};
-    if (bits == 4) fo_u8s4_end(mr, steps, a, b, next, &end);
-    else fo_u8s8_end(mr, steps, a, b, next, &end);
+#if defined(fo_pairs)
+FO_END_ENTRY(fo_u8b4_end, FO_B4)
 #else
-    (void)mr, (void)bits, (void)steps, (void)a, (void)b, (void)next, (void)head;
-    (void)rows, (void)stride, (void)acc;
+#define fo_u8b4_end fo_u8s8_end
 #endif
+static inline void fo_group_tile(int mr, int kind, ptrdiff_t steps, const uint8_t *a,
+                                 const uint8_t *b, int32_t *c, const uint8_t *next,
+                                 const uint8_t *head, const int32_t *rows, ptrdiff_t stride,
+                                 float *acc) {
+    const fo_end end = {(const float *)head, rows, stride, acc};
+    if (kind == FO_S4) fo_u8s4_end(mr, steps, a, b, c, next, &end);
+    else if (kind == FO_B4) fo_u8b4_end(mr, steps, a, b, c, next, &end);
+    else fo_u8s8_end(mr, steps, a, b, c, next, &end);
 }
+#else
+#define fo_group_tile(...) (void)0
+#endif
 
 /* int8 quads to the int16 layout of the s16 path. */
 static inline void fo_widen(ptrdiff_t steps, int nv, const uint8_t *__restrict b,

@@ -22,6 +22,7 @@ from libc.string cimport memset
 from fastopt._kernels cimport _numpy as cnp
 from fastopt._kernels._args cimport data_of
 from fastopt._kernels._matmul cimport *
+from fastopt._kernels._matmul_task cimport pack_panel, run_task
 from fastopt._kernels._openmp cimport thread_index
 
 cnp.import_array()
@@ -29,170 +30,9 @@ cnp.import_array()
 cdef double BATCH = 2e9  # multiply-adds between two looks at Ctrl-C
 
 
-cdef int pack_panel(const Job* j, Py_ssize_t panel, uint8_t* codes) noexcept nogil:
-    """One row panel of A and its row sums; 1 if a row of floats is not finite."""
-    cdef Py_ssize_t row0 = first_row(j, panel), row
-    cdef int r, mr = <int> (first_row(j, panel + 1) - row0)
-    cdef uint8_t* out = j.packed_a + row0 * j.kp * (2 if j.wide else 1)
-    for r in range(mr):
-        row = row0 + r
-        if j.x == NULL:
-            fo_pack_row(mr, r, j.k, j.kp, j.wide, j.flip_a, j.a + row * j.k, out)
-            j.ra[row] = fo_row_sum(j.k, j.flip_a, j.a + row * j.k) - <int32_t> j.k * j.za[row]
-            continue
-        if not fo_quantize_row(j.k, j.x + row * j.k, j.bits_a == 16, codes, &j.sa[row], &j.za[row]):
-            return 1
-        if j.bits_a == 16:
-            fo_pack_row16(mr, r, j.k, j.kp, <int16_t*> codes, out)
-            fo_sums_s16(j.k, j.group, <int16_t*> codes, j.ra + row * j.groups)
-        else:
-            fo_pack_row(mr, r, j.k, j.kp, j.wide, 0, codes, out)
-            fo_sums_u8(j.k, j.group, codes, j.za[row], j.ra + row * j.groups)
-            if j.joint:
-                fo_join(j.groups, j.za[row], j.ra + row * j.groups)
-    return 0
-
-
-cdef void finish(const Job* j, Py_ssize_t row0, int mr, Py_ssize_t n0, Py_ssize_t cols, int32_t* c,
-                 float* acc, const int32_t* colsum) noexcept nogil:
-    """The rows of a tile to their place in the result."""
-    cdef Py_ssize_t row, at
-    cdef int r
-    for r in range(mr):
-        row = row0 + r
-        at = row * j.n + n0
-        if j.mode == TO_I32:
-            fo_finish_i32(cols, c + r * FO_NR, j.za[row], j.ra[row], colsum, j.zb + n0,
-                          <int32_t*> j.out + at)
-        elif j.mode == TO_Q8:
-            fo_finish_q8(cols, c + r * FO_NR, j.za[row], j.ra[row], colsum, j.zb + n0,
-                         j.scale + row * j.scale_stride + n0, j.zy, j.low, j.high, j.out + at)
-        else:
-            fo_finish_f32(cols, acc + r * FO_NR, j.sa[row], j.bias + n0, j.activation,
-                          <float*> j.out + at)
-
-
-cdef Tile tile_of(const Job* j, bint few, bint* ready) noexcept nogil:
-    """The inner loop, and whether it reads B as it is packed. few: there is one row panel, so that
-    converting inside the tile is cheaper than before it."""
-    ready[0] = j.layout == PACKED and (j.bits == 8 if few or not j.wide else False)
-    if few and j.bits == 4 and not j.wide:
-        ready[0] = True
-        return fo_u8s4
-    if not j.wide:
-        return fo_u8s8
-    return fo_s16s8 if ready[0] else fo_s16
-
-
-cdef void slice_of_b(const Job* j, Py_ssize_t panel, Py_ssize_t s0, Py_ssize_t s1, uint8_t* codes,
-                     uint8_t* widened, int32_t* sums) noexcept nogil:
-    """Quads s0..s1 of a column panel as bytes and, for a wide A, as int16."""
-    cdef Py_ssize_t n0 = panel * FO_NR, cols = columns(j, panel), t = s0, t1, group = j.group // 4
-    cdef int nv = vectors(cols), width = nv * FO_LANES
-    cdef const uint8_t* b
-    if j.layout == ROWS_K:
-        fo_pack_kn(s0, s1, <int> cols, width, j.k, j.n, j.flip_b, j.b + n0, codes)
-    elif j.layout == ROWS_N:
-        fo_pack_nk(s0, s1, <int> cols, width, j.k, j.k, j.flip_b, j.b + n0 * j.k, codes)
-    if j.layout != PACKED:
-        fo_column_sums(s1 - s0, nv, codes, sums, s0 == 0)
-        if j.wide:
-            fo_widen(s1 - s0, nv, codes, widened)
-        return
-    while t < s1:
-        t1 = min((t // group + 1) * group, s1)
-        b = codes_at(j, panel, width, t)
-        if j.bits == 4:
-            fo_unpack_nibbles(t1 - t, nv, b, codes + (t - s0) * 4 * width)
-            b = codes + (t - s0) * 4 * width
-        if j.wide:
-            fo_widen(t1 - t, nv, b, widened + (t - s0) * 8 * width)
-        t = t1
-
-
-cdef void run_task(const Job* j, Py_ssize_t task, int thread) noexcept nogil:
-    """A chunk of row panels times a few column panels."""
-    cdef Py_ssize_t p0 = task // j.col_tasks * j.panels_a_chunk
-    cdef Py_ssize_t p1 = min(p0 + j.panels_a_chunk, j.row_panels)
-    cdef Py_ssize_t q0 = task % j.col_tasks * j.panels_a_task
-    cdef Py_ssize_t q1 = min(q0 + j.panels_a_task, j.col_panels)
-    cdef Py_ssize_t top = first_row(j, p0)
-    cdef Py_ssize_t n0, s0, s1, t, t1, g, cols, p, q, row0, at, at_c, share
-    cdef Py_ssize_t quads = j.kp // 4, group = j.group // 4
-    cdef int nv, width, mr, size = 2 if j.wide else 1
-    cdef bint ready
-    cdef Tile tile = tile_of(j, p1 - p0 == 1, &ready)
-    cdef const uint8_t *b
-    cdef const uint8_t *a
-    cdef const uint8_t *ahead
-    cdef uint8_t* codes = j.scratch + thread * j.scratch_bytes
-    cdef uint8_t* widened = codes + FO_SLICE
-    cdef uint8_t* converted = widened if j.wide else codes
-    cdef int32_t* sums = <int32_t*> (widened + FO_SLICE)
-    cdef int32_t* c = sums + FO_NR
-    cdef float* acc = <float*> (c + j.scratch_rows * FO_NR)
-    cdef const int32_t* colsum
-    for q in range(q0, q1):
-        n0 = q * FO_NR
-        cols = columns(j, q)
-        nv = vectors(cols)
-        width = nv * FO_LANES
-        colsum = j.colsum + n0 if j.layout == PACKED else sums
-        s0 = 0
-        while True:  # once with no steps when k = 0
-            s1 = min(s0 + j.quads_a_slice, quads)
-            if group > j.quads_a_slice:
-                s1 = min(s1, (s0 // group + 1) * group)
-            if not ready:
-                slice_of_b(j, q, s0, s1, codes, widened, sums)
-            # The next slice comes into L2 meanwhile, each row panel sees to a part of it.
-            ahead, share = codes, 0
-            if j.layout == PACKED:
-                ahead = codes_at(j, q, width, s1)
-                share = (s1 - s0) * width * j.bits // 128 // (p1 - p0) * 64
-            for p in range(p0, p1):
-                row0 = first_row(j, p)
-                mr = <int> (first_row(j, p + 1) - row0)
-                a = j.packed_a + row0 * j.kp * size
-                at = (row0 - top) * FO_NR if quads > j.quads_a_slice else 0
-                at_c = at if group > j.quads_a_slice else 0
-                if s1 >= quads:
-                    fo_expect(mr, j.out + (row0 * j.n + n0) * j.out_size, j.n * j.out_size,
-                              cols * j.out_size)
-                t = s0
-                while True:  # the groups that meet this slice
-                    g = t // group
-                    t1 = min((g + 1) * group, s1)
-                    b = codes_at(j, q, width, t) if ready else (
-                        converted + (t - s0) * 4 * width * size)
-                    if t == 0 and j.mode == TO_F32:
-                        memset(acc + at, 0, mr * FO_NR * 4)
-                    if FO_END_IN_TILE and j.joint and nv * FO_LANES == FO_NR and (
-                            group <= j.quads_a_slice):
-                        fo_group_tile(mr, j.bits if ready else 8, t1 - t, a + t * 4 * mr, b,
-                                      ahead + (p - p0) * share + (t - s0) * 64,
-                                      head_of(j, q, width, g), j.ra + row0 * j.groups + g,
-                                      j.groups, acc + at)
-                    else:
-                        tile(mr, nv, t1 - t, a + t * 4 * mr * size, b, c + at_c, t == g * group,
-                             ahead + (p - p0) * share + (t - s0) * 64)
-                        if j.mode == TO_F32 and (t1 == (g + 1) * group or t1 == quads):
-                            fo_group(mr, width, c + at_c, head_of(j, q, width, g), j.head == 8,
-                                     j.joint, j.za + row0, j.ra + row0 * j.groups + g, j.groups,
-                                     acc + at)
-                    t = t1
-                    if t >= s1:
-                        break
-                if s1 >= quads:
-                    finish(j, row0, mr, n0, cols, c + at_c, acc + at, colsum)
-            s0 = s1
-            if s0 >= quads:
-                break
-
-
-cdef void slice_k(Job* j) noexcept nogil:
-    """Slices of K that fit in L1 as the inner loop reads them: whole groups, or equal parts of one."""
-    cdef Py_ssize_t most = FO_SLICE // (FO_NR * (2 if j.wide else 1)) // 8 * 8, parts
+cdef void slice_k(Job* j, Py_ssize_t most) noexcept nogil:
+    """Slices of K of at most ``most``: whole groups, or equal parts of one."""
+    cdef Py_ssize_t parts
     if j.group <= most:
         parts = (j.groups + most // j.group - 1) // (most // j.group)
         j.quads_a_slice = (j.groups + parts - 1) // parts * j.group // 4
@@ -204,27 +44,35 @@ cdef void slice_k(Job* j) noexcept nogil:
 cdef int run(Job* j, int threads) except -1:
     """Cut the job into tasks, pack A, run the tasks; looks at Ctrl-C between batches. Returns 1,
     with nothing written, if a row of floats is not finite."""
-    cdef Py_ssize_t i, start, stop, tasks, batch, chunks
+    cdef Py_ssize_t i, start, stop, tasks, batch, chunks, units, units_a_task
     cdef Py_ssize_t depth = max(<Py_ssize_t> 8, j.kp), size = 2 if j.wide else 1
     cdef Py_ssize_t a_bytes = (j.m * j.kp * size + 63) // 64 * 64
     cdef double task_work
     cdef int bad = 0
     cdef uint8_t* memory
-    slice_k(j)
     j.row_panels = (j.m + FO_MR - 1) // FO_MR
+    # A single row takes B from memory, several panels at a time. Otherwise a slice of B stays in L1
+    # as the inner loop reads it.
+    if j.m == 1 and j.layout == PACKED and (j.bits == 8 or not j.wide):
+        j.abreast = FO_ABREAST
+        slice_k(j, j.groups * j.group)
+    else:
+        j.abreast = 1
+        slice_k(j, FO_SLICE // (FO_NR * (2 if j.wide else 1)) // 8 * 8)
     # A's chunk: its slices stream from L2 or L3, so it is long, to read B seldom: 512 rows, 2 MiB;
     # all of A while B is packed on the fly, so that this happens once.
     chunks = max(<Py_ssize_t> 4, min(<Py_ssize_t> 512, (1 << 21) // (depth * size)) // FO_MR)
     chunks = 1 if j.layout != PACKED else (j.row_panels + chunks - 1) // chunks
     j.panels_a_chunk = (j.row_panels + chunks - 1) // chunks
     chunks = (j.row_panels + j.panels_a_chunk - 1) // j.panels_a_chunk
-    j.scratch_rows = min(j.m, j.panels_a_chunk * FO_MR)
+    j.scratch_rows = max(min(j.m, j.panels_a_chunk * FO_MR), j.abreast)
     # A task: at least 256 Ki multiply-adds, but at least four tasks a thread where possible.
-    j.panels_a_task = max(<Py_ssize_t> 1, min((1 << 18) // (j.scratch_rows * FO_NR * depth),
-                                              j.col_panels * chunks // (4 * threads)))
-    j.col_tasks = (j.col_panels + j.panels_a_task - 1) // j.panels_a_task
+    units = (j.col_panels + j.abreast - 1) // j.abreast
+    units_a_task = max(<Py_ssize_t> 1, min((1 << 18) // (j.scratch_rows * FO_NR * depth),
+                                           units * chunks // (4 * threads)))
+    j.col_tasks = (units + units_a_task - 1) // units_a_task
     tasks = chunks * j.col_tasks
-    task_work = <double> j.scratch_rows * FO_NR * depth * j.panels_a_task
+    task_work = <double> j.m * j.n * depth / tasks
     batch = max(<Py_ssize_t> threads, <Py_ssize_t> (BATCH / task_work))
     # A thread's scratch: a slice of B as bytes and as int16, sums, floats; or a row of codes.
     j.scratch_bytes = 2 * FO_SLICE + (2 * j.scratch_rows + 1) * FO_NR * 4
@@ -406,17 +254,18 @@ cdef int operands(Job* j, cnp.ndarray a, cnp.ndarray b, int layout, cnp.ndarray 
     return 0
 
 
-def micro_kernel(Py_ssize_t repeat):
+def micro_kernel(Py_ssize_t repeat, int bits=8, bint narrow=False):
     """Multiply-adds of ``repeat`` runs of the bare inner loop on operands that stay in the L1 cache:
-    the ceiling of an 8-bit product at this level, for benchmarks."""
-    cdef Py_ssize_t i, size = 2 if FO_WIDE_A8 else 1, quads = FO_SLICE // (8 * FO_NR * size)
+    the ceiling of a product of 8-bit rows at this level, for benchmarks."""
+    cdef bint wide = FO_WIDE_A8 and bits == 8 and not narrow
+    cdef Py_ssize_t i, size = 2 if wide else 1, quads = FO_SLICE // (8 * FO_NR * size)
     cdef uint8_t* memory = <uint8_t*> calloc(1, 64 + FO_SLICE + FO_MR * (quads * 8 + FO_NR * 4))
     if memory == NULL:
         raise MemoryError("matmul: no memory for the inner loop's operands")
     cdef uint8_t* b = <uint8_t*> ((<uintptr_t> memory + 63) // 64 * 64)
     cdef uint8_t* a = b + FO_SLICE
     cdef int32_t* c = <int32_t*> (a + FO_MR * quads * 4 * size)
-    cdef Tile tile = fo_s16 if FO_WIDE_A8 else fo_u8s8
+    cdef Tile tile = fo_s16 if wide else fo_u8s8 if bits == 8 else fo_u8b4
     with nogil:
         for i in range(repeat):
             tile(FO_MR, FO_NR // FO_LANES, quads, a, b, c, 0, b)
