@@ -313,3 +313,55 @@ def test_moments_equal_twin_and_their_bits_agree(dtype, weighted):
                 atol = TOLERANCE[dtype] * (n + 1)
                 np.testing.assert_allclose(upper, np.triu(want), atol=atol)
         assert len(seen) == 1
+
+
+@pytest.mark.parametrize("loss", ["hinge", "log_loss", "multinomial"])
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_class_numbers_of_a_byte_give_the_same_bits(dtype, loss, level):
+    for n, group in ((203, 1), (203, 48), (64, 16), (1, 1)):
+        case = Case(n, 21, dtype, loss, k=3, weighted=n > 1)
+        seen = []
+        for kind in (dtype, "uint8"):
+            case.y = case.y.astype(kind)
+            seen.append((case.gradient(level), case.epoch(level, group=group, size=3)))
+        for part, coded in zip(*(np.hstack([np.ravel(a) for a in (*g[0], g[2], *e[0], e[1])])
+                                 for g, e in seen), strict=True):  # fmt: skip
+            assert part == coded
+
+
+def test_two_classes_are_the_targets_minus_one_and_one(level):
+    case = Case(203, 21, "float32", "log_loss")
+    plain = case.gradient(level), case.epoch(level)
+    case.y, case.targets = (case.y > 0).astype(np.uint8), 2
+    for real, coded in zip(plain, (case.gradient(level), case.epoch(level)), strict=True):
+        assert real[0] == coded[0]
+        np.testing.assert_array_equal(real[-1], coded[-1])
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("loss", list(LOSSES)[:4])
+def test_a_target_that_is_not_finite_is_told(loss, value, level):
+    case = Case(30, 7, "float32", loss, k=3)
+    case.y[29, 2] = value
+    assert case.epoch(level)[0][2] == 1
+    assert case.gradient(level)[0][2] == 1
+
+
+@pytest.mark.parametrize("dtype", ["int8", "bool", "int32", "float32", "int64", "float64"])
+def test_two_labels_are_numbered(dtype, level):
+    for n in (*(n for n in SIZES if n >= 16), 5000):
+        labels = np.random.default_rng(n).integers(0, 2, n).astype(dtype)
+        few = np.array([0, 1], dtype)
+        for threads in (1, 2, 3):
+            codes = Guarded(np.full(n, 9, np.uint8))
+            assert kernel("linear", level).number_two(codes.array, labels, few, threads)
+            np.testing.assert_array_equal(codes.array, labels == few[1])
+            codes.check()
+            if dtype != "bool":
+                other = labels.copy()
+                other[-1] = 5
+                assert not kernel("linear", level).number_two(codes.array, other, few, threads)
+    with pytest.raises(ValueError, match="labels"):
+        kernel("linear", level).number_two(
+            np.zeros(20, np.uint8), np.zeros(20, "int16"), np.zeros(2, "int16"), 1
+        )

@@ -13,7 +13,7 @@ communicates little", ICLR 2019).
 from fastopt._kernels cimport _numpy as cnp
 from cpython.exc cimport PyErr_CheckSignals
 from cython.parallel cimport prange
-from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 
@@ -26,13 +26,13 @@ from fastopt._kernels.linear_step cimport (
 cnp.import_array()
 
 cdef extern from "linear.h" nogil:
-    enum: FO_ONE_VS_REST, FO_SOFTMAX
+    enum: FO_DIRECT, FO_SOFTMAX
     ctypedef struct fo_rows:
         const void* x
         const void* y
         const void* s
         Py_ssize_t n, d, k, pad, wide, group
-        int loss, targets, intercept
+        int loss, targets, intercept, coded
         double epsilon
     Py_ssize_t fo_room_f32(const fo_rows*) noexcept
     Py_ssize_t fo_room_f64(const fo_rows*) noexcept
@@ -42,6 +42,8 @@ cdef extern from "linear.h" nogil:
                             double*, void*) noexcept
     void fo_result_f32(const void*, double*) noexcept
     void fo_result_f64(const void*, double*) noexcept
+    int fo_label(uint8_t*, const void*, const void*, int, Py_ssize_t, Py_ssize_t,
+                 Py_ssize_t) noexcept
     uint64_t high_product "fo_high_product" (uint64_t, uint64_t) noexcept
 
 
@@ -112,8 +114,10 @@ def sgd_epoch(
     coefficients (zeros behind d), k intercepts, zeros up to whole 64 bytes.
     order (entries,) int64 names groups of ``group`` rows; a batch is ``size`` entries; lr
     (n_batches,) float64. steps (n_workers, 2) int64 counts steps and averaged iterates.
-    Returns (sum of the losses as seen before each step, sum of weights, 1 if a margin was not
-    finite). A signal's exception leaves whole steps.
+    y holds targets of x's dtype, or class numbers of x's dtype or uint8: with targets 1, class c
+    stands against the rest in output c; with 2, class 1 against the others.
+    Returns (sum of the losses as seen before each step, sum of weights, 1 if a margin or a target
+    was not finite). A signal's exception leaves whole steps.
     """
     cdef fo_rows rows
     cdef Rule rule = Rule(kind, l2, l1, momentum, beta2, eps, average)
@@ -186,7 +190,7 @@ def loss_gradient(
     The rows are cut into n_chunks = grad.shape[0] <= 64 runs whose sums stand in grad's rows on
     return, so the bits depend on n_chunks and not on the threads. weight (length,) as a row of
     sgd_epoch's slab, of x's dtype. No penalty is added.
-    Returns (loss, sum of weights, 1 if a margin was not finite).
+    y as for sgd_epoch. Returns (loss, sum of weights, 1 if a margin or target was not finite).
     """
     cdef fo_rows rows
     cdef int typenum = cnp.PyArray_TYPE(x)
@@ -206,6 +210,31 @@ def loss_gradient(
         return result(typenum, aligned(scratch), n_chunks, room, length)
     finally:
         free(scratch)
+
+
+def number_two(
+    cnp.ndarray codes not None, cnp.ndarray labels not None, cnp.ndarray few not None, int threads
+):
+    """codes (n,) uint8 = 1 where a label's bytes are those of few[1], else 0.
+
+    labels (n,), at least 16, and few (2,) share a dtype of 1, 4 or 8 bytes. Returns whether every
+    label is one of the two.
+    """
+    cdef int typenum = cnp.PyArray_TYPE(labels), size = cnp.PyArray_ITEMSIZE(labels), other = 0
+    cdef Py_ssize_t n = cnp.PyArray_SIZE(labels), blocks = (n + 15) // 16, c
+    if n < 16 or (size != 1 and size != 4 and size != 8):
+        raise ValueError("labels: expected at least 16 entries of 1, 4 or 8 bytes")
+    cdef const void* a = data_of(labels, typenum, n, False, "labels")
+    cdef const void* pair = data_of(few, typenum, 2, False, "few")
+    cdef uint8_t* out = <uint8_t*> data_of(codes, cnp.NPY_UINT8, n, True, "codes")
+    with nogil:
+        if threads == 1:
+            other = fo_label(out, a, pair, size, n, 0, blocks)
+        else:
+            for c in prange(threads, num_threads=threads, schedule="static", chunksize=1):
+                other |= fo_label(out, a, pair, size, n, blocks * c // threads,
+                                  blocks * (c + 1) // threads)
+    return other == 0
 
 
 def shuffle(cnp.ndarray order not None, uint64_t key, uint32_t epoch_number):
@@ -242,8 +271,10 @@ cdef int describe(
         raise ValueError("x, k, group: expected two dimensions, k and group of at least 1")
     rows.n, rows.d, rows.k, rows.group = x.shape[0], x.shape[1], k, group
     rows.pad = (rows.d + lanes - 1) // lanes * lanes
-    rows.wide = 1 if targets == FO_ONE_VS_REST or loss == FO_SOFTMAX else k
-    rows.y = data_of(y, typenum, rows.n * rows.wide, False, "y")
+    cdef bint direct = targets == FO_DIRECT and loss != FO_SOFTMAX
+    rows.wide = k if direct else 1
+    rows.coded = not direct and cnp.PyArray_TYPE(y) == cnp.NPY_UINT8
+    rows.y = data_of(y, cnp.NPY_UINT8 if rows.coded else typenum, rows.n * rows.wide, False, "y")
     rows.s = NULL
     if weights is not None:
         rows.s = data_of(<cnp.ndarray?> weights, typenum, rows.n, False, "weights")
@@ -271,7 +302,7 @@ cdef inline char* aligned(char* scratch) noexcept nogil:
 cdef tuple result(
     int typenum, const char* scratch, Py_ssize_t n_workers, Py_ssize_t room, Py_ssize_t length
 ):
-    """(sum of losses, sum of weights, 1 if a margin was not finite) over the workers."""
+    """(sum of losses, sum of weights, 1 if a value was not finite) over the workers."""
     cdef double[3] total = [0, 0, 0]
     cdef Py_ssize_t p
     for p in range(n_workers):

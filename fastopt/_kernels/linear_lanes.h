@@ -35,11 +35,13 @@
 #define VEC NAME(fo_vec)
 #define UVEC NAME(fo_uvec)
 #define HALF NAME(fo_half)
+#define UHALF NAME(fo_uhalf)
 #define WIDE (FO_BYTES / (int)sizeof(REAL)) /* elements of one machine vector */
 
 typedef REAL VEC __attribute__((vector_size(FO_BYTES)));
 typedef REAL UVEC __attribute__((vector_size(FO_BYTES), aligned(sizeof(REAL)), may_alias));
 typedef REAL HALF __attribute__((vector_size(16)));
+typedef REAL UHALF __attribute__((vector_size(16), aligned(sizeof(REAL)), may_alias));
 
 /* Machine vector p of the last m < LANES elements of a row, zeros behind them; nothing past the row
    is read. */
@@ -60,6 +62,41 @@ FO_INLINE VEC NAME(fo_tail)(const REAL *x, int m, const int p) {
     VEC lanes = {0};
     for (int i = WIDE * p; i < m && i < WIDE * (p + 1); i++) lanes[i - WIDE * p] = x[i];
     return lanes;
+#endif
+}
+
+/* The last m elements of a row where they fit in 16 bytes: a load that may reach into the next line
+   costs as much as one that does, whatever its mask. */
+FO_INLINE HALF NAME(fo_few)(const REAL *x, int m) {
+#if FO_BYTES == 64 && !defined(FO_DOUBLE)
+    return (HALF)_mm_maskz_loadu_ps((__mmask8)((1u << m) - 1), x);
+#elif FO_BYTES == 64
+    return (HALF)_mm_maskz_loadu_pd((__mmask8)((1u << m) - 1), x);
+#elif FO_BYTES == 32 && !defined(FO_DOUBLE)
+    static const int32_t mask[8] = {-1, -1, -1, -1};
+    return (HALF)_mm_maskload_ps(x, _mm_loadu_si128((const __m128i *)(mask + 4 - m)));
+#elif FO_BYTES == 32
+    static const int64_t mask[4] = {-1, -1};
+    return (HALF)_mm_maskload_pd(x, _mm_loadu_si128((const __m128i *)(mask + 2 - m)));
+#else
+    HALF lanes = {0};
+    for (int i = 0; i < m; i++) lanes[i] = x[i];
+    return lanes;
+#endif
+}
+
+/* A machine vector that begins with those 16 bytes, zeros behind them. */
+FO_INLINE VEC NAME(fo_widened)(HALF a) {
+#if FO_BYTES == 64 && !defined(FO_DOUBLE)
+    return (VEC)_mm512_zextps128_ps512((__m128)a);
+#elif FO_BYTES == 64
+    return (VEC)_mm512_zextpd128_pd512((__m128d)a);
+#elif FO_BYTES == 32 && !defined(FO_DOUBLE)
+    return (VEC)_mm256_zextps128_ps256((__m128)a);
+#elif FO_BYTES == 32
+    return (VEC)_mm256_zextpd128_pd256((__m128d)a);
+#else
+    return a;
 #endif
 }
 

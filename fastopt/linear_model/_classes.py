@@ -7,11 +7,15 @@ from typing import Any
 
 import numpy as np
 
+from fastopt import _threads
 from fastopt._arrays import Array
+from fastopt._kernels import linear
 from fastopt.errors import ArrayError, DTypeError, OptionError
 from fastopt.linear_model._data import _column
+from fastopt.linear_model._rows import CSR, Rows
+from fastopt.linear_model._train import DIRECT, ONE_VS_REST, TWO
 
-__all__ = ["ClassifierFace", "class_weights", "encode"]
+__all__ = ["ClassifierFace", "as_targets", "class_weights", "encode"]
 
 
 def check_labels(y: Any, n: int) -> Array:
@@ -38,11 +42,13 @@ def check_labels(y: Any, n: int) -> Array:
     return a
 
 
-def encode(y: Any, n: int, classes: Array | None = None) -> tuple[Array, Array]:
+def encode(
+    y: Any, n: int, classes: Array | None = None, threads: int | None = None
+) -> tuple[Array, Array]:
     """Sorted distinct labels and each row's number among them."""
     a = check_labels(y, n)
     try:
-        labels, codes = _number(a)
+        labels, codes = _number(a, threads)
     except TypeError as error:
         raise DTypeError(f"y: the labels cannot be sorted: {error}") from None
     if classes is not None:
@@ -51,21 +57,26 @@ def encode(y: Any, n: int, classes: Array | None = None) -> tuple[Array, Array]:
         if not (classes[where] == labels).all():
             extra = labels[classes[where] != labels]
             raise ArrayError(f"y: holds labels that are not among the classes: {extra[:5]}")
-        labels, codes = classes, where[codes]
+        labels, codes = classes, codes if len(labels) == len(classes) else where[codes]
     if len(labels) < 2:
         raise ArrayError("y: The number of classes has to be greater than one; got 1 class")
     return labels, codes
 
 
-def _number(a: Array) -> tuple[Array, Array]:
+def _number(a: Array, threads: int | None) -> tuple[Array, Array]:
     """numpy.unique with its inverse; two labels by comparing, integers of a small range by
     counting, neither by sorting."""
-    if a.dtype.kind in "iub":
-        few = np.unique(a[:256])
-        if len(few) == 2:
-            second = a == few[1]
-            if np.count_nonzero(second) + np.count_nonzero(a == few[0]) == len(a):
-                return few, second.view(np.int8)
+    few = np.unique(a[:: max(1, len(a) // 256)])
+    plain = a.dtype.kind in "iubf" and a.itemsize in (1, 4, 8) and a.dtype.isnative
+    if len(few) == 2 and plain and len(a) >= 16:
+        codes = np.empty(len(a), np.uint8)
+        count = _threads.resolve(threads, len(a))
+        if linear.number_two(codes, np.ascontiguousarray(a), few, count):
+            return few, codes
+    elif len(few) == 2 and a.dtype.kind in "US":
+        second = a == few[1]
+        if (second | (a == few[0])).all():
+            return few, second.view(np.uint8)
     if a.dtype.kind in "iu" and len(a):
         low, high = int(a.min()), int(a.max())
         if high - low < 1 << 16:
@@ -76,6 +87,19 @@ def _number(a: Array) -> tuple[Array, Array]:
             return (present + low).astype(a.dtype), number[offsets]
     labels, codes = np.unique(a, return_inverse=True)
     return labels, codes
+
+
+def as_targets(x: Rows, codes: Array, n_classes: int) -> tuple[Array, int, int]:
+    """Class numbers as a Problem takes them: its y, what they mean, and the number of outputs.
+
+    A byte each where the kernel takes bytes, so that an epoch reads less.
+    """
+    two = n_classes == 2
+    if not isinstance(x, CSR) and n_classes <= 256:
+        numbers = codes.astype(np.uint8, copy=False)
+        return numbers, TWO if two else ONE_VS_REST, 1 if two else n_classes
+    numbers = codes.astype(x.dtype)
+    return (2 * numbers - 1, DIRECT, 1) if two else (numbers, ONE_VS_REST, n_classes)
 
 
 def class_weights(weight: Any, classes: Array, codes: Array, sample_weight: Any) -> Any:

@@ -163,8 +163,8 @@ def _csr(x: Any, name: str, finite: bool) -> CSR:
     return csr
 
 
-def check_y(y: Any, n: int, name: str = "y", *, multi: bool = False) -> Array:
-    """A regression target as float64, (n,) or with ``multi`` also (n, k)."""
+def check_y(y: Any, n: int, name: str = "y", *, multi: bool = False, finite: bool = True) -> Array:
+    """A regression target, (n,) or with ``multi`` also (n, k); ``finite`` as for check_x."""
     if y is None:
         raise ArrayError(
             f"{name}: requires y to be passed, but the target y is None; give the targets"
@@ -181,7 +181,8 @@ def check_y(y: Any, n: int, name: str = "y", *, multi: bool = False) -> Array:
         a = _column(a, name)
     if len(a) != n:
         raise ArrayError(f"{name}: expected {n} targets, one a row of X, got {len(a)}")
-    check_finite(a, name)
+    if finite:
+        check_finite(a, name)
     return a
 
 

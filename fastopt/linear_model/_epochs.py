@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from fastopt._arrays import Array
+from fastopt._arrays import Array, check_finite
 from fastopt._options import choice, integer, number
 from fastopt.errors import ArrayError, DivergedError, OptionError
 from fastopt.linear_model._estimator import (
@@ -15,7 +15,7 @@ from fastopt.linear_model._estimator import (
     key_of_state,
     warn_not_converged,
 )
-from fastopt.linear_model._rows import Rows, matmul, take_rows
+from fastopt.linear_model._rows import Rows, matmul, refuse_nonfinite, take_rows
 from fastopt.linear_model._solve import first_rate
 from fastopt.linear_model._train import (
     LOCAL_WORK,
@@ -94,7 +94,7 @@ class SGD(LinearEstimator):
         alpha = 0.0 if self.penalty is None else float(self.alpha)
         return Problem(
             x,
-            np.ascontiguousarray(y, x.dtype),
+            y,
             weights,
             loss,
             n_outputs=k,
@@ -209,11 +209,13 @@ class SGD(LinearEstimator):
         held, run.rows = entries[:n_held], np.sort(entries[n_held:]).astype(np.int64)
         rows = (held[:, None] * run.group + np.arange(run.group)).ravel()
         rows = np.sort(rows[rows < problem.n])
+        kept = take_rows(problem.x, rows)
+        refuse_nonfinite(kept, "X")  # no kernel sees these
+        check_finite(problem.y[rows], "y")
 
         def score(flat: Array, rows: Array) -> float:
             coef, intercept = problem.unpack(flat)
-            z = matmul(take_rows(problem.x, rows), coef) + intercept
-            return self._score_margins(problem, z, rows)
+            return self._score_margins(problem, matmul(kept, coef) + intercept, rows)
 
         return rows, score
 

@@ -14,7 +14,7 @@ from fastopt._kernels import linear_gram
 from fastopt._options import choice, integer, number
 from fastopt.errors import OptionError
 from fastopt.linear_model._estimator import key_of_state, warn_not_converged
-from fastopt.linear_model._rows import CSR, dense_pieces, refuse_nonfinite
+from fastopt.linear_model._rows import CSR, dense_pieces
 from fastopt.linear_model._train import (
     Problem,
     Stochastic,
@@ -82,7 +82,7 @@ def moments(problem: Problem, threads: int | None) -> Quadratic:
             gram += part
             total += part_total
     if not np.isfinite(gram).all():
-        refuse_nonfinite(problem.x, "X")
+        problem.refuse_nonfinite()
     mean = total / n
     gram = gram / n
     if problem.intercept:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from fastopt import _threads
-from fastopt._arrays import Array
+from fastopt._arrays import Array, check_finite
 from fastopt._kernels import linear, linear_sparse
 from fastopt.errors import DivergedError
 from fastopt.linear_model._rows import (
@@ -37,11 +37,12 @@ LOSSES: dict[str, tuple[int, float]] = {
     "multinomial": (9, 0.5),
 }
 RULES = {"sgd": 0, "momentum": 1, "nesterov": 2, "adam": 3}
-CALM = 0.1  # largest step of an intercept beside sparse rows, in Newton steps of its own
-DIRECT, ONE_VS_REST = 0, 1
+CALM = 0.1, 32  # largest step of an intercept beside sparse rows, in Newton steps; from those rows
+DIRECT, ONE_VS_REST, TWO = 0, 1, 2  # what y means to a kernel
 CHUNKS = 64  # runs that a full pass is cut into, whatever the threads
 ROWS_IN_CACHE = 1 << 19  # elements of X up to which single rows are shuffled, not groups
-GROUP_BYTES = 16384  # rows that stay together in a shuffle of larger data: memory likes runs
+# Rows that stay together in a shuffle of larger data: what memory reads ahead at an end is lost.
+GROUP_BYTES = 32768
 LOCAL_WORK = 1 << 22  # elements of X from which an epoch is split over local workers
 SYNC_WORK = 1 << 17  # elements of X between two averagings of the local workers
 MEET_WORK = 8  # more of them beside sparse rows, for each element of W that a meeting passes over
@@ -111,9 +112,14 @@ class Problem:
         y = self.y.reshape(self.n, -1)[first : first + n]
         return y, None if self.weights is None else self.weights[first : first + n]
 
+    def refuse_nonfinite(self) -> None:
+        """ArrayError if X or y holds NaN or infinity."""
+        refuse_nonfinite(self.x, "X")
+        check_finite(self.y, "y")
+
     def refuse_bad_margins(self, what: str) -> None:
         """A margin was not finite: either the data are to blame, or the step size."""
-        refuse_nonfinite(self.x, "X")
+        self.refuse_nonfinite()
         raise DivergedError(f"{what} diverged: lower eta0 or scale the features")
 
 
@@ -219,7 +225,7 @@ def step_size(problem: Problem, batch_rows: float, kind: str) -> float:
                 break
             v /= power
     if not np.isfinite(mean):
-        refuse_nonfinite(problem.x, "X")
+        problem.refuse_nonfinite()
     if kind == "adam":
         return 0.1 / max(1.0, float(np.sqrt(mean / max(1, problem.d))))
     bound = curvature * (min(power, mean) + 2 * mean / batch_rows) + problem.l2
@@ -274,7 +280,7 @@ class Stochastic:
         small = p.size <= ROWS_IN_CACHE
         sparse = p.x.indices.itemsize if isinstance(p.x, CSR) else 0
         row_bytes = max(1, p.size // p.n * (int(p.x.dtype.itemsize) + sparse))
-        run = max(16, min(self.batch_size // 4, GROUP_BYTES // row_bytes) // 16 * 16)
+        run = max(16, min(self.batch_size // 2, GROUP_BYTES // row_bytes) // 16 * 16)
         self.group = 1 if small or self.batch_size < 32 else run
         self.slab = np.zeros((self.n_workers, 4, p.length), p.x.dtype)
         self.steps = np.zeros((self.n_workers, 2), np.int64)
@@ -383,9 +389,10 @@ class Stochastic:
         # Dense steps cost a pass over W, about a quarter of the same number of sparse entries.
         rare = 4 * self.size * self.group * per_row < p.d
         lazy = self.rule == "sgd" and not average and rare
+        calm = CALM[0] / curvature * min(1.0, self.size * self.group / CALM[1])
         return linear_sparse.sgd_epoch(
             self.slab, self.steps, x.data, x.indices, x.indptr, p.d, *rest, lazy,
-            self._stiffness(x) if lazy and self.n_workers > 1 else None, CALM / curvature, threads,
+            self._stiffness(x) if lazy and self.n_workers > 1 else None, calm, threads,
         )  # fmt: skip
 
     def _stiffness(self, x: CSR) -> Array:

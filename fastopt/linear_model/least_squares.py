@@ -10,6 +10,7 @@ from fastopt._arrays import Array
 from fastopt._options import number
 from fastopt.linear_model._data import check_weights, check_x, check_y
 from fastopt.linear_model._estimator import LinearEstimator, r2_score
+from fastopt.linear_model._rows import CSR
 from fastopt.linear_model._solve import Fit, Solver
 from fastopt.linear_model._train import Problem
 
@@ -37,7 +38,7 @@ class LeastSquares(LinearEstimator):
         """Fit to X (n, d), dense, sparse or mapped, and y (n,) or (n, k); returns itself."""
         solver = Solver.of(self, SOLVERS)
         x = check_x(X, finite=False)
-        targets = check_y(y, len(x), multi=True)
+        targets = check_y(y, len(x), multi=True, finite=isinstance(x, CSR))
         weights, total = check_weights(sample_weight, len(x), x.dtype)
         k = 1 if targets.ndim == 1 else targets.shape[1]
         problem = Problem(

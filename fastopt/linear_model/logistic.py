@@ -9,11 +9,11 @@ import numpy as np
 from fastopt._arrays import Array
 from fastopt._options import choice, number
 from fastopt.errors import OptionError
-from fastopt.linear_model._classes import ClassifierFace, class_weights, encode
+from fastopt.linear_model._classes import ClassifierFace, as_targets, class_weights, encode
 from fastopt.linear_model._data import check_weights, check_x
 from fastopt.linear_model._estimator import LinearEstimator
 from fastopt.linear_model._solve import Solver
-from fastopt.linear_model._train import ONE_VS_REST, Problem
+from fastopt.linear_model._train import Problem
 
 __all__ = ["LogisticRegression"]
 
@@ -107,19 +107,19 @@ class LogisticRegression(LinearEstimator, ClassifierFace):
             raise OptionError("penalty: solver='lbfgs' takes 'l2' or None; use 'gd' for L1")
         strength = number(self.C, "C", low=0, low_open=True)
         x = check_x(X, finite=False)
-        labels, codes = encode(y, len(x))
+        labels, codes = encode(y, len(x), threads=self.threads)
         weights, total = check_weights(
             class_weights(self.class_weight, labels, codes, sample_weight), len(x), x.dtype
         )
-        two = len(labels) == 2
+        targets, meaning, k = as_targets(x, codes, len(labels))
         alpha = 0.0 if self.penalty is None else 1.0 / (strength * total)
         problem = Problem(
             x,
-            np.ascontiguousarray(2 * codes.astype(np.int8) - 1 if two else codes, x.dtype),
+            targets,
             weights,
-            "log_loss" if two else "multinomial",
-            n_outputs=1 if two else len(labels),
-            targets=0 if two else ONE_VS_REST,
+            "log_loss" if k == 1 else "multinomial",
+            n_outputs=k,
+            targets=meaning,
             intercept=bool(self.fit_intercept),
             l2=alpha * (1 - share),
             l1=alpha * share,

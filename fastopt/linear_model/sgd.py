@@ -9,11 +9,12 @@ import numpy as np
 from fastopt._arrays import Array
 from fastopt._options import choice
 from fastopt.errors import OptionError
-from fastopt.linear_model._classes import ClassifierFace, class_weights, encode
+from fastopt.linear_model._classes import ClassifierFace, as_targets, class_weights, encode
 from fastopt.linear_model._data import check_weights, check_x, check_y
 from fastopt.linear_model._epochs import SGD
 from fastopt.linear_model._estimator import r2_score
-from fastopt.linear_model._train import LOSSES, ONE_VS_REST, Problem
+from fastopt.linear_model._rows import CSR
+from fastopt.linear_model._train import DIRECT, LOSSES, Problem
 
 __all__ = ["SGDClassifier", "SGDRegressor"]
 
@@ -138,9 +139,10 @@ class SGDRegressor(SGD):
         x = check_x(X, finite=False)
         if partial and "coef_" in self.__dict__:
             self._check_features(X, x.shape[1])
-        targets = check_y(y, len(x))
+        targets = check_y(y, len(x), finite=isinstance(x, CSR))
         weights, _ = check_weights(sample_weight, len(x), x.dtype)
-        problem = self._problem(x, targets, weights, 1, 0, self.loss)
+        targets = np.ascontiguousarray(targets, x.dtype)
+        problem = self._problem(x, targets, weights, 1, DIRECT, self.loss)
         lock = self._busy()
         try:
             self._fit_run(problem, partial, (problem.d,))
@@ -257,16 +259,13 @@ class SGDClassifier(SGD, ClassifierFace):
         if partial and "coef_" in self.__dict__:
             self._check_features(X, x.shape[1])
         known = self._known_classes(classes) if partial else None
-        labels, codes = encode(y, len(x), known)
+        labels, codes = encode(y, len(x), known, self.threads)
         weights, _ = check_weights(
             class_weights(self.class_weight, labels, codes, sample_weight), len(x), x.dtype
         )
-        k = len(labels)
-        if k == 2:
-            problem = self._problem(x, 2 * codes.astype(np.int8) - 1, weights, 1, 0, self.loss)
-        else:
-            loss = "multinomial" if joint else self.loss
-            problem = self._problem(x, codes, weights, k, ONE_VS_REST, loss)
+        targets, meaning, k = as_targets(x, codes, len(labels))
+        loss = "multinomial" if joint and k > 1 else self.loss
+        problem = self._problem(x, targets, weights, k, meaning, loss)
         lock = self._busy()
         try:
             self._fit_run(problem, partial, (problem.n_outputs, problem.d))
