@@ -6,6 +6,7 @@ The limits read 4 bytes and write 1 an element (encode) or the other way (decode
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ import pytest
 
 import fastopt
 from benchmarks.harness import Case, Contender, limit, peer
-from fastopt.quantization import to_gguf
+from fastopt.quantization import from_gguf, to_gguf
 
 SIDE = 4096
 
@@ -75,16 +76,30 @@ def decode_mxfp4(threads: int) -> dict[str, Contender | None]:
     return cases
 
 
-def blocks(kind: str) -> Any:
-    def setup(threads: int) -> dict[str, Contender | None]:
-        x = normal(1024)
-        cases: dict[str, Contender | None] = {"fastopt": lambda: to_gguf(x, kind, threads=threads)}
-        if gguf := peer("gguf"):
-            code = gguf.GGMLQuantizationType[kind]
-            cases["gguf-py"] = lambda: gguf.quants.quantize(x, code)
-        return cases
+def encode_blocks(threads: int, kind: str) -> dict[str, Contender | None]:
+    x = normal(1024)
+    cases: dict[str, Contender | None] = {
+        "fastopt": lambda: to_gguf(x, kind, threads=threads),
+        "limit": limit("copy4to1", x, np.zeros(x.shape, np.uint8), threads=threads),
+    }
+    if gguf := peer("gguf"):
+        code = gguf.GGMLQuantizationType[kind]
+        cases["gguf-py"] = lambda: gguf.quants.quantize(x, code)
+    return cases
 
-    return setup
+
+def decode_blocks(threads: int, kind: str) -> dict[str, Contender | None]:
+    """Blocks to codes and scales, and those to values (gguf-py goes to values at once)."""
+    x = normal(1024)
+    data, out, codes = to_gguf(x, kind), np.zeros_like(x), np.zeros(x.shape, np.uint8)
+    cases: dict[str, Contender | None] = {
+        "fastopt": lambda: from_gguf(data, kind, threads=threads).dequantize(out, threads=threads),
+        "limit": limit("copy1to4", codes, out.copy(), threads=threads),
+    }
+    if gguf := peer("gguf"):
+        code = gguf.GGMLQuantizationType[kind]
+        cases["gguf-py"] = lambda: gguf.quants.dequantize(data, code)
+    return cases
 
 
 def float8(threads: int) -> dict[str, Contender | None]:
@@ -113,8 +128,16 @@ CASES = [
         ("nf4 g64 -> float32, 4096^2", decode_nf4, {"bitsandbytes": 10.0, "limit": 0.9}),
         ("float32 -> mxfp4 g32, 256 x 4096", encode_mxfp4, {"gguf-py": 100.0}),
         ("mxfp4 g32 -> float32, 256 x 4096", decode_mxfp4, {"gguf-py": 10.0, "limit": 0.9}),
-        ("float32 -> ggml Q8_0, 1024 x 4096", blocks("Q8_0"), {"gguf-py": 1.0}),
-        ("float32 -> ggml Q4_0, 1024 x 4096", blocks("Q4_0"), {"gguf-py": 1.0}),
+        *(
+            (f"float32 -> ggml {kind}, 1024 x 4096", partial(encode_blocks, kind=kind), wanted)
+            for kind in ("Q8_0", "Q4_0")
+            for wanted in [{"gguf-py": 10.0, "limit": 0.8}]
+        ),
+        *(
+            (f"ggml {kind} -> float32, 1024 x 4096", partial(decode_blocks, kind=kind), wanted)
+            for kind in ("Q8_0", "Q4_0")
+            for wanted in [{"gguf-py": 5.0}]
+        ),
         ("float32 -> float8_e4m3fn a row, 4096^2", float8, {"torch": 1.0}),
     )
 ]

@@ -646,3 +646,32 @@ def codebook_scale(x, peak, power):
     top = np.abs(x).max(1)
     base = np.ldexp(np.float32(1), np.frexp(top)[1] - 1) if power else top
     return np.where(top == 0, 1, np.maximum(base / peak, np.finfo("f4").tiny)).astype("f4")
+
+
+def ggml_head(x, kind):
+    """The heads of blocks of 32 (n, 32) as bytes, and what their values are multiplied by."""
+    top = np.take_along_axis(x, np.abs(x).argmax(axis=1)[:, None], axis=1)
+    if kind == "MXFP4":
+        e = np.clip(np.frexp(top)[1] - 3, -127, 127) * (top != 0) - 127 * (top == 0)
+        return (e + 127).astype("u1"), np.ldexp(np.float32(1), -e)
+    with np.errstate(all="ignore"):
+        d = np.abs(top) / np.float32(127) if kind == "Q8_0" else top / np.float32(-8)
+        inverse = np.float32(1) / d
+        return d.astype("<f2").view("u1"), np.where(np.isfinite(inverse), inverse, np.float32(0))
+
+
+def ggml_codes(x, unit, kind):
+    """Codes by ggml's rules: ties away from zero, cut off after 8.5, the smaller magnitude."""
+    v = x * unit
+    if kind == "Q8_0":
+        size = np.abs(v.astype("f8"))
+        return np.copysign(np.floor(size + 0.5), v).astype("i1").view("u1")
+    if kind == "Q4_0":
+        return np.minimum(np.trunc(v + np.float32(8.5)), 15).astype("u1")
+    code = (np.abs(v)[..., None] > np.array([0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5])).sum(axis=2)
+    return code.astype("u1") | ((x < 0) & (code > 0)).astype("u1") << 3
+
+
+def ggml_body(codes, kind):
+    """Bytes or nibbles (element j low, j + 16 high)."""
+    return codes if kind == "Q8_0" else codes[:, :16] | codes[:, 16:] << 4

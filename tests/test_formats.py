@@ -404,6 +404,78 @@ def test_mxfp4_values_are_gguf(rng):
     np.testing.assert_array_equal(fastopt.quantize(x, "mxfp4").dequantize(), wanted)
 
 
+KINDS = {"Q8_0": 34, "Q4_0": 18, "MXFP4": 17}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_ggml_kernel_twin(level, kind):
+    k, width, at = kernel("codebook", level), KINDS[kind], list(KINDS).index(kind)
+    for n in (0, 1, 2, 15, 16, 17, 33, 4100):
+        x = sample(32 * n, "float32", n).reshape(n, 32)
+        x[1::5] = np.ldexp(x[1::5], np.resize(np.arange(-149, 122, 7), len(x[1::5]))[:, None])
+        x[2::7, 3], x[2::7, 9] = 9, -9
+        x[3::7, 3], x[3::7, 9] = -9, 9
+        x[4::7] = np.rint(x[4::7] * 8) / 2
+        x[5::7] = 0
+        head, unit = reference.ggml_head(x, kind)
+        codes = reference.ggml_codes(x, unit, kind)
+        want = np.concatenate([head, reference.ggml_body(codes, kind)], axis=1)
+        for threads in THREADS:
+            out = Guarded(np.full((n, width), 0x5A, np.uint8))
+            assert k.ggml(out.array, x, np.empty(0, "f4"), at, 0, threads)
+            out.check()
+            np.testing.assert_array_equal(out.array, want)
+            flat = codes.ravel() ^ (8 if kind == "Q4_0" else 0)
+            held = flat.view(np.int8) if kind == "Q8_0" else packed(flat)
+            value, scale = Guarded(np.zeros_like(held)), Guarded(np.zeros(n, "f4"))
+            k.ggml(want, value.array, scale.array, at, 2, threads)
+            value.check(), scale.check()
+            np.testing.assert_array_equal(value.array, held)
+            values = want[:, :2].copy().view("<f2").astype("f4").ravel()
+            if kind == "MXFP4":
+                values = np.ldexp(
+                    np.float32(1), np.where(head, head.astype("i4") - 127, 0)
+                ).ravel()
+            np.testing.assert_array_equal(scale.array, values)
+            out = Guarded(np.full((n, width), 0x5A, np.uint8))
+            assert k.ggml(out.array, held, scale.array, at, 1, threads)
+            out.check()
+            lost = (values == 1) & (kind == "MXFP4")  # there 2**0 stands for an empty block's
+            np.testing.assert_array_equal(out.array[~lost], want[~lost])
+
+
+def test_ggml_kernel_doors(level):
+    k, x, scale = kernel("codebook", level), np.ones(64, "f4"), np.ones(2, "f4")
+    out = np.full(68, 7, np.uint8)
+    for bad in (np.nan, np.inf, -np.inf):
+        for at, width in enumerate(KINDS.values()):
+            y = x.copy()
+            y[40] = bad
+            assert not k.ggml(out[: 2 * width], y, scale, at, 0, 1)
+            assert k.ggml(out[: 2 * width].copy(), x, scale, at, 0, 1)
+    assert (out == 7).all()  # nothing of 16 blocks is written where one is not finite
+    for args, error in (
+        ((out, x[:32], scale, 0, 0), ArrayError),
+        ((out, x.astype("f8"), scale, 0, 0), DTypeError),
+        ((out, x.astype("i1"), scale[:1], 0, 1), ArrayError),
+        ((out, x.astype("u1"), scale, 0, 2), DTypeError),
+        ((out, x, scale, 3, 0), (IndexError, ArrayError)),
+        ((out, x, scale, 0, 3), (IndexError, DTypeError)),
+    ):
+        with pytest.raises(error):
+            k.ggml(*args, 1)
+    every = np.arange(1 << 16, dtype="<u2")
+    data = np.zeros((1 << 16, 34), np.uint8)
+    data[:, :2] = every.view(np.uint8).reshape(-1, 2)
+    codes, scale = np.zeros((1 << 16, 32), np.int8), np.zeros(1 << 16, "f4")
+    assert k.ggml(data, codes, scale, 0, 2, 1)
+    np.testing.assert_array_equal(scale, every.view("<f2").astype("f4"))
+    finite = np.isfinite(scale)
+    again = np.zeros_like(data[finite])
+    k.ggml(again, codes[finite], scale[finite], 0, 1, 1)
+    np.testing.assert_array_equal(again, data[finite])
+
+
 def blocks(rng):
     halves = rng.integers(-254, 255, (64, 64)).astype("f4") / 2
     halves[:, ::32] = 127

@@ -123,6 +123,20 @@ def test_identity_gram_is_rounding_to_nearest(rng):
     np.testing.assert_array_equal(grouped.codes, quantize(w, "int8", axis=1, group_size=10).codes)
 
 
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_scales_of_any_magnitude_are_those_of_a_range(symmetric, rng):
+    w = rng.uniform(-1, 1, (90, 16)).astype("f4")
+    w[:, :2] = [-0.9, 1.0]
+    w *= np.float32(2.0) ** np.linspace(-149, 128, 90, dtype="f4")[:, None].clip(-149, 127)
+    w[:9] *= rng.uniform(0, 2, (9, 1)).astype("f4")
+    w = np.concatenate([w, np.abs(w), -np.abs(w), w[:1] * 0])
+    for dtype in ("int4", "uint8", "int16"):
+        q = gptq(w, np.eye(16), dtype, method="minmax", symmetric=symmetric)
+        want = qparams_from_range(w.min(1), w.max(1), dtype, symmetric=symmetric)
+        np.testing.assert_array_equal(q.scale, want.scale)
+        np.testing.assert_array_equal(q.zero_point, want.zero_point)
+
+
 def test_close_to_the_best_codes_of_all(rng):
     """Brute force over all 15^3 codes of a row: GPTQ stays within 30 % of the optimum's error."""
     grid = np.array(list(itertools.product(range(-7, 8), repeat=3)))

@@ -131,8 +131,9 @@ static inline void fo_clip_scale(float *scale, float *zero, float low, float hig
                                  const fo_clip_rule *r)
 {
     const double lo = low < 0 ? low : 0, hi = high > 0 ? high : 0, steps = r->steps;
-    const double cap = nextafterf((float)((double)FLT_MAX / steps), 0);
     double s = r->symmetric ? (-lo > hi ? -lo : hi) / steps : hi / steps - lo / steps, z;
+    double below = rint(-lo / (s == 0 ? 1 : s)), most = steps - below > below ? steps - below : below;
+    double cap = nextafterf((float)((double)FLT_MAX / (r->symmetric ? steps : most)), 0);
     s = s == 0 ? 1 : s < FLT_MIN ? FLT_MIN : s < cap ? s : cap;
     *scale = (float)s;
     z = rint(r->qmin - lo / *scale);

@@ -32,3 +32,11 @@ def decode(
     streamed: bool,
     threads: int,
 ) -> None: ...
+def ggml(
+    blocks: NDArray[Any],
+    value: NDArray[Any],
+    scale: NDArray[Any],
+    kind: int,
+    way: int,
+    threads: int,
+) -> bool: ...
