@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 
-from fastopt.errors import ArrayError
+from fastopt.errors import ArrayError, DTypeError
 from fastopt.linear_model import (
     LinearRegression,
     LogisticRegression,
@@ -204,3 +204,19 @@ def test_a_file_of_three_times_the_memory_cap(tmp_path):
     assert float(labels.split()[1]) > 0.98
     # What was read leaves the process: far less than the file is ever resident.
     assert int(resident.split()[1]) < 3 * cap
+
+
+@pytest.mark.parametrize("shape", [(600, 4), (500, 5)])
+def test_a_source_that_gives_other_rows_than_its_shape_says(blocks, shape):
+    source = Source(np.ones((500, 4)))
+    source.shape = shape
+    for model in (Ridge(), SGDRegressor(random_state=0)):
+        with pytest.raises(ArrayError, match=r"^X: rows from "):
+            model.fit(source, np.ones(shape[0]))
+        assert not hasattr(model, "coef_")
+
+
+@pytest.mark.parametrize("dtype", ["complex128", "U3", "object"])
+def test_a_source_of_other_things_than_numbers(dtype):
+    with pytest.raises(DTypeError, match=r"^X: "):
+        Ridge().fit(Source(np.ones((500, 4)).astype(dtype)), np.ones(500))

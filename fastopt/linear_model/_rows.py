@@ -15,6 +15,7 @@ import numpy as np
 from fastopt import _threads
 from fastopt._arrays import Array, check_finite
 from fastopt._kernels import linear_sparse
+from fastopt.errors import ArrayError, DTypeError
 
 __all__ = ["BLOCK_BYTES", "CSR", "Rows", "Stream", "dense_pieces", "matmul", "pieces"]
 __all__ += ["refuse_nonfinite", "size_of", "take_rows"]
@@ -49,6 +50,8 @@ class Stream:
     def __init__(self, source: Any) -> None:
         self.source = source
         self.shape: tuple[int, int] = (int(source.shape[0]), int(source.shape[1]))
+        if np.dtype(source.dtype).kind not in "fiub":
+            raise DTypeError(f"X: expected real numbers, got dtype {source.dtype}")
         kept = np.dtype(source.dtype) in (np.dtype(np.float32), np.dtype(np.float64))
         self.dtype: np.dtype[Any] = np.dtype(source.dtype if kept else np.float64)
         mapped = getattr(source, "_mmap", None)
@@ -77,9 +80,19 @@ class Stream:
             if i + 1 < len(turn):
                 self._advise("MADV_WILLNEED", turn[i + 1] * rows, rows)
             first = number * rows
-            block = np.asarray(self.source[first : first + rows])
+            block = self._read(first, rows)
             yield first, np.ascontiguousarray(block.view(np.ndarray), self.dtype)
             self._advise("MADV_DONTNEED", first, rows)  # what is behind leaves the process
+
+    def _read(self, first: int, rows: int) -> Array:
+        """Those rows as the source gives them, which may be fewer or others than it said."""
+        block = np.asarray(self.source[first : first + rows])
+        wanted = (min(rows, len(self) - first), self.shape[1])
+        if block.shape != wanted:
+            raise ArrayError(
+                f"X: rows from {first} on: expected shape {wanted}, got {block.shape}"
+            )
+        return block
 
     def _advise(self, advice: str, first: int, rows: int) -> None:
         option = getattr(mmap, advice, None)
@@ -101,7 +114,7 @@ class Stream:
             return np.ascontiguousarray(np.asarray(self.source)[rows], self.dtype)
         out = np.empty((len(rows), self.shape[1]), self.dtype)
         for i, row in enumerate(map(int, rows)):
-            out[i] = np.asarray(self.source[row : row + 1])[0]
+            out[i] = self._read(row, 1)[0]
         return out
 
 
