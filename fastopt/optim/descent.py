@@ -26,7 +26,7 @@ METHODS = ("gd", "momentum", "nesterov", "adam", "lbfgs")
 ARMIJO = 1e-4  # share of the predicted decrease that a step must bring (Nocedal & Wright, eq. 3.6)
 CURVATURE = 0.9  # share of the slope that may be left at a step's end (ibid., eq. 3.7b)
 MEMORY = 10  # pairs that L-BFGS keeps
-PIECE = 8192  # elements of a dot product
+PIECE = 4096  # columns of a product that BLAS leaves to one thread
 SHORT = 6  # short steps that Barzilai-Borwein keeps
 
 
@@ -142,13 +142,14 @@ def descend(
     counted = _Counted(value_and_grad, x.shape, x.dtype)
     make = _method(optimizer, lr, options)
     x, f, g = counted(x)
-    if not (math.isfinite(f) and np.isfinite(g).all()):
+    flat = _flat(g)
+    if not (math.isfinite(f) and math.isfinite(flat)):
         raise DivergedError(f"value_and_grad: value {f} or its gradient at x0 is not finite")
-    best, best_f, history = x.copy(), f, [f]
+    best, best_f, history = x, f, [f]
     message = f"reached max_iter={max_iter}"
     iterations = make(counted, x, f, g)
     while True:
-        if _flat(g) <= tol:
+        if flat <= tol:
             return _result(
                 best, best_f, counted, history, True, f"max |gradient| <= tol={tol:g}", start
             )
@@ -162,13 +163,13 @@ def descend(
             message = "no step lowers the value any further at this precision"
             break
         x, f, g = point
-        if not (math.isfinite(f) and np.isfinite(g).all()):
+        flat = _flat(g)
+        if not (math.isfinite(f) and math.isfinite(flat)):
             message = "the value or gradient became NaN or infinite: try a smaller lr"
             break
         history.append(f)
         if f <= best_f:
-            best_f = f
-            np.copyto(best, x)
+            best_f, best = f, x
         if callback is not None and callback(len(history) - 1, x, f):
             message = "stopped by callback"
             break
@@ -176,7 +177,7 @@ def descend(
 
 
 class _Counted:
-    """The user's function, its results checked and copied, its calls counted."""
+    """The user's function, its results checked, its gradient copied, its calls counted."""
 
     def __init__(self, function: Callable[[Array], Any], shape: Any, dtype: Any) -> None:
         if not callable(function):
@@ -195,8 +196,15 @@ class _Counted:
             raise DTypeError(
                 f"value_and_grad: expected a number as value, got {type(value).__name__}"
             ) from None
-        g = as_array(gradient, "value_and_grad's gradient", cast="float64", shape=self.shape)
-        return x, f, np.array(g, self.dtype, order="C", copy=True)
+        if not (
+            type(gradient) is np.ndarray
+            and gradient.dtype == self.dtype
+            and gradient.shape == self.shape
+        ):
+            gradient = as_array(
+                gradient, "value_and_grad's gradient", cast="float64", shape=self.shape
+            )
+        return x, f, np.array(gradient, self.dtype, order="C", copy=True)
 
 
 def _result(
@@ -221,6 +229,8 @@ def _flat(g: Array) -> float:
 def _dot(a: Array, b: Array) -> float:
     """In pieces that BLAS leaves to one thread: its others would change the bits, and spin on
     while the function to minimise wants the processors."""
+    if a.size <= PIECE:
+        return float(np.vdot(a, b))
     a, b = a.ravel(), b.ravel()
     parts = range(0, a.size, PIECE)
     return math.fsum(float(np.dot(a[i : i + PIECE], b[i : i + PIECE])) for i in parts)
@@ -271,11 +281,12 @@ def _method(
 def _stepped(
     evaluate: Evaluate, x: Array, g: Array, factory: type[Optimizer], options: dict[str, Any]
 ) -> Iterator[Point]:
-    """An optimiser of this package, in place on x."""
-    opt = factory(x, **options)
+    """An optimiser of this package, in place on an array of its own."""
+    at = x.copy()
+    opt = factory(at, **options)
     while True:
         opt.step(g)
-        x, f, g = evaluate(x)
+        x, f, g = evaluate(at.copy())
         yield x, f, g
 
 
@@ -395,40 +406,62 @@ def _lbfgs(
     evaluate: Evaluate, x: Array, f: float, g: Array, noise: float | None
 ) -> Iterator[Point]:
     noise = 4 * float(np.finfo(x.dtype).eps) if noise is None else noise
-    pairs: list[tuple[Array, Array, float]] = []  # s, y, 1 / s'y
-    t = min(1.0, _first_step(x, g))
+    pairs, d, t = _Pairs(x), -g, min(1.0, _first_step(x, g))
     while True:
-        d = _two_loop(g, pairs)
         slope = _dot(g, d)
         found = _wolfe(evaluate, x, f, d, slope, t, noise) if slope < 0 else None
         if found is None:
-            if not pairs:
+            if not pairs.inverse.any():
                 return
-            pairs, t = [], min(1.0, _first_step(x, g))  # forget a misleading curvature, once more
+            pairs.inverse[:] = 0.0  # forget a misleading curvature, once more
+            d, t = -g, min(1.0, _first_step(x, g))
             continue
-        x_new, f, g_new = found
-        s, y = x_new - x, g_new - g
-        curvature = _dot(s, y)
-        if curvature > 1e-10 * _dot(y, y) ** 0.5 * _dot(s, s) ** 0.5:
-            pairs = [*pairs[1 - MEMORY :], (s, y, 1.0 / curvature)]
-        x, g, t = x_new, g_new, 1.0
-        yield x, f, g
+        yield found
+        d = pairs.direction(x, g, found[0], found[2])
+        (x, f, g), t = found, 1.0
 
 
-def _two_loop(g: Array, pairs: list[tuple[Array, Array, float]]) -> Array:
-    """-H g with the inverse Hessian of the kept pairs (Nocedal & Wright, algorithm 7.4)."""
-    dt = g.dtype.type
-    q, alphas = -g, []
-    for s, y, rho in reversed(pairs):
-        alpha = rho * _dot(s, q)
-        alphas.append(alpha)
-        q -= dt(alpha) * y
-    if pairs:
-        s, y, rho = pairs[-1]
-        q *= dt(1.0 / (rho * _dot(y, y)))
-    for (s, y, rho), alpha in zip(pairs, reversed(alphas), strict=True):
-        q += dt(alpha - rho * _dot(y, q)) * s
-    return q
+class _Pairs:
+    """The last steps s and changes of the gradient y, and the direction -H g that they give.
+
+    H = w I + [S, w Y] [[R^-T (D + w Y'Y) R^-1, -R^-T], [-R^-1, 0]] [S, w Y]' with D = diag(s'y),
+    R = the part of S'Y where s is not younger than y, w = s'y / y'y of the youngest pair (Byrd,
+    Nocedal and Schnabel 1994, eq. 3.1): the matrix of the two loops, in two passes over the pairs
+    and a gradient. R^-1 is kept: a new pair adds a column to it, the oldest leaves with its row
+    and column. Pairs lie in slots used in turn, and all matrices are permuted alike.
+    """
+
+    def __init__(self, x: Array) -> None:
+        self.rows = np.zeros((2 * MEMORY + 1, x.size), x.dtype)  # S, Y, g
+        self.inverse = np.zeros((MEMORY, MEMORY))  # R^-1; zeros for a pair that is not there
+        self.yy, self.sy = np.zeros((MEMORY, MEMORY)), np.zeros(MEMORY)
+        # coefficients of the rows, twice: BLAS leaves a product of two with them to one thread
+        self.share = np.zeros((2, 2 * MEMORY + 1), x.dtype)
+        self.weight, self.slot, self.eps = 1.0, 0, float(np.finfo(x.dtype).eps)
+
+    def direction(self, x: Array, g: Array, x_new: Array, g_new: Array) -> Array:
+        """Take in the step from x to x_new; -H g_new."""
+        m, k, r, rows = MEMORY, self.slot, self.inverse, self.rows
+        np.subtract(x_new.ravel(), x.ravel(), out=rows[k])
+        np.subtract(g_new.ravel(), g.ravel(), out=rows[m + k])
+        rows[2 * m] = g_new.ravel()
+        parts = [slice(i, i + PIECE) for i in range(0, x.size, PIECE)]
+        both = sum(rows[:, i] @ rows[m + k :: m - k, i].T for i in parts)  # with y and g
+        y, by_g = np.asarray(both, np.float64).T
+        r[k] = r[:, k] = 0.0
+        if y[k] > self.eps * y[m + k]:
+            r[:, k] = r @ y[:m] / -y[k]
+            r[k, k] = 1.0 / y[k]
+            self.yy[k] = self.yy[:, k] = y[m:-1]
+            self.sy[k], self.weight, self.slot = y[k], y[k] / y[m + k], (k + 1) % m
+        w, u = self.weight, r @ by_g[:m]
+        self.share[:, :m] = (w * (by_g[m:-1] - self.yy @ u) - self.sy * u) @ r
+        self.share[:, m:-1] = w * u
+        self.share[:, -1] = -w
+        d = np.empty(x.size, x.dtype)
+        for i in parts:
+            d[i] = (self.share @ rows[:, i])[0]
+        return d.reshape(x.shape)
 
 
 def _wolfe(
@@ -442,10 +475,11 @@ def _wolfe(
     high: tuple[float, float, float] | None = None
     kept: Point | None = None  # the point at `low`, once it is not the start
     for _ in range(40):
-        point = evaluate(x + dt(t) * d)
+        point = evaluate(x + d if t == 1.0 else x + dt(t) * d)
         value = point[1]
-        finite = math.isfinite(value) and bool(np.isfinite(point[2]).all())
-        rise = _dot(point[2], d) if finite else math.inf
+        rise = _dot(point[2], d)  # finite only where the gradient is
+        finite = math.isfinite(value) and math.isfinite(rise)
+        rise = rise if finite else math.inf
         if not finite or value > f + ARMIJO * t * slope + slack or value > low[1] + slack:
             high = (t, value if finite else math.inf, rise)
         else:
