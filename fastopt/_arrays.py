@@ -133,11 +133,20 @@ def as_target(
     return a
 
 
-def out_for(out: Any, name: str, shape: Sequence[int], dtype: str) -> Array:
-    """The result's array: ``out`` checked, or a new one of that shape and dtype."""
+def out_for(
+    out: Any,
+    name: str,
+    shape: Sequence[int],
+    dtype: str,
+    read: Iterable[tuple[str, Array]] = (),
+) -> Array:
+    """The result's array: ``out`` checked, also for memory that it shares with one of ``read``, or
+    a new one of that shape and dtype."""
     if out is None:
         return np.empty(shape, dtype)
-    return as_target(out, name, dtypes=(dtype,), shape=shape)
+    result = as_target(out, name, dtypes=(dtype,), shape=shape)
+    check_disjoint([(name, result)], read)
+    return result
 
 
 def check_disjoint(
@@ -148,12 +157,13 @@ def check_disjoint(
     Bounds are compared (as numpy.may_share_memory does), which is exact for the contiguous arrays
     that kernels get.
     """
-    writes, reads = list(written), list(read)
-    named = [*writes, *reads]
+    writes = list(written)
+    named = [*writes, *read]
     if len(named) <= PAIRWISE:  # an address costs more than a few comparisons
+        overlap = np.may_share_memory
         for i, (name, a) in enumerate(writes):
             for other, b in named[i + 1 :]:
-                if np.may_share_memory(a, b):
+                if overlap(a, b):
                     raise ArrayError(f"{name}: shares memory with {other}; pass separate arrays")
         return
     spans = sorted((*_bounds(a), i) for i, (_, a) in enumerate(named) if a.size)
@@ -187,6 +197,8 @@ def _ndarray(x: Any, name: str) -> Array:
     """``x`` as an ndarray that shares its memory wherever the type allows."""
     if type(x) is np.ndarray:
         a = x
+    elif isinstance(x, (np.generic, float, int)):
+        a = np.asarray(x)
     elif isinstance(x, np.ma.MaskedArray):
         raise DTypeError(f"{name}: masked arrays are not taken; fill or drop the masked values")
     elif isinstance(x, np.ndarray):

@@ -58,6 +58,8 @@ def integer(value: Any, name: str, *, low: int | None = None, high: int | None =
 
 def choice(value: Any, name: str, options: Iterable[str]) -> str:
     """``value`` if it is one of ``options``, or OptionError that lists them."""
+    if isinstance(options, (tuple, dict)) and isinstance(value, str) and value in options:
+        return value
     allowed = list(options)
     if not isinstance(value, str) or value not in allowed:
         raise OptionError(

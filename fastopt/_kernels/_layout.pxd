@@ -70,9 +70,9 @@ cdef inline Py_ssize_t scales_of(Py_ssize_t n, Layout lay) except -1:
     """Scales that a layout of n elements needs; refuses one that does not fit."""
     cdef Py_ssize_t block = lay.depth * lay.width if lay.rows else lay.depth
     cdef Py_ssize_t blocks
-    from fastopt.errors import ArrayError
-
     if lay.depth < 1 or lay.width < 1 or lay.group < (1 if lay.rows else 0) or n % block:
+        from fastopt.errors import ArrayError
+
         raise ArrayError(f"layout: {lay} does not divide {n} elements")
     blocks = n // block
     if lay.rows:

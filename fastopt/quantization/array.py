@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from fastopt._arrays import Array, as_array, out_for
+from fastopt._arrays import Array, as_array, name_of, out_for
 from fastopt.errors import ArrayError
 from fastopt.quantization.convert import decode
 from fastopt.quantization.formats import Format, format_of
@@ -128,7 +128,8 @@ class QuantizedArray:
         ArrayError, DTypeError
             ``out`` does not fit; nothing is written.
         """
-        result = out_for(out, "out", self.shape, self.scale.dtype.name)
+        read = [("codes", self.codes), ("scale", self.scale), ("zero_point", self.zero_point)]
+        result = out_for(out, "out", self.shape, name_of(self.scale.dtype), read)
         self._decode(result, self.codes, self.scale, self.zero_point, threads)
         return result
 

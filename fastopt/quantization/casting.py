@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from fastopt.quantization.convert import decode_floats, encode_floats
 from fastopt.quantization.formats import FLOAT_SPECS
 from fastopt.quantization.layout import layout_of
 
-__all__ = ["cast"]
+__all__ = ["cast", "narrow_target"]
 
 _WIDE = ("float32", "float64")
 _ONE = np.ones((), np.float32)
@@ -80,7 +81,7 @@ def cast(
     choice(rounding, "rounding", ("nearest", "stochastic"))
     a, given = _source(x, source)
     if dtype == "float32":
-        wide = _target(out, a.shape, "float32")
+        wide = narrow_target(out, a.shape, "float32", [("x", a)])
         _widened(a, given, wide, threads)
         return wide
     if given not in _WIDE:
@@ -88,7 +89,7 @@ def cast(
     spec = FLOAT_SPECS[dtype]
     if spec.bits == 8 and saturate:
         spec = spec._replace(over=spec.max_code)
-    result = _target(out, a.shape, dtype)
+    result = narrow_target(out, a.shape, dtype, [("x", a)])
     codes = _codes_of(result, spec.bits)
     layout = layout_of(a.shape, None, None)
     encode_floats(codes, a, _ONE, layout, spec, threads, rounding=rounding, seed=seed)
@@ -110,7 +111,6 @@ def _source(x: Any, source: str | None) -> tuple[Array, str]:
 def _widened(a: Array, given: str, out: Array, threads: int | None) -> Array:
     """out = a as float32."""
     if given in _WIDE:
-        check_disjoint([("out", out)], [("x", a)])
         np.copyto(out, a, casting="unsafe")
     else:
         layout = layout_of(a.shape, None, None)
@@ -135,9 +135,13 @@ def dtype_of(name: str) -> np.dtype[Any]:
     return kind
 
 
-def _target(out: Any, shape: tuple[int, ...], name: str) -> Array:
-    """``out`` checked, or a new array."""
+def narrow_target(
+    out: Any, shape: tuple[int, ...], name: str, read: Iterable[tuple[str, Array]]
+) -> Array:
+    """``out`` checked, the format's dtype or its bare codes, or a new array."""
     if out is None:
         return np.empty(shape, dtype_of(name))
     bare = () if name == "float32" else (f"uint{FLOAT_SPECS[name].bits}",)
-    return as_target(out, "out", dtypes=(name, *bare), shape=shape)
+    result = as_target(out, "out", dtypes=(name, *bare), shape=shape)
+    check_disjoint([("out", result)], read)
+    return result

@@ -1,11 +1,14 @@
-"""Checked arrays to the conversion kernels: arithmetic, thread count, streaming, overlap."""
+"""Checked arrays to the conversion kernels: arithmetic, thread count, streaming.
+
+Every array was checked by the caller, an ``out`` of the user's also for memory it shares.
+"""
 
 from __future__ import annotations
 
 import numpy as np
 
 from fastopt import _threads
-from fastopt._arrays import Array, check_disjoint
+from fastopt._arrays import Array
 from fastopt._kernels import dequantize as decode_kernel
 from fastopt._kernels import quantize as kernel
 from fastopt._options import choice
@@ -72,9 +75,8 @@ def encode(
     """out = clip(round(x / scale) + zero_point, low, high); with ``check``: holds x a NaN?
 
     Computes in x's dtype, or in float64 for 32-bit codes. ``packed``: out holds 4-bit codes two to
-    a byte, the first one low. Arrays are checked by the caller.
+    a byte, the first one low.
     """
-    check_disjoint([("out", out)], [("x", x), ("scale", scale), ("zero_point", zero_point)])
     join = _AFTER
     if parity == "torch":
         join = _FUSED if layout.scale_shape == () else _BEFORE
@@ -110,9 +112,7 @@ def encode_floats(
     rounding: str = "nearest",
     seed: Seed = None,
 ) -> None:
-    """out = bare codes of x / scale as narrow floats; computes in x's dtype. Arrays are checked
-    by the caller."""
-    check_disjoint([("out", out)], [("x", x), ("scale", scale)])
+    """out = bare codes of x / scale as narrow floats; computes in x's dtype."""
     kernel.narrow(
         out,
         np.asarray(scale, x.dtype),
@@ -217,11 +217,8 @@ def decode(
     *,
     packed: bool = False,
 ) -> None:
-    """out = (codes - zero_point) * scale; arrays checked by the caller. ``packed``: two 4-bit
+    """out = (codes - zero_point) * scale. ``packed``: two 4-bit
     codes a byte, the first one low."""
-    check_disjoint(
-        [("out", out)], [("codes", codes), ("scale", scale), ("zero_point", zero_point)]
-    )
     decode_kernel.decode(
         out,
         codes,
@@ -242,9 +239,7 @@ def decode_floats(
     spec: FloatSpec,
     threads: int | None,
 ) -> None:
-    """out = value of bare codes of narrow floats * scale, in out's dtype; arrays checked by the
-    caller."""
-    check_disjoint([("out", out)], [("codes", codes), ("scale", scale)])
+    """out = value of bare codes of narrow floats * scale, in out's dtype."""
     decode_kernel.widen(
         out,
         codes,

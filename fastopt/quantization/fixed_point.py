@@ -124,7 +124,7 @@ class FixedPoint:
         choice(rounding, "rounding", ROUNDINGS)
         choice(overflow, "overflow", OVERFLOWS)
         fmt = self.format
-        codes = out_for(out, "out", a.shape, fmt.storage)
+        codes = out_for(out, "out", a.shape, fmt.storage, [("x", a)])
         if (
             out is not None
             and a.size
@@ -169,7 +169,7 @@ class FixedPoint:
         fmt = self.format
         a = as_array(codes, "codes", dtypes=(fmt.storage,))
         dtype = "float32" if fmt.bits <= 24 else "float64"
-        result = out_for(out, "out", a.shape, dtype)
+        result = out_for(out, "out", a.shape, dtype, [("codes", a)])
         scale, zero = np.asarray(self.step, dtype), np.zeros((), fmt.storage)
         decode(result, a, scale, zero, layout_of(a.shape, None, None), threads)
         return result

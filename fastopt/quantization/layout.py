@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -70,6 +71,11 @@ def layout_of(shape: Sequence[int], axis: int | None, group_size: int | None) ->
 
     A group size without an axis groups along the last axis. The last group may be shorter.
     """
+    plain = (axis is None or type(axis) is int) and (group_size is None or type(group_size) is int)
+    return (_seen if plain else _layout)(tuple(shape), axis, group_size)
+
+
+def _layout(shape: tuple[int, ...], axis: int | None, group_size: int | None) -> Layout:
     n = math.prod(shape)
     if group_size is None:
         if axis is None:
@@ -89,6 +95,9 @@ def layout_of(shape: Sequence[int], axis: int | None, group_size: int | None) ->
     if inner == 1:
         return Layout(scales, False, max(length, 1), size, 1, a)
     return Layout(scales, True, max(length, 1), max(inner, 1), size, a)
+
+
+_seen = lru_cache(maxsize=1024)(_layout)
 
 
 def spread(

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fastopt import _threads
-from fastopt._arrays import Array, check_disjoint
+from fastopt._arrays import Array
 from fastopt._kernels import codebook as kernel
 from fastopt._random import Seed
 from fastopt.errors import ArrayError
@@ -131,7 +131,6 @@ def decode_narrow(
     threads: int | None = None,
 ) -> None:
     """out = value of the codes (bare, or packed where the format is) * scale."""
-    check_disjoint([("out", out)], [("codes", codes), ("scale", scale)])
     if fmt.kind == "codebook":
         book, layout = CODEBOOKS[fmt.name], layout_of(out.shape, axis, group_size)
         if codes.shape == out.shape and codes.shape != (1,):  # one code a byte

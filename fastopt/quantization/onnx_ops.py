@@ -10,10 +10,17 @@ from fastopt._arrays import Array, as_array, name_of, out_for
 from fastopt._options import integer
 from fastopt.errors import ArrayError, DTypeError, OptionError
 from fastopt.quantization.array import QuantizedArray
-from fastopt.quantization.casting import cast
-from fastopt.quantization.convert import check_rules, decode, encode
-from fastopt.quantization.formats import FORMATS, Format, format_of
-from fastopt.quantization.layout import Layout, layout_of, normal_axis, spread
+from fastopt.quantization.casting import narrow_target
+from fastopt.quantization.convert import (
+    check_rules,
+    decode,
+    decode_floats,
+    encode,
+    encode_derived,
+    encode_floats,
+)
+from fastopt.quantization.formats import FLOAT_SPECS, FORMATS, Format, format_of
+from fastopt.quantization.layout import Layout, layout_of, normal_axis
 from fastopt.quantization.qparams import qparams_from_range, ranges
 
 __all__ = ["dequantize_linear", "dynamic_quantize", "dynamic_quantize_linear", "quantize_linear"]
@@ -86,9 +93,9 @@ def quantize_linear(
     a = as_array(x, "x", cast="float32")
     s = as_array(scale, "scale", cast=name_of(a.dtype)).astype(a.dtype, copy=False)
     check_rules("nearest", parity)
-    if not (np.isfinite(s) & (s != 0)).all():
+    if not _usable(s):
         raise ArrayError(f"scale: expected numbers that are finite in {s.dtype} and not 0")
-    named = output_dtype or (out.dtype.name if isinstance(out, np.ndarray) else "uint8")
+    named = output_dtype or (name_of(out.dtype) if isinstance(out, np.ndarray) else "uint8")
     zero_point = _plain_zero(zero_point, named)
     wanted = named if zero_point is None else _dtype_name(zero_point)
     if output_dtype in _NIBBLES and wanted == _NIBBLES[output_dtype]:
@@ -98,13 +105,18 @@ def quantize_linear(
         if parity != "onnx":
             raise OptionError(f"parity: {parity!r} is a rule for integers, not for {wanted}")
         layout, s, _ = _scales(a.shape, s, s, axis, block_size)
-        return cast(a / spread(s, a.shape, layout), wanted, out=out, threads=threads)
+        spec = FLOAT_SPECS[wanted]
+        result = narrow_target(out, a.shape, wanted, [("x", a), ("scale", s)])
+        spec = spec._replace(over=spec.max_code)
+        encode_floats(result.view("uint8"), a, s, layout, spec, threads)
+        return result
     if wanted in _NIBBLES:
         zero_point = zero_point if zero_point is not None else np.zeros(s.shape, _NIBBLES[wanted])
         fmt = FORMATS[wanted]
         zero = _codes(_nibbles(zero_point, fmt), "zero_point", s.shape)
         layout, s, zero = _scales(a.shape, s, zero, axis, block_size)
-        result = out_for(out, "out", a.shape, zero.dtype.name)
+        read = [("x", a), ("scale", s), ("zero_point", zero)]
+        result = out_for(out, "out", a.shape, name_of(zero.dtype), read)
         encode(result, a, s, zero, layout, fmt.qmin, fmt.qmax, threads, parity=parity)
         return result
     if zero_point is None:
@@ -119,7 +131,8 @@ def quantize_linear(
                 f"output_dtype: expected that of zero_point, {zero.dtype}, got {output_dtype!r}"
             )
     layout, s, zero = _scales(a.shape, s, zero, axis, block_size)
-    result = out_for(out, "out", a.shape, name_of(zero.dtype))
+    read = [("x", a), ("scale", s), ("zero_point", zero)]
+    result = out_for(out, "out", a.shape, name_of(zero.dtype), read)
     low, high = _LIMITS[name_of(zero.dtype)]
     encode(result, a, s, zero, layout, low, high, threads, parity=parity)
     return result
@@ -172,17 +185,21 @@ def dequantize_linear(
     half = getattr(scale, "dtype", None) == np.float16
     if given in _FLOAT8:
         _zero_only(zero_point)
-        values = cast(x, "float32", threads=threads)
-        layout, s, _ = _scales(values.shape, s, s, axis, block_size)
-        result = out_for(out, "out", values.shape, "float16" if half else s.dtype.name)
-        np.multiply(values, spread(s, values.shape, layout), out=result, casting="same_kind")
+        narrow = as_array(x, "x", dtypes=_FLOAT8).view("uint8")
+        layout, s, _ = _scales(narrow.shape, s, s, axis, block_size)
+        made = "float16" if half else name_of(s.dtype)
+        result = out_for(out, "out", narrow.shape, made, [("x", narrow), ("scale", s)])
+        values = np.empty(narrow.shape, np.float32) if half else result
+        decode_floats(values, narrow, s, layout, FLOAT_SPECS[given], threads)
+        if half:
+            result[...] = values
         return result
     if given in _NIBBLES:
         x = np.asarray(x).astype(_NIBBLES[given])
         if zero_point is not None:
             zero_point = _nibbles(zero_point, FORMATS[given])
     codes = _codes(x, "x", None)
-    zero_point = _plain_zero(zero_point, codes.dtype.name)
+    zero_point = _plain_zero(zero_point, name_of(codes.dtype))
     if zero_point is None:
         zero = np.zeros(s.shape, codes.dtype)
     else:
@@ -192,7 +209,8 @@ def dequantize_linear(
                 f"zero_point: expected the dtype of x {codes.dtype}, got {zero.dtype}"
             )
     layout, s, zero = _scales(codes.shape, s, zero, axis, block_size)
-    result = out_for(out, "out", codes.shape, name_of(s.dtype))
+    read = [("x", codes), ("scale", s), ("zero_point", zero)]
+    result = out_for(out, "out", codes.shape, name_of(s.dtype), read)
     decode(result, codes, s, zero, layout, threads)
     return result
 
@@ -275,7 +293,8 @@ def dynamic_quantize(
 
     Notes
     -----
-    Memory is read once: the range and the codes of a block of rows are made while it is cached.
+    Memory is read once: the range and the codes of a row, or of a block of rows, are made while it
+    is cached.
 
     Examples
     --------
@@ -291,6 +310,11 @@ def dynamic_quantize(
     if a.ndim == 0:
         raise ArrayError("x: a single number has no rows")
     width = max(1, a.shape[-1])
+    if symmetric:
+        made = encode_derived(a, layout_of(a.shape, -1, width), fmt, threads)
+        if made is not None:
+            zero = np.zeros(made[1].shape, fmt.storage)
+            return QuantizedArray(*made, zero, fmt.name, a.shape, a.ndim - 1, width)
     table = a.reshape(-1, width) if a.size else a.reshape(0, width)
     codes = np.empty(table.shape, fmt.storage)
     scale = np.empty((len(table), 1), a.dtype)
@@ -322,6 +346,14 @@ def _dtype_name(a: Any) -> str:
     """Name of a NumPy dtype, "" where there is none (a torch tensor, a list)."""
     dtype = getattr(a, "dtype", None)
     return name_of(dtype) if isinstance(dtype, np.dtype) else ""
+
+
+def _usable(scale: Array) -> bool:
+    """Whether all scales are finite and not 0."""
+    if scale.size == 1:
+        s = scale.item()
+        return s != 0 and s - s == 0
+    return bool((np.isfinite(scale) & (scale != 0)).all())
 
 
 def _plain_zero(zero_point: Any, dtype: str) -> Any:
@@ -365,7 +397,9 @@ def _scales(
 ) -> tuple[Layout, Array, Array]:
     """The layout that the shapes of x and scale say, with scale and zero point in its shape."""
     if scale.shape in ((), (1,)):
-        return layout_of(shape, None, None), scale.reshape(()), zero.reshape(())
+        if scale.ndim:
+            scale, zero = scale.reshape(()), zero.reshape(())
+        return layout_of(shape, None, None), scale, zero
     a = normal_axis(axis, len(shape))
     if scale.ndim == 1 and (len(shape) != 1 or scale.shape == shape):
         if scale.shape[0] != shape[a]:

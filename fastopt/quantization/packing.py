@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from fastopt import _threads
-from fastopt._arrays import Array, as_array, check_disjoint, out_for
+from fastopt._arrays import Array, as_array, out_for
 from fastopt._kernels import pack as kernel
 from fastopt._options import choice, integer
 from fastopt.errors import ArrayError
@@ -54,8 +54,7 @@ def pack_int4(
     gguf = choice(order, "order", _ORDERS) == "gguf"
     if gguf and a.size % 32:
         raise ArrayError(f"codes: order 'gguf' needs a multiple of 32 elements, got {a.size}")
-    result = out_for(out, "out", ((a.size + 1) // 2,), "uint8")
-    check_disjoint([("out", result)], [("codes", a)])
+    result = out_for(out, "out", ((a.size + 1) // 2,), "uint8", [("codes", a)])
     kernel.pack_nibbles(result, a, gguf, _threads.resolve(threads, a.size))
     return result
 
@@ -108,7 +107,6 @@ def unpack_int4(
     gguf = choice(order, "order", _ORDERS) == "gguf"
     if gguf and n % 32:
         raise ArrayError(f"packed: order 'gguf' needs a multiple of 32 elements, got {n}")
-    result = out_for(out, "out", wanted, "int8" if signed else "uint8")
-    check_disjoint([("out", result)], [("packed", a)])
+    result = out_for(out, "out", wanted, "int8" if signed else "uint8", [("packed", a)])
     kernel.unpack_nibbles(result, a, gguf, _threads.resolve(threads, n))
     return result

@@ -113,7 +113,7 @@ def choose_qparams(
     fmt = format_of(dtype)
     choice(method, "method", METHODS)
     low, high = ranges(a, axis=axis, group_size=group_size, threads=threads)
-    if not (np.isfinite(low).all() and np.isfinite(high).all()):
+    if not np.isfinite(low).all():  # then both ends are NaN
         raise ArrayError("x: holds NaN or infinity, so it has no scale; clean the data first")
     if gram is not None and method != "mse":
         raise OptionError(f"gram: only method 'mse' weighs by a gram, not {method!r}")
@@ -126,7 +126,7 @@ def choose_qparams(
         low, high = _clipped(
             a, weight, low, high, fmt, symmetric, method, cut, axis, group_size, threads
         )
-    return qparams_from_range(low, high, fmt, symmetric=symmetric)
+    return _from_range(low, high, fmt, symmetric)
 
 
 def feature_weights(gram: Any, shape: tuple[int, ...]) -> Array:
@@ -266,13 +266,17 @@ def qparams_from_range(
     second = as_array(high, "high", cast="float32", contiguous=False)
     if first.shape != second.shape:
         raise ArrayError(f"high: expected the shape of low {first.shape}, got {second.shape}")
-    float_dtype = np.result_type(first, second)
-    lo, hi = first.astype(np.float64), second.astype(np.float64)
-    if not (np.isfinite(lo).all() and np.isfinite(hi).all()):
+    if not (np.isfinite(first).all() and np.isfinite(second).all()):
         raise ArrayError("low, high: hold NaN or infinity; a range has finite ends")
-    if (lo > hi).any():
+    if (first > second).any():
         raise ArrayError("low: is above high")
-    info = np.finfo(float_dtype)
+    return _from_range(first, second, fmt, symmetric)
+
+
+def _from_range(low: Array, high: Array, fmt: Format, symmetric: bool) -> QParams:
+    """:func:`qparams_from_range` of checked ends."""
+    float_dtype = np.result_type(low, high)
+    lo, hi = low.astype(np.float64), high.astype(np.float64)
     if fmt.kind == "fixed":
         scale = np.full(lo.shape, 2.0**-fmt.frac_bits)
         zero = np.zeros(lo.shape)
@@ -280,20 +284,23 @@ def qparams_from_range(
         scale = narrow_scale(np.maximum(-lo, hi), fmt, float_dtype)
         zero = np.zeros(lo.shape)
     elif symmetric:
-        scale = _usable(np.maximum(-lo, hi) / fmt.symmetric_range, fmt.symmetric_range, info)
+        reach = fmt.symmetric_range
+        scale = _usable(np.maximum(-lo, hi) / reach, reach, float_dtype)
         zero = np.full(lo.shape, float(fmt.symmetric_zero_point))
     else:
         lo, hi = np.minimum(lo, 0.0), np.maximum(hi, 0.0)
         steps = fmt.qmax - fmt.qmin
         scale = hi / steps - lo / steps
         below = np.rint(-lo / np.where(scale == 0, 1.0, scale))  # codes below the zero point
-        scale = _usable(scale, np.maximum(below, steps - below), info)
+        scale = _usable(scale, np.maximum(below, steps - below), float_dtype)
         rounded = np.asarray(scale, float_dtype).astype(np.float64)
-        zero = np.clip(np.rint(fmt.qmin - lo / rounded), fmt.qmin, fmt.qmax)
+        zero = np.minimum(np.maximum(np.rint(fmt.qmin - lo / rounded), fmt.qmin), fmt.qmax)
     return QParams(np.asarray(scale, float_dtype), np.asarray(zero, fmt.storage))
 
 
-def _usable(scale: Array, steps: Any, info: Any) -> Array:
+def _usable(scale: Array, steps: Any, dtype: Any) -> Array:
     """1 for an empty range, never denormal, and so that ``steps`` of it do not overflow."""
-    cap = np.nextafter(np.asarray(float(info.max) / steps, info.dtype), info.dtype.type(0))
-    return np.where(scale == 0, 1.0, np.clip(scale, float(info.tiny), cap.astype(np.float64)))
+    info = np.finfo(dtype)
+    cap = np.nextafter(np.asarray(float(info.max) / steps, dtype), dtype.type(0))
+    kept = np.minimum(np.maximum(scale, float(info.tiny)), cap.astype(np.float64))
+    return np.where(scale == 0, 1.0, kept)
