@@ -11,7 +11,13 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from fastopt import optim  # noqa: E402
-from fastopt.errors import ArrayError, DTypeError, OptionError, UnsupportedError  # noqa: E402
+from fastopt.errors import (  # noqa: E402
+    ArrayError,
+    DTypeError,
+    FormatError,
+    OptionError,
+    UnsupportedError,
+)
 from fastopt.integrations import torch as fast  # noqa: E402
 from tests.test_optim import CASES, ids  # noqa: E402
 
@@ -290,3 +296,159 @@ def test_hooks_and_profiles_see_the_step():
         opt.step()
     assert any("Optimizer.step#SGD.step" in e.key for e in profile.key_averages())
     assert (w == -4).all()
+
+
+def test_state_tells_the_steps_taken():
+    params = tensors()
+    opt = fast.NAdam(params)
+    theirs = torch.optim.NAdam([p.detach().clone().requires_grad_() for p in params])
+    steps(opt, params, 5)
+    steps(theirs, theirs.param_groups[0]["params"], 5)
+    for p, q in zip(params, theirs.param_groups[0]["params"]):
+        assert opt.state[p]["step"] == theirs.state[q]["step"] == 5
+        assert opt.state[p]["mu_product"] == theirs.state[q]["mu_product"]
+
+
+def test_a_late_gradient_shows_its_state():
+    a, b = tensors()[:2]
+    opt = fast.Adam([a, b])
+    a.grad = torch.ones_like(a)
+    opt.step()
+    a.grad, b.grad = None, torch.ones_like(b)
+    opt.step()
+    assert opt.state[b]["step"] == 1
+    opt.step()
+    assert (opt.state[a]["step"], opt.state[b]["step"]) == (1, 2)
+
+
+@pytest.mark.parametrize("way", ["replace", "append", "group", "remove"])
+def test_groups_that_change_are_followed(way):
+    """Tensors put into a group, as torch's own optimizers take them; the rest keep their state."""
+    ends = []
+    for factory in (torch.optim.Adam, fast.Adam):
+        params = tensors()
+        opt = factory(params, lr=0.1)
+        steps(opt, params, 3)
+        new = torch.ones(3, requires_grad=True)
+        if way == "replace":
+            opt.param_groups[0]["params"][1] = new
+            now = [params[0], new, params[2]]
+        elif way == "append":
+            opt.param_groups[0]["params"].append(new)
+            now = [*params, new]
+        elif way == "group":
+            opt.add_param_group({"params": [new], "lr": 0.5})
+            now = [*params, new]
+        else:
+            del opt.param_groups[0]["params"][0]
+            now = params[1:]
+        steps(opt, now, 3, 1)
+        ends.append([*params, new])
+    close(*ends)
+
+
+@pytest.mark.parametrize("way", ["clear", "new", "one"])
+def test_state_that_is_taken_away_begins_anew(way):
+    from collections import defaultdict
+
+    ends = []
+    for factory in (torch.optim.AdamW, fast.AdamW):
+        params = tensors()
+        opt = factory(params, lr=0.1)
+        steps(opt, params, 3)
+        if way == "clear":
+            opt.state.clear()
+        elif way == "new":
+            opt.state = defaultdict(dict)
+        else:
+            del opt.state[params[1]]
+        steps(opt, params, 3, 1)
+        ends.append(params)
+    close(*ends)
+
+
+@pytest.mark.parametrize("state_dtype", ["int8", "bfloat16"])
+def test_codes_are_not_numbers_to_torch(state_dtype):
+    p = torch.ones(300, dtype=torch.float32, requires_grad=True)
+    opt = fast.AdamW([p], state_dtype=state_dtype)
+    steps(opt, [p], 2)
+    theirs = torch.optim.AdamW([p])
+    theirs.load_state_dict(opt.state_dict())
+    with pytest.raises(KeyError):
+        theirs.step()
+    other = fast.AdamW([p])
+    other.load_state_dict(opt.state_dict())
+    assert other.state[p]["exp_avg"].dtype == torch.float32
+
+
+def test_versions_of_zeroed_gradients_and_odd_gradients():
+    p = torch.ones(3, requires_grad=True)
+    opt = fast.SGD([p], lr=1.0, zero_grads=True)
+    p.grad = torch.ones(3)
+    version = p.grad._version
+    opt.step()
+    assert p.grad._version > version
+    w = np.ones(3)
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    with FakeTensorMode() as mode:
+        fake = mode.from_tensor(torch.ones(3))
+    with pytest.raises(DTypeError, match=r"grads\[0\]"):
+        optim.SGD(w, lr=1.0).step([fake])
+    assert (w == 1).all()
+
+
+@pytest.mark.parametrize("name", ["AdamW", "SGD", "LAMB"])
+def test_channels_last_as_torch(name):
+    """Weights whose axes lie in another order: gradients in any order, state as torch shows it."""
+    torch.set_default_dtype(torch.float32)
+    options = {"lr": 0.1, **({"momentum": 0.9} if name == "SGD" else {})}
+    start = torch.randn(4, 3, 5, 5)
+    ours = start.clone().to(memory_format=torch.channels_last).requires_grad_()
+    plain = start.clone().requires_grad_()
+    opt = getattr(fast, name)([ours], zero_grads=True, ema_decay=0.5, **options)
+    other = getattr(fast, name)([plain], ema_decay=0.5, **options)
+    for k in range(6):
+        g = torch.randn(4, 3, 5, 5)
+        plain.grad = g.clone()
+        ours.grad = g.to(memory_format=torch.channels_last) if k % 2 else g.clone()
+        opt.step()
+        other.step()
+        assert not ours.grad.any()
+        if k == 2:
+            buffer = io.BytesIO()
+            torch.save((ours, opt), buffer)
+            buffer.seek(0)
+            ours, opt = torch.load(buffer, weights_only=False)
+        if k == 3:
+            again = getattr(fast, name)([ours], zero_grads=True, ema_decay=0.5, **options)
+            again.load_state_dict(opt.state_dict())
+            again.load_state_dict(other.state_dict())
+            opt = again
+    assert ours.is_contiguous(memory_format=torch.channels_last)
+    tolerance = 1e-6 if name == "LAMB" else 0  # its norms add up in the order of the memory
+    np.testing.assert_allclose(ours.detach(), plain.detach(), rtol=tolerance, atol=tolerance)
+    np.testing.assert_allclose(opt.ema[0], other.ema[0], rtol=tolerance, atol=tolerance)
+    for key, value in other.state[plain].items():
+        assert opt.state[ours][key].shape == value.shape
+    with pytest.raises(ArrayError, match="C-contiguous"):
+        fast.AdamW([ours], state_dtype="int8")
+
+
+def test_copies_follow_new_tensors():
+    p = torch.ones(3, dtype=torch.float32, requires_grad=True)
+    half = torch.zeros(3, dtype=torch.float16)
+    opt = fast.SGD([p], lr=1.0, copy_out=[half])
+    q = torch.ones(2, dtype=torch.float32, requires_grad=True)
+    opt.add_param_group({"params": [q]})
+    for t in (p, q):
+        t.grad = torch.ones_like(t)
+    opt.step()
+    assert (half == 0).all()
+    assert (q == 0).all()
+
+
+@pytest.mark.parametrize("bad", [None, {}, [], {"state": {}, "param_groups": None}])
+def test_state_dicts_of_another_kind_are_refused(bad):
+    with pytest.raises(FormatError, match="state_dict"):
+        fast.Adam(tensors()).load_state_dict(bad)

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import itertools
 import pickle
+import threading
 
 import numpy as np
 import pytest
 
 from fastopt import optim
-from fastopt.errors import ArrayError, DivergedError, DTypeError, FormatError, OptionError
+from fastopt.errors import (
+    ArrayError,
+    ConcurrentUseError,
+    DivergedError,
+    DTypeError,
+    FormatError,
+    OptionError,
+)
 from fastopt.optim import schedules
 from tests import reference
 from tests.conftest import THREADS, kernel, sample
@@ -560,3 +569,83 @@ def test_norm_beyond_the_squares_of_its_dtype(value):
     opt.step(np.full(1000, value, "f4"))
     np.testing.assert_allclose(opt.grad_norm, value * 1000**0.5, rtol=1e-6)
     assert np.isfinite(p).all()
+
+
+@pytest.mark.parametrize("name", ["AdamW", "Muon"])
+def test_nothing_is_read_or_changed_while_a_step_runs(name):
+    """Gradients as large as a step takes long: what comes meanwhile is refused, never torn."""
+    p = np.ones((1024, 1024) if name == "AdamW" else (256, 256), "f4")
+    opt, g = make(name, [p]), p * np.float32(0.1)
+    opt.step([g])
+
+    def step():
+        for _ in range(10):
+            with contextlib.suppress(ConcurrentUseError):
+                opt.step([g])
+
+    worker = threading.Thread(target=step)
+    worker.start()
+    while worker.is_alive():
+        try:
+            state = opt.state_dict()["state"][0]
+        except ConcurrentUseError:
+            continue
+        m = state["exp_avg" if name == "AdamW" else "momentum_buffer"]
+        assert (m == m[0]).all()
+    worker.join()
+    calls = (
+        lambda: opt.step([g]),
+        opt.state_dict,
+        lambda: copy.deepcopy(opt),
+        lambda: opt.add_param_group({"params": [np.ones((2, 2))]}),
+        lambda: opt.load_state_dict(state_dict),
+    )
+    state_dict = opt.state_dict()
+    opt._plan.hold()
+    for call in calls:
+        with pytest.raises(ConcurrentUseError):
+            call()
+    opt._plan.release()
+    np.testing.assert_equal(opt.state_dict(), state_dict)
+
+
+def test_odd_gradients_and_parameters_are_refused():
+    p = np.ones(4)
+    opt = optim.SGD([p], lr=1.0)
+    with pytest.raises(DTypeError, match=r"grads\[0\]: masked"):
+        opt.step([np.ma.masked_array(np.ones(4), [0, 1, 0, 0])])
+    assert (p == 1).all()
+    opt.step([np.ones(4).view(type("Mine", (np.ndarray,), {}))])
+    assert (p == 0).all()
+    with pytest.raises(DTypeError, match="zero_grads"):
+        optim.SGD([p], lr=1.0, zero_grads="x")
+    owned = np.ones(8)
+    opt = optim.SGD([owned], lr=1.0)
+    owned.resize(4, refcheck=False)
+    with pytest.raises(ArrayError, match=r"params\[0\]"):
+        opt.step([np.ones(4)])
+    assert (owned == 1).all()
+
+
+@pytest.mark.parametrize("where", [
+    *[("state", 0, "step", v) for v in ("x", None, [1, 2], 1e300, 2**70, -1, 0, np.nan)],
+    ("state", 0, [1]), ("state", []), ("state", 7, {}), ("param_groups", None),
+    ("param_groups", 0, "params", [[0]]), ("param_groups", 0, "params", 3), ("fastopt", None),
+    ("fastopt", "n_steps", "x"), ("fastopt", "n_steps", np.nan), ("fastopt", "n_skipped", -4),
+    ("fastopt", "ema", 3), ("state", 0, "exp_avg", "x"),
+], ids=str)  # fmt: skip
+def test_malformed_state_dicts_change_nothing(where):
+    p = np.ones(3)
+    opt = optim.Adam([p], lr=0.1, ema_decay=0.5)
+    opt.step([np.ones(3)])
+    before = opt.state_dict()
+    bad = copy.deepcopy(before)
+    *path, key, value = where
+    inner = bad
+    for k in path:
+        inner = inner[k]
+    inner[key] = value
+    with pytest.raises(FormatError, match="state"):
+        opt.load_state_dict(bad)
+    after = opt.state_dict()
+    np.testing.assert_equal(after, before)

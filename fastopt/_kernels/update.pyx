@@ -276,6 +276,15 @@ cdef class Plan:
             (self.work.rows[i].step, self.work.rows[i].product) for i in range(self.work.n_rows)
         ]
 
+    def show_counts(self, cnp.ndarray out not None):
+        """``counts`` into the two rows of ``out``, float64; how many have taken a step."""
+        cdef Py_ssize_t i, n = self.work.n_rows, begun = 0
+        cdef double* to = <double*> data_of(out, cnp.NPY_FLOAT64, 2 * n, True, "out")
+        for i in range(n):
+            to[i], to[n + i] = self.work.rows[i].step, self.work.rows[i].product
+            begun += self.work.rows[i].step > 0
+        return begun
+
     @counts.setter
     def counts(self, values):
         for i in range(self.work.n_rows):
@@ -303,6 +312,8 @@ cdef class Plan:
         if t.bits == 16 and r.wide == 4 and (t.code == FLOAT or t.code == BRAIN_FLOAT):
             r.grad_kind = HALF if t.code == FLOAT else BFLOAT
         elif t.code != FLOAT or t.bits != 8 * r.wide:
+            return refuse_type(i, item)
+        if t.data == NULL and r.n:  # a tensor that only describes itself
             return refuse_type(i, item)
         r.g = <char*> t.data + t.byte_offset
         return 0
@@ -339,10 +350,13 @@ cdef class Plan:
                 self.n_missing += 1
                 continue
             a = <cnp.ndarray> PyTuple_GET_ITEM(self.params, i)
-            if <char*> cnp.PyArray_DATA(a) != r.p or not cnp.PyArray_ISWRITEABLE(a):
+            if (
+                <char*> cnp.PyArray_DATA(a) != r.p or cnp.PyArray_SIZE(a) != r.n
+                or not cnp.PyArray_ISWRITEABLE(a)
+            ):
                 return refuse_change(i)
             r.grad_kind = SAME
-            if isinstance(item, cnp.ndarray):
+            if type(item) is cnp.ndarray:  # a subclass may hide some of its values
                 g = <cnp.ndarray> item
                 if not same_shape(a, g):
                     return refuse_shape(i, a, g)
@@ -380,9 +394,10 @@ cdef class Plan:
         Returns the norm of the scaled gradients, or -1.0 where nobody asked for it. Asked for are
         ``max_norm`` > 0, above which they are scaled down to it, and ``guard``: nothing is done
         and the norm (NaN or infinite) returned where a gradient is not finite. ``moves`` False
-        leaves the arrays where they are, for ``step_into``.
+        leaves the arrays where they are and holds the plan, for ``step_into`` and ``release``.
         """
         cdef double norm = -1.0
+        cdef bint held = False
         self.enter()
         try:
             self.bind(grads)
@@ -397,6 +412,7 @@ cdef class Plan:
                     scale *= min(1.0, max_norm / (norm + 1e-6)) if norm == norm else norm
             self.prepare_rows(scale)
             if not moves:
+                held = True
                 return norm
             if self.size < HOLDS_GIL_BELOW:
                 step_all(&self.work, self.scaled, 1)
@@ -405,7 +421,7 @@ cdef class Plan:
                     step_all(&self.work, self.scaled, threads)
             return norm
         finally:
-            self.busy = False
+            self.busy = held
 
     def step_into(self, Py_ssize_t i, cnp.ndarray out not None, int threads):
         """The step of array ``i`` taken by ``out``, like it, instead: of what belongs to the
@@ -415,17 +431,22 @@ cdef class Plan:
         cdef bint zero_grads = self.work.zero_grads
         cdef int typenum = cnp.NPY_FLOAT64 if r.wide == 8 else cnp.NPY_FLOAT32
         cdef char* p = <char*> data_of(out, typenum, r.n, True, "out")
-        self.enter()
         r.p, r.ema, r.copy_kind, self.work.zero_grads = p, NULL, SAME, False
         with nogil:
             run(&self.work, r.unit, r.unit + (r.n + UNIT - 1) // UNIT, STEP, threads)
         r.p, r.ema, r.copy_kind, self.work.zero_grads = kept.p, kept.ema, kept.copy_kind, zero_grads
+
+    def hold(self):
+        """Refuse steps, and other holders, until ``release``."""
+        self.enter()
+
+    def release(self):
         self.busy = False
 
     cdef int enter(self) except -1:
         if self.busy:
             from fastopt.errors import ConcurrentUseError
-            raise ConcurrentUseError("this optimizer is taking a step in another thread")
+            raise ConcurrentUseError("this optimizer is at work in another thread")
         self.busy = True
         return 0
 

@@ -9,6 +9,7 @@ options they take those of :class:`fastopt.optim.Optimizer` (``state_dtype="int8
 from __future__ import annotations
 
 import inspect
+import itertools
 import operator
 from collections import defaultdict
 from collections.abc import Callable, Mapping
@@ -27,6 +28,7 @@ from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimize
 
 from fastopt import optim
 from fastopt.errors import DTypeError, OptionError, UnsupportedError
+from fastopt.optim import state as states
 
 __all__ = [
     "LAMB",
@@ -47,7 +49,10 @@ __all__ = [
 # How torch runs a step, not what it computes; taken so that a call need not change.
 _IGNORED = ("foreach", "fused")
 _REFUSED = ("capturable", "differentiable")
+_BY_SHAPE = (optim.Muon, optim.Adafactor)  # what they do depends on the shape
+_CODES = "_codes"
 _grad = operator.attrgetter("grad")
+_params = operator.itemgetter("params")
 _profiling = torch.autograd._profiler_enabled
 
 
@@ -71,34 +76,107 @@ class _OnTensors(torch.optim.Optimizer):  # type: ignore[misc]
         self._shared = bound.arguments.get("shared", {})
         self._fast: optim.Optimizer | None = None
         # The family says which options a group has (AdamW's is Adam with decoupled decay).
-        defaults = self._family(np.zeros((1, 1)), **given, **self._shared).param_groups[0]
+        alone = {k: v for k, v in self._shared.items() if k != "copy_out"}
+        defaults = self._family(np.zeros((1, 1)), **given, **alone).param_groups[0]
         super().__init__(params, {k: v for k, v in defaults.items() if k != "params"})
-        self._start()
+        self._bind(self._made(self._shared))
 
-    def _start(self) -> None:
+    # -- the optimizer underneath ------------------------------------------------------------
+
+    def _made(self, shared: Mapping[str, Any]) -> optim.Optimizer:
         """A fastopt optimizer over the memory of the tensors as they are grouped now."""
-        self._tensors = tuple(p for group in self.param_groups for p in group["params"])
-        groups = [self._as_group(group) for group in self.param_groups]
-        self._fast = self._family(groups, **self._shared)
-        self._seen = [dict.copy(group) for group in self._fast.param_groups]
+        return self._family([self._as_group(group) for group in self.param_groups], **shared)
+
+    def _bind(self, fast: optim.Optimizer) -> None:
+        self._fast, self._tensors = fast, self._grouped()
+        self._orders = tuple(map(self._order, self._tensors))
+        self._permuted = tuple(i for i, order in enumerate(self._orders) if order)
+        self._seen = [dict.copy(group) for group in fast.param_groups]
+        self._numbers = np.zeros((2, len(self._tensors)))
+        self._shown: tuple[torch.Tensor, ...] = ()
+
+    def _grouped(self) -> tuple[torch.Tensor, ...]:
+        return tuple(itertools.chain.from_iterable(map(_params, self.param_groups)))
+
+    def _order(self, p: torch.Tensor) -> tuple[int, ...] | None:
+        """The axes as they lie in memory where that is another order (channels_last)."""
+        if (
+            p.is_contiguous()
+            or self._family in _BY_SHAPE
+            or self._shared.get("state_dtype") == "int8"
+        ):  # whose blocks are runs of memory
+            return None
+        return tuple(sorted(range(p.ndim), key=lambda axis: (-p.stride(axis), -p.shape[axis])))
 
     def _as_group(self, group: Mapping[str, Any]) -> dict[str, Any]:
         options = {k: v for k, v in group.items() if k in self._family._options}
         if self._family is optim.AdamW:
             options["decoupled_weight_decay"] = True
-        return {"params": [_memory(p) for p in group["params"]], **options}
+        return {"params": [_memory(p, self._order(p)) for p in group["params"]], **options}
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add tensors with their own options, as torch.optim."""
         super().add_param_group(param_group)
         if self._fast is not None:
             try:
-                self._fast.add_param_group(self._as_group(self.param_groups[-1]))
+                self._renew()
             except Exception:
                 self.param_groups.pop()
                 raise
-            self._tensors = tuple(p for group in self.param_groups for p in group["params"])
-            self._seen = [dict.copy(group) for group in self._fast.param_groups]
+
+    def _renew(self) -> optim.Optimizer:
+        """Tensors were added, replaced or given other memory, or their state was taken away: go
+        on with those that are there, each with the state it has."""
+        assert self._fast is not None
+        gone = {p for p in self._shown if p not in self.state}
+        places = {p: i for i, p in enumerate(self._tensors)}
+        before = [places.get(p) for p in self._grouped()]
+        shared, copies = self._shared, self._fast._copies
+        if copies is not None:
+            copies = [None if i is None else copies[i] for i in before]
+            shared = {**shared, "copy_out": copies}
+        saved, fast = self._fast.state_dict(), self._made(shared)
+        fresh = fast.state_dict()
+        extra = saved["fastopt"]
+        if "ema" in extra:
+            extra["ema"] = [
+                new if i is None else extra["ema"][i]
+                for i, new in zip(before, fresh["fastopt"]["ema"], strict=True)
+            ]
+        state = {
+            j: saved["state"][i]
+            for j, i in enumerate(before)
+            if i is not None and i in saved["state"] and self._tensors[i] not in gone
+        }
+        fast.load_state_dict({**fresh, "state": state, "fastopt": extra})
+        self._shared = shared
+        self._bind(fast)
+        self._show_state(fast)
+        return fast
+
+    def _current(self, fast: optim.Optimizer) -> bool:
+        """Whether the optimizer underneath still is that of these groups, tensors and states."""
+        now = self._grouped()
+        if len(now) != len(self._tensors) or len(self._seen) != len(self.param_groups):
+            return False
+        if not all(map(operator.is_, now, self._tensors)) or len(self.state) < len(self._shown):
+            return False
+        laid = self._laid(self._tensors)
+        if hasattr(torch.Tensor, "__dlpack_c_exchange_api__"):
+            return fast._plan.holds(laid)
+        return all(
+            p.data_ptr() == a.ctypes.data and p.is_contiguous()
+            for p, a in zip(laid, fast._params, strict=True)
+        )
+
+    def _laid(self, tensors: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Tensors (or None) like the parameters, with their axes as these lie in memory."""
+        if not self._permuted:
+            return tensors
+        return tuple(
+            t if t is None or order is None else t.detach().permute(order)
+            for t, order in zip(tensors, self._orders, strict=True)
+        )
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """In place: one step of every tensor that has a gradient; ``closure`` as in torch.
@@ -122,44 +200,28 @@ class _OnTensors(torch.optim.Optimizer):  # type: ignore[misc]
                 loss = closure()
         fast = self._fast
         assert fast is not None
+        if not self._current(fast):
+            fast = self._renew()
         self._sync(fast)
-        if not self._in_place(fast):
-            fast = self._rebind()
         grads = tuple(map(_grad, self._tensors))
         if fast._zero_grads:  # a copy of a strided gradient would be zeroed in its place
             for p, g in zip(self._tensors, grads, strict=True):
-                if g is not None and not g.is_contiguous():
-                    p.grad = g.contiguous()
+                if g is not None and g.stride() != p.stride():
+                    p.grad = torch.empty_like(p, requires_grad=False).copy_(g)
             grads = tuple(map(_grad, self._tensors))
-        fast.step(grads)
-        missing = sum(g is None for g in grads) if fast._plan.n_missing else 0
+        fast.step(self._laid(grads))
         if not fast.skipped:
             changed = self._tensors
-            if missing:
+            if fast._plan.n_missing:
                 changed = tuple(
                     p for p, g in zip(self._tensors, grads, strict=True) if g is not None
                 )
+            if fast._zero_grads:
+                changed += tuple(g for g in grads if g is not None)
             torch.autograd.graph.increment_version(changed)
-        if len(self.state) < len(self._tensors) - missing:
+        if fast._plan.show_counts(self._numbers) > len(self._shown):
             self._show_state(fast)
         return loss
-
-    def _in_place(self, fast: optim.Optimizer) -> bool:
-        """Whether the tensors still lie where the optimizer was bound to them."""
-        if hasattr(torch.Tensor, "__dlpack_c_exchange_api__"):
-            return fast._plan.holds(self._tensors)
-        return all(
-            p.data_ptr() == a.ctypes.data for p, a in zip(self._tensors, fast._params, strict=True)
-        )
-
-    def _rebind(self) -> optim.Optimizer:
-        """Somebody gave a tensor other memory (``p.data = ...``): go on there."""
-        assert self._fast is not None
-        state = self._fast.state_dict()
-        self._start()
-        self._fast.load_state_dict(state)
-        self._show_state(self._fast)
-        return self._fast
 
     @property
     def ema(self) -> list[torch.Tensor] | None:
@@ -167,7 +229,9 @@ class _OnTensors(torch.optim.Optimizer):  # type: ignore[misc]
         that ``step`` moves."""
         assert self._fast is not None
         averages = self._fast.ema
-        return None if averages is None else [torch.from_numpy(a) for a in averages]
+        if averages is None:
+            return None
+        return list(map(_shaped, averages, self._orders))
 
     def _sync(self, fast: optim.Optimizer) -> None:
         """Options that were changed in torch's groups, by a scheduler say, since the last step."""
@@ -180,18 +244,23 @@ class _OnTensors(torch.optim.Optimizer):  # type: ignore[misc]
                     seen[key] = theirs[key]
 
     def _show_state(self, fast: optim.Optimizer) -> None:
-        """torch's ``state``: tensors over the memory of ours, in torch's layout."""
-        counts = fast._plan.counts
+        """torch's ``state``: tensors over the memory of ours, in torch's layout. Codes of narrow
+        state have names of their own: torch's classes would take them for numbers."""
+        fast._plan.show_counts(self._numbers)
         self.state.clear()
-        for p, arrays, (t, product) in zip(self._tensors, fast._state, counts, strict=True):
-            if t == 0:
+        for i, (p, arrays) in enumerate(zip(self._tensors, fast._state, strict=True)):
+            if self._numbers[0, i] == 0:
                 continue
-            entry = {name: torch.from_numpy(a) for name, a in arrays.items()}
+            entry = {
+                name if a.dtype.kind == "f" else name + _CODES: _shaped(a, self._orders[i])
+                for name, a in arrays.items()
+            }
             if fast._tells_step():
-                entry = {"step": torch.tensor(float(t)), **entry}
+                entry = {"step": torch.from_numpy(self._numbers[0, i, ...]), **entry}
             if isinstance(fast, optim.NAdam):
-                entry["mu_product"] = torch.tensor(product)
+                entry["mu_product"] = torch.from_numpy(self._numbers[1, i, ...])
             self.state[p] = entry
+        self._shown = tuple(self.state)
 
     def state_dict(self) -> dict[str, Any]:
         """State and options in torch.optim's layout; continues in torch's own class and back."""
@@ -199,21 +268,27 @@ class _OnTensors(torch.optim.Optimizer):  # type: ignore[misc]
         self._show_state(self._fast)
         extra = self._fast._extra()
         if "ema" in extra:
-            extra["ema"] = [torch.from_numpy(a) for a in extra["ema"]]
+            extra["ema"] = list(map(_shaped, extra["ema"], self._orders))
         return {**super().state_dict(), "fastopt": extra}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """In place: take over the state and options of ``state_dict`` (ours or torch's own)."""
         assert self._fast is not None
+        groups, state, extra = states.parts(state_dict)
+        ids = itertools.chain.from_iterable(map(_params, groups))
+        order_of = dict(zip(ids, self._orders, strict=False))
+        if isinstance(extra.get("ema"), (list, tuple)):
+            extra = {**extra, "ema": list(map(_unshaped, extra["ema"], self._orders))}
         plain = {
             "state": {
-                i: {k: _plain(v) for k, v in e.items()} for i, e in state_dict["state"].items()
+                i: {k.removesuffix(_CODES): _unshaped(v, order_of.get(i)) for k, v in e.items()}
+                for i, e in state.items()
             },
             "param_groups": [
                 {k: v for k, v in group.items() if k in (*self._family._options, "params")}
-                for group in state_dict["param_groups"]
+                for group in groups
             ],
-            "fastopt": state_dict.get("fastopt", {}),
+            "fastopt": extra,
         }
         self._fast.load_state_dict(plain)
         theirs = {k: v for k, v in state_dict.items() if k != "fastopt"}
@@ -235,27 +310,37 @@ class _OnTensors(torch.optim.Optimizer):  # type: ignore[misc]
             self.state: Any = defaultdict(dict)
             self._shared = extra["shared"]
             self._fast = None
-            self._start()
-            assert self._fast is not None
-            self._fast.load_state_dict(extra["state_dict"])
-            self._show_state(self._fast)
+            fast = self._made(self._shared)
+            fast.load_state_dict(extra["state_dict"])
+            self._bind(fast)
+            self._show_state(fast)
 
 
 # The step with torch's hooks around it and its name in the profile.
 _watched_step = torch.optim.Optimizer.profile_hook_step(_OnTensors._step)
 
 
-def _memory(p: torch.Tensor) -> Any:
-    """The tensor's memory as an ndarray."""
+def _memory(p: torch.Tensor, order: tuple[int, ...] | None) -> Any:
+    """The tensor's memory as an ndarray, with its axes in this order."""
     if p.device.type != "cpu" or p.layout is not torch.strided:
         raise DTypeError(f"params: expected dense CPU tensors, got {p.device}, {p.layout}")
     if p.dtype not in (torch.float32, torch.float64):
         raise DTypeError(f"params: expected float32 or float64 tensors, got {p.dtype}")
-    return p.detach().numpy()
+    return (p if order is None else p.permute(order)).detach().numpy()
 
 
-def _plain(value: Any) -> Any:
-    return value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else value
+def _shaped(a: Any, order: tuple[int, ...] | None) -> torch.Tensor:
+    """A tensor over the memory of an array whose axes stand in this order of the tensor's."""
+    t = torch.from_numpy(a)
+    return t if order is None or t.ndim != len(order) else t.permute(tuple(np.argsort(order)))
+
+
+def _unshaped(value: Any, order: tuple[int, ...] | None) -> Any:
+    """A tensor of a state dict as an array whose axes stand in this order; others as they are."""
+    if not isinstance(value, torch.Tensor):
+        return value
+    t = value.detach().cpu()
+    return (t if order is None or t.ndim != len(order) else t.permute(order)).numpy()
 
 
 def _named(family: type[optim.Optimizer]) -> type[_OnTensors]:
@@ -265,7 +350,8 @@ def _named(family: type[optim.Optimizer]) -> type[_OnTensors]:
     Parameters
     ----------
     params : iterable of tensors or of groups
-        Contiguous float32 or float64 CPU tensors.
+        Float32 or float64 CPU tensors, dense: contiguous or, for the elementwise rules,
+        permuted (channels_last).
     *args, **options
         Those of :class:`fastopt.optim.{name}`, which are torch's where torch has the optimizer.
     """

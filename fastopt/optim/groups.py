@@ -197,14 +197,14 @@ def flatten(grads: Any, names: Sequence[str | None], single: bool) -> tuple[Any,
 
 
 def as_arrays(flat: tuple[Any, ...], written: bool) -> tuple[Any, ...] | None:
-    """Tensors and other array-likes as ndarrays (their own memory where it is ``written``);
-    None where nothing needed it."""
-    if all(g is None or isinstance(g, np.ndarray) for g in flat):
+    """Tensors, subclasses of ndarray and other array-likes as ndarrays (their own memory where it
+    is ``written``); None where nothing needed it."""
+    if all(g is None or type(g) is np.ndarray for g in flat):
         return None
     wanted = ("float32", "float64", "float16", "bfloat16")
     read = as_target if written else as_array
     return tuple(
-        g if g is None or isinstance(g, np.ndarray) else read(g, f"grads[{i}]", dtypes=wanted)
+        g if g is None or type(g) is np.ndarray else read(g, f"grads[{i}]", dtypes=wanted)
         for i, g in enumerate(flat)
     )
 

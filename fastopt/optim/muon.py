@@ -10,7 +10,7 @@ import numpy as np
 
 from fastopt._arrays import Array
 from fastopt._options import choice, integer, number
-from fastopt.errors import ArrayError, ConcurrentUseError, DTypeError
+from fastopt.errors import ArrayError, DTypeError
 from fastopt.optim.groups import Params, Shared, Validator, as_arrays, flag, fraction, non_negative
 from fastopt.optim.optimizer import Optimizer
 
@@ -118,10 +118,6 @@ class Muon(Optimizer):
     def _counts_steps(self) -> bool:
         return False
 
-    def _build(self) -> None:
-        super()._build()
-        self._turns = [True]
-
     def _sync(self) -> None:
         """u = take g + momentum buffer is the step of SGD with momentum on take g, upwards."""
         self._check_groups(self.param_groups)
@@ -133,21 +129,17 @@ class Muon(Optimizer):
         self._stale = False
 
     def _take(self, flat: tuple[Any, ...], scale: float, threads: int) -> float:
-        try:
-            turn = self._turns.pop()
-        except IndexError:
-            raise ConcurrentUseError("this optimizer is taking a step in another thread") from None
         flat = as_arrays(flat, self._zero_grads) or flat
+        norm = self._plan.step(flat, scale, self._max_norm, self._guard, threads, False)
+        if self._guard and not math.isfinite(norm):
+            return norm
         try:
-            norm = self._plan.step(flat, scale, self._max_norm, self._guard, threads, False)
-            if self._guard and not math.isfinite(norm):
-                return norm
             for i, g in enumerate(flat):
                 if g is not None:
                     self._move(i, g, threads)
             return norm
         finally:
-            self._turns.append(turn)
+            self._plan.release()
 
     def _move(self, i: int, g: Array, threads: int) -> None:
         p, group = self._params[i], self.param_groups[self._group_of[i]]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import numpy as np
@@ -22,6 +23,7 @@ from fastopt.optim.groups import (
     as_arrays,
     as_groups,
     check_separate,
+    flag,
     flatten,
     named_targets,
     positive,
@@ -117,7 +119,7 @@ class Optimizer:
             raise OptionError(f"state_dtype: {type(self).__name__} keeps its state in float32")
         self._max_norm = 0.0 if max_grad_norm is None else positive("max_grad_norm")(max_grad_norm)
         self._on_nonfinite = choice(on_nonfinite, "on_nonfinite", ("ignore", "skip", "raise"))
-        self._zero_grads = bool(zero_grads)
+        self._zero_grads = flag("zero_grads")(zero_grads)
         self._ema_decay = (
             None if ema_decay is None else number(ema_decay, "ema_decay", low=0.0, high=1.0)
         )
@@ -222,7 +224,8 @@ class Optimizer:
         if self.schedule is not None:
             self._reschedule(self.schedule)
         if self._stale:
-            self._sync()
+            with self._alone():
+                self._sync()
         kind = type(grads)
         flat = tuple(grads) if kind is list else grads
         if kind is not list and kind is not tuple:
@@ -267,6 +270,11 @@ class Optimizer:
             ``"params"`` (array, list or dict of arrays) and any options; the rest are the
             defaults that the optimizer was built with.
         """
+        with self._alone():
+            self._extend(group)
+
+    def _extend(self, group: Mapping[str, Any]) -> None:
+        """All of ``add_param_group`` or nothing."""
         self._save_counts()
         fields = ("param_groups", "_params", "_names", "_group_of", "_state", "_counts")
         before = {name: list(getattr(self, name)) for name in fields}
@@ -369,6 +377,16 @@ class Optimizer:
             self._plan.set_options(i, common + self._scalars(group))
         self._stale = False
 
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Nobody steps meanwhile; ConcurrentUseError where somebody does."""
+        plan = self._plan
+        plan.hold()
+        try:
+            yield
+        finally:
+            plan.release()
+
     def _save_counts(self) -> None:
         self._counts = self._plan.counts
 
@@ -382,25 +400,27 @@ class Optimizer:
         had a gradient has no entry in ``"state"``. What torch does not have (narrow state with
         its scales, averages, counters, the schedule's state) stands under further names.
         """
-        self._save_counts()
-        state: dict[int, dict[str, Any]] = {}
-        for i, arrays in enumerate(self._state):
-            if self._counts[i][0]:
-                entry: dict[str, Any] = {}
-                if self._tells_step():
-                    entry["step"] = self._counts[i][0]
-                if self._rules[self._group_of[i]] == "nadam":
-                    entry["mu_product"] = self._counts[i][1]
-                entry.update({name: a.copy() for name, a in arrays.items()})
-                if entry:
-                    state[i] = entry
+        with self._alone():
+            self._save_counts()
+            state: dict[int, dict[str, Any]] = {}
+            for i, arrays in enumerate(self._state):
+                if self._counts[i][0]:
+                    entry: dict[str, Any] = {}
+                    if self._tells_step():
+                        entry["step"] = self._counts[i][0]
+                    if self._rules[self._group_of[i]] == "nadam":
+                        entry["mu_product"] = self._counts[i][1]
+                    entry.update({name: a.copy() for name, a in arrays.items()})
+                    if entry:
+                        state[i] = entry
+            extra = self._extra()
         groups, first = [], 0
         for group in self.param_groups:
             count = len(group["params"])
             plain = {k: v for k, v in group.items() if k != "params"}
             groups.append({**plain, "params": list(range(first, first + count))})
             first += count
-        return {"state": state, "param_groups": groups, "fastopt": self._extra()}
+        return {"state": state, "param_groups": groups, "fastopt": extra}
 
     def _extra(self) -> dict[str, Any]:
         """What torch's layout has no place for: counters, averages, the schedule's state."""
@@ -423,9 +443,7 @@ class Optimizer:
             Groups, shapes or names do not fit these parameters, or 8-bit state has another
             ``state_format`` than this version's; nothing has changed then.
         """
-        if not isinstance(state_dict, Mapping) or not {"state", "param_groups"} <= set(state_dict):
-            raise FormatError('state_dict: expected a dict with "state" and "param_groups"')
-        groups = list(state_dict["param_groups"])
+        groups, state, extra = states.parts(state_dict)
         sizes = [len(g["params"]) for g in groups]
         own = [len(g["params"]) for g in self.param_groups]
         if sizes != own:
@@ -436,28 +454,30 @@ class Optimizer:
             new_groups.append({**old, **{k: self._checked(k, v) for k, v in kept.items()}})
         self._check_groups(new_groups)
         ids = [i for g in groups for i in g["params"]]
-        unknown = set(state_dict["state"]) - set(ids)
+        unknown = [k for k in state if k not in ids]
         if unknown:
-            raise FormatError(f"state_dict: state for unknown parameters {sorted(unknown)}")
-        extra = state_dict.get("fastopt", {})
-        states.check_format(state_dict["state"].values(), extra)
+            raise FormatError(f"state_dict: state for unknown parameters {unknown}")
+        states.check_format(state.values(), extra)
         loaded = [
-            self._read_entry(i, state_dict["state"].get(k, {}), new_groups[self._group_of[i]])
+            self._read_entry(i, state.get(k, {}), new_groups[self._group_of[i]])
             for i, k in enumerate(ids)
         ]
         averages = states.averages(self.ema, extra.get("ema"))
+        most = max((t for (t, _), _ in loaded), default=0)
+        n_steps = int(states.scalar(extra.get("n_steps", most), "n_steps"))
+        n_skipped = int(states.scalar(extra.get("n_skipped", 0), "n_skipped"))
         schedule: Any = self.schedule
-        if hasattr(schedule, "load_state_dict") and "schedule" in extra:
-            schedule.load_state_dict(extra["schedule"])
-        for mine, theirs in averages:
-            np.copyto(mine, theirs)
-        for group, new in zip(self.param_groups, new_groups, strict=True):
-            dict.update(group, new)
-        self._counts = [count for count, _ in loaded]
-        self._state = [arrays for _, arrays in loaded]
-        self.n_steps = int(extra.get("n_steps", max((t for t, _ in self._counts), default=0)))
-        self.n_skipped = int(extra.get("n_skipped", 0))
-        self._build()
+        with self._alone():
+            if hasattr(schedule, "load_state_dict") and "schedule" in extra:
+                schedule.load_state_dict(extra["schedule"])
+            for mine, theirs in averages:
+                np.copyto(mine, theirs)
+            for group, new in zip(self.param_groups, new_groups, strict=True):
+                dict.update(group, new)
+            self._counts = [count for count, _ in loaded]
+            self._state = [arrays for _, arrays in loaded]
+            self.n_steps, self.n_skipped = n_steps, n_skipped
+            self._build()
 
     def _read_entry(
         self, i: int, entry: Mapping[str, Any], group: Mapping[str, Any]
@@ -474,11 +494,11 @@ class Optimizer:
             arrays = states.read(held, p, self._kept(rule, p), self._state_dtype, where)
         step = 1 if held else 0
         if self._counts_steps() or "step" in entry:
-            raw = float(np.asarray(entry.get("step", 0)))
-            if not raw.is_integer() or raw < 0 or (held and raw == 0):
-                raise FormatError(f"state_dict: step of parameter {i}: got {raw!r}")
-            step = int(raw)
-        return (step, float(np.asarray(entry.get("mu_product", 1.0)))), arrays
+            step = int(states.scalar(entry.get("step", 0), f"step of parameter {i}"))
+            if held and step == 0:
+                raise FormatError(f"state_dict: step of parameter {i}: got 0, and it has state")
+        product = states.scalar(entry.get("mu_product", 1.0), f"mu_product of {i}", 1.0, False)
+        return (step, product), arrays
 
     def __getstate__(self) -> dict[str, Any]:
         return {"state_dict": self.state_dict(), **{name: getattr(self, name) for name in _KEPT}}

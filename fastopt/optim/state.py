@@ -15,7 +15,7 @@ from fastopt.errors import ArrayError, DTypeError, FormatError
 
 __all__ = [
     "FORMAT", "STATE_DTYPES", "Kept", "ParamState", "allocate", "averages", "check_format", "full",
-    "read",
+    "parts", "read", "scalar",
 ]  # fmt: skip
 
 STATE_DTYPES = ("float32", "bfloat16", "int8")
@@ -142,6 +142,42 @@ def read(
     return arrays
 
 
+def parts(
+    state_dict: Any,
+) -> tuple[list[Mapping[str, Any]], dict[Any, Mapping[str, Any]], Mapping[str, Any]]:
+    """The groups, the state by parameter and what torch has no place for, of the right kinds."""
+    if not isinstance(state_dict, Mapping) or not {"state", "param_groups"} <= set(state_dict):
+        raise FormatError('state_dict: expected a dict with "state" and "param_groups"')
+    groups, state = state_dict["param_groups"], state_dict["state"]
+    extra = state_dict.get("fastopt", {})
+    if not isinstance(groups, (list, tuple)) or not all(
+        isinstance(g, Mapping)
+        and isinstance(g.get("params"), (list, tuple))
+        and all(isinstance(i, int) for i in g["params"])
+        for g in groups
+    ):
+        raise FormatError(
+            'state_dict["param_groups"]: expected a list of dicts with numbers under "params"'
+        )
+    if not isinstance(state, Mapping) or not all(isinstance(e, Mapping) for e in state.values()):
+        raise FormatError('state_dict["state"]: expected a dict of dicts')
+    if not isinstance(extra, Mapping):
+        raise FormatError(f'state_dict["fastopt"]: expected a dict, got {type(extra).__name__}')
+    return list(groups), dict(state), extra
+
+
+def scalar(value: Any, where: str, high: float = 2.0**53, whole: bool = True) -> float:
+    """A number between 0 and ``high`` that a state dict holds, as a number, array or tensor."""
+    try:
+        found = float(np.asarray(value))
+    except (TypeError, ValueError, OverflowError):
+        raise FormatError(f"state_dict: {where}: expected a number, got {value!r}") from None
+    if not 0 <= found <= high or (whole and not found.is_integer()):
+        kind = "a whole number" if whole else "a number"
+        raise FormatError(f"state_dict: {where}: expected {kind} in [0, {high:g}], got {found!r}")
+    return found
+
+
 def check_format(entries: Iterable[Mapping[str, Any]], extra: Mapping[str, Any]) -> None:
     """Refuse 8-bit codes of another meaning than this version's."""
     found = extra.get("state_format")
@@ -165,7 +201,7 @@ def averages(
             (mine, as_array(theirs, f"average {i}", shape=mine.shape))
             for i, (mine, theirs) in enumerate(zip(own, given, strict=True))
         ]
-    except (ArrayError, DTypeError, ValueError) as error:
+    except (TypeError, ValueError) as error:
         raise FormatError(f"state_dict: averages: {error}") from None
 
 
