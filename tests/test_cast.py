@@ -5,9 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+import fastopt
 from fastopt import quantization as Q
 from fastopt.errors import ArrayError, DTypeError, OptionError
-from fastopt.quantization.formats import FLOAT_SPECS
+from fastopt.quantization.formats import FLOAT_SPECS, format_of
+from fastopt.quantization.layout import layout_of
 from tests import reference
 from tests.conftest import SIZES, THREADS, Guarded, kernel, sample
 
@@ -78,6 +80,72 @@ def test_threads_and_levels_give_the_same_bits(level, name, random):
     for threads, b in zip(THREADS, back, strict=True):
         kernel("dequantize", level).widen(b, wanted, one, *whole, *spec, True, threads)
     np.testing.assert_array_equal(*back)
+
+
+SCALED = [
+    ((5, 333), 0, None),
+    ((5, 333), 1, None),
+    ((7, 5, 3), 1, None),
+    ((70, 4), 0, 32),
+    ((9, 100), 1, 32),
+    ((40, 64), 1, 16),
+    ((1001,), None, None),
+    ((3, 70_001), 0, None),
+    ((), None, None),
+    ((0, 4), 0, None),
+]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("shape", "axis", "group"), SCALED)
+def test_under_scales(level, shape, axis, group, name, dtype, rng):
+    spec, lay = FLOAT_SPECS[name], layout_of(shape, axis, group)
+    k, d = kernel("quantize", level), kernel("dequantize", level)
+    x = sample(int(np.prod(shape)), dtype, special=True).reshape(shape)
+    scale = np.asarray(np.exp(rng.standard_normal(lay.scale_shape)), dtype)
+    s = reference.spread(scale, shape, axis, group)
+    with np.errstate(all="ignore"):
+        wanted = reference.narrow(np.asarray(x / s, dtype), spec)
+        values = reference.widen(wanted, spec).astype(dtype) * s
+    for threads in THREADS:
+        for streamed in (False, True):
+            out, back = Guarded(np.zeros(shape, storage(name))), Guarded(np.zeros(shape, dtype))
+            rest = (*spec, False, 0, streamed, threads)
+            assert not k.narrow(out.array, scale, x, *lay.loops, 0, *rest)
+            np.testing.assert_array_equal(out.array, wanted)
+            d.widen(back.array, out.array, scale, *lay.loops, *spec, streamed, threads)
+            np.testing.assert_array_equal(back.array, values)
+            out.check(), back.check()
+
+
+@pytest.mark.parametrize("name", ["float8_e4m3fn", "float8_e5m2"])
+@pytest.mark.parametrize(
+    ("shape", "axis", "group"),
+    [s for s in SCALED if layout_of(*s).is_chain(int(np.prod(s[0]))) and np.prod(s[0])]
+    + [((300_000, 1), None, 1), ((33, 4097), 0, None)],
+)
+def test_scales_made_in_the_same_pass(level, shape, axis, group, name):
+    spec, lay = FLOAT_SPECS[name], layout_of(shape, axis, group)
+    k, peak = kernel("quantize", level), format_of(name).peak
+    x = sample(int(np.prod(shape)), "f4").reshape(shape)
+    x.ravel()[:3] *= np.float32(1e-38)
+    low, high = reference.min_max(x, axis, group)
+    top = np.maximum(-low, high).reshape(lay.scale_shape).astype("f8") / peak
+    step = np.where(top == 0, 1, np.maximum(top, np.finfo("f4").tiny)).astype("f4")
+    wanted = reference.narrow(x / reference.spread(step, shape, axis, group), spec)
+    for threads in THREADS:
+        for streamed in (False, True):
+            out, scale = Guarded(np.zeros(shape, "u1")), Guarded(np.zeros(lay.scale_shape, "f4"))
+            rest = (*spec, False, 0, streamed, threads)
+            assert not k.narrow(out.array, scale.array, x, *lay.loops, peak, *rest)
+            np.testing.assert_array_equal(scale.array, step)
+            np.testing.assert_array_equal(out.array, wanted)
+            out.check(), scale.check()
+    for bad in (np.nan, np.inf, -np.inf):
+        y = x.copy()
+        y.ravel()[-1] = bad
+        assert k.narrow(out.array, scale.array, y, *lay.loops, peak, *rest)
 
 
 # --- oracles
@@ -199,6 +267,40 @@ def test_torch_bfloat16_comes_in():
     pytest.importorskip("ml_dtypes")
     t = torch.linspace(-3, 3, 50).to(torch.bfloat16)
     np.testing.assert_array_equal(Q.cast(t, "float32"), t.float().numpy())
+
+
+@pytest.mark.parametrize("name", ["float8_e4m3fn", "float8_e5m2"])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("options", [{}, {"axis": 0}, {"axis": 1}, {"group_size": 20}])
+def test_one_pass_gives_the_bits_of_two(options, dtype, name, rng):
+    x = rng.standard_normal((30, 70)).astype(dtype)
+    q = fastopt.quantize(x, name, **options)
+    scale, _ = Q.choose_qparams(x, name, **options)
+    np.testing.assert_array_equal(q.scale, scale)
+    np.testing.assert_array_equal(q.codes, fastopt.quantize(x, name, scale=scale, **options).codes)
+    s = reference.spread(scale, x.shape, q.axis, q.group_size)
+    np.testing.assert_array_equal(q.codes, bits(Q.cast(x / s, name)))
+    got = q.dequantize()
+    np.testing.assert_array_equal(got, Q.cast(q.codes, "float32", source=name).astype(dtype) * s)
+    x[3, 5] = np.nan
+    with pytest.raises(ArrayError, match="x: holds NaN or infinity"):
+        fastopt.quantize(x, name, **options)
+
+
+def test_out_that_shares_memory_is_refused():
+    raw = np.ones(64, "f4")
+    q = fastopt.quantize(raw, "float8_e4m3fn", group_size=8)
+    before = q.scale.copy()
+    with pytest.raises(ArrayError, match="out: shares memory with scale"):
+        type(q)(raw.view("u1")[:8], q.scale, q.zero_point, q.dtype, (8,)).dequantize(q.scale)
+    with pytest.raises(ArrayError, match="out: shares memory with codes"):
+        type(q)(raw.view("u1")[:8], q.scale[0], q.zero_point[0], q.dtype, (8,)).dequantize(raw[:8])
+    with pytest.raises(ArrayError, match="out: shares memory with x"):
+        Q.cast(raw.view("u1")[:8], "float32", source="float8_e4m3fn", out=raw[:8])
+    with pytest.raises(ArrayError, match="out: shares memory with scale"):
+        Q.dequantize_linear(np.ones(64, "i1"), raw, np.zeros(64, "i1"), axis=0, out=raw)
+    np.testing.assert_array_equal(q.scale, before)
+    assert (raw == 1).all()
 
 
 def test_wrong_input_is_refused():

@@ -351,7 +351,7 @@ def _dtype_name(a: Any) -> str:
 def _usable(scale: Array) -> bool:
     """Whether all scales are finite and not 0."""
     if scale.size == 1:
-        s = scale.item()
+        s = float(scale.item())
         return s != 0 and s - s == 0
     return bool((np.isfinite(scale) & (scale != 0)).all())
 
