@@ -361,3 +361,33 @@ def test_integer_labels_keep_their_values(dtype):
     assert (labels[codes] == y).all()
     wide = np.array([-(2**40), 2**40, -(2**40)])
     assert (encode(wide, 3)[0] == [-(2**40), 2**40]).all()
+
+
+def test_squares_that_overflow_are_refused():
+    x = np.random.default_rng(0).standard_normal((40, 3))
+    for dtype, size in (("f8", 1e200), ("f4", 1e25)):
+        model = Ridge()
+        with pytest.raises(ArrayError, match=r"^X, y: "):
+            model.fit((x * size).astype(dtype), x[:, 0])
+        assert not hasattr(model, "coef_")
+
+
+@pytest.mark.parametrize("model", [Ridge(), SGDRegressor(random_state=0)], ids=repr)
+@pytest.mark.parametrize("weights", [np.ones(3), -np.ones(40), np.zeros(40), np.full(40, np.nan)])
+def test_the_weights_of_a_score_are_checked(model, weights):
+    x = np.random.default_rng(0).standard_normal((40, 3))
+    model.fit(x, x[:, 0])
+    with pytest.raises(ArrayError, match=r"^sample_weight"):
+        model.score(x, x[:, 0], weights)
+
+
+@pytest.mark.parametrize("d", [6, 16])
+def test_batches_of_a_partial_fit_take_the_dtype_of_the_first(d):
+    x = np.random.default_rng(0).standard_normal((200, d)).astype("f4")
+    y = x[:, 0].astype("f8")
+    for first, then in (("f4", "f8"), ("f8", "f4")):
+        alike, other = SGDRegressor(random_state=0), SGDRegressor(random_state=0)
+        alike.partial_fit(x.astype(first), y).partial_fit(x.astype(first), y)
+        other.partial_fit(x.astype(first), y).partial_fit(x.astype(then), y)
+        assert other.coef_.dtype == first
+        assert np.array_equal(alike.coef_, other.coef_)

@@ -9,13 +9,13 @@ import numpy as np
 
 from fastopt._arrays import Array, check_finite
 from fastopt._options import choice, integer, number
-from fastopt.errors import ArrayError, DivergedError, OptionError
+from fastopt.errors import ArrayError, DivergedError, DTypeError, OptionError
 from fastopt.linear_model._estimator import (
     LinearEstimator,
     key_of_state,
     warn_not_converged,
 )
-from fastopt.linear_model._rows import Rows, matmul, refuse_nonfinite, take_rows
+from fastopt.linear_model._rows import CSR, Rows, Stream, matmul, refuse_nonfinite, take_rows
 from fastopt.linear_model._solve import first_rate
 from fastopt.linear_model._train import (
     LOCAL_WORK,
@@ -241,6 +241,15 @@ class SGD(LinearEstimator):
 
     def _set_coef(self, coef: Array, intercept: Array) -> None:
         self.coef_, self.intercept_ = coef, intercept
+
+    def _as_before(self, x: Rows) -> Rows:
+        """A batch of a partial fit in the dtype of the first one."""
+        kept = self._state["slab"].dtype
+        if x.dtype == kept:
+            return x
+        if isinstance(x, Stream):
+            raise DTypeError(f"X: expected {kept} as in the first partial_fit, got {x.dtype}")
+        return x._replace(data=x.data.astype(kept)) if isinstance(x, CSR) else x.astype(kept)
 
     def _resume(self, run: Stochastic) -> Array:
         """Take up the moments, counters and parameters of an earlier call; returns the latter."""

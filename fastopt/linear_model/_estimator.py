@@ -18,7 +18,7 @@ import numpy as np
 from fastopt._arrays import Array
 from fastopt._random import key_of
 from fastopt.errors import ArrayError, ConcurrentUseError, FastoptError, OptionError
-from fastopt.linear_model._data import check_x, feature_names
+from fastopt.linear_model._data import check_weights, check_x, feature_names
 from fastopt.linear_model._rows import Rows, matmul
 
 __all__ = ["ConvergenceWarning", "LinearEstimator", "NotFittedError", "warn_not_converged"]
@@ -259,7 +259,8 @@ def _names_differ(seen: list[str], names: list[str]) -> str:
 def r2_score(y: Array, predicted: Array, sample_weight: Any = None) -> float:
     """1 - sum w (y - p)^2 / sum w (y - mean)^2, the mean over the outputs."""
     y2, p2 = y.reshape(len(y), -1).astype(np.float64), predicted.reshape(len(y), -1)
-    w = np.ones(len(y)) if sample_weight is None else np.asarray(sample_weight, np.float64)
+    given, _ = check_weights(sample_weight, len(y), np.float64)
+    w = np.ones(len(y)) if given is None else given
     mean = np.average(y2, axis=0, weights=w)
     residual = ((y2 - p2) ** 2 * w[:, None]).sum(axis=0)
     total = ((y2 - mean) ** 2 * w[:, None]).sum(axis=0)

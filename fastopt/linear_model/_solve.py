@@ -12,7 +12,7 @@ from fastopt import _threads
 from fastopt._arrays import Array
 from fastopt._kernels import linear_gram
 from fastopt._options import choice, integer, number
-from fastopt.errors import OptionError
+from fastopt.errors import ArrayError, OptionError
 from fastopt.linear_model._estimator import key_of_state, warn_not_converged
 from fastopt.linear_model._rows import CSR, dense_pieces
 from fastopt.linear_model._train import (
@@ -83,6 +83,7 @@ def moments(problem: Problem, threads: int | None) -> Quadratic:
             total += part_total
     if not np.isfinite(gram).all():
         problem.refuse_nonfinite()
+        raise ArrayError("X, y: the sums of their squares overflow; scale them")
     mean = total / n
     gram = gram / n
     if problem.intercept:

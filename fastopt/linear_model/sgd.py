@@ -139,6 +139,8 @@ class SGDRegressor(SGD):
         x = check_x(X, finite=False)
         if partial and "coef_" in self.__dict__:
             self._check_features(X, x.shape[1])
+        if partial and "_state" in self.__dict__:
+            x = self._as_before(x)
         targets = check_y(y, len(x), finite=isinstance(x, CSR))
         weights, _ = check_weights(sample_weight, len(x), x.dtype)
         targets = np.ascontiguousarray(targets, x.dtype)
@@ -258,6 +260,8 @@ class SGDClassifier(SGD, ClassifierFace):
         x = check_x(X, finite=False)
         if partial and "coef_" in self.__dict__:
             self._check_features(X, x.shape[1])
+        if partial and "_state" in self.__dict__:
+            x = self._as_before(x)
         known = self._known_classes(classes) if partial else None
         labels, codes = encode(y, len(x), known, self.threads)
         weights, _ = check_weights(
