@@ -32,6 +32,21 @@
 #define FO_ACROSS (FO_ROWS == 16 ? 4 : 2)    /* a tile is FO_DOWN by FO_ACROSS columns */
 #define FO_DOWN (FO_ROWS / FO_ACROSS)
 #define FO_HEIGHT (1024 / (int)sizeof(REAL)) /* rows of a block */
+#ifndef FO_SHUFFLE
+#if FO_BYTES == 64
+#define FO_SHUFFLE(name) _mm512_##name
+#define FO_SINGLES __m512
+#define FO_DOUBLES __m512d
+#elif FO_BYTES == 32
+#define FO_SHUFFLE(name) _mm256_##name
+#define FO_SINGLES __m256
+#define FO_DOUBLES __m256d
+#else
+#define FO_SHUFFLE(name) _mm_##name
+#define FO_SINGLES __m128
+#define FO_DOUBLES __m128d
+#endif
+#endif
 
 /* z = the dot products of FO_DOWN columns at a with FO_ACROSS columns at b, n rows. */
 FO_INLINE void NAME(fo_tile)(const REAL *a, const REAL *b, ptrdiff_t n, const char *ahead, REAL *z) {
@@ -42,7 +57,7 @@ FO_INLINE void NAME(fo_tile)(const REAL *a, const REAL *b, ptrdiff_t n, const ch
 #define LIST(i) a##i,
     FO_EACH_SUM(ZERO)
     for (ptrdiff_t r = 0; r < n; r += LANES, ahead += 64) {
-        __builtin_prefetch(ahead, 0, 3);
+        __builtin_prefetch(ahead, 0, 2); /* the first-level cache is full of columns */
         FO_EACH_SUM(MORE)
     }
     const VEC all[] = {FO_EACH_SUM(LIST)};
@@ -62,44 +77,64 @@ static void NAME(fo_moments)(double *out, const REAL *a, const REAL *b, ptrdiff_
         for (ptrdiff_t j = i / FO_ACROSS * FO_ACROSS; j < pad; j += FO_ACROSS) {
             NAME(fo_tile)(a + i * FO_HEIGHT, b + j * FO_HEIGHT, n, ahead + asked, z);
             asked = asked + 2048 < bytes ? asked + 1024 : asked;
-            for (int l = 0; l < FO_ROWS; l++)
-                out[(i + l / FO_ACROSS) * pad + j + l % FO_ACROSS] += z[l];
+            for (int l = 0; l < FO_DOWN; l++)
+                for (int m = 0; m < FO_ACROSS; m++) out[(i + l) * pad + j + m] += z[l * FO_ACROSS + m];
         }
 }
 
-/* b (columns, FO_HEIGHT) = the rows of x (rows, d) less shift, transposed, 16 bytes of rows at a
-   time where the machine has the shuffles. */
+#ifdef __SSE3__
+/* The 16 bytes at x, x + apart, x + 2 apart ... as one machine vector. */
+FO_INLINE VEC NAME(fo_pick)(const REAL *x, ptrdiff_t apart) {
+#define LOAD(i) _mm_loadu_ps((const float *)(x + i * apart))
+#if FO_BYTES == 64
+    __m512 v = _mm512_insertf32x4(_mm512_castps128_ps512(LOAD(0)), LOAD(1), 1);
+    return (VEC)_mm512_insertf32x4(_mm512_insertf32x4(v, LOAD(2), 2), LOAD(3), 3);
+#elif FO_BYTES == 32
+    return (VEC)_mm256_insertf128_ps(_mm256_castps128_ps256(LOAD(0)), LOAD(1), 1);
+#else
+    return (VEC)LOAD(0);
+#endif
+#undef LOAD
+}
+#endif
+
+/* b (columns, FO_HEIGHT) = the rows of x (rows, d) less shift, transposed: in every 16 bytes of a
+   machine vector, where the machine has the shuffles. */
 static void NAME(fo_turn)(REAL *b, const REAL *x, const REAL *shift, ptrdiff_t rows, ptrdiff_t d) {
     ptrdiff_t whole = 0, turned = 0;
-#ifdef __SSE2__
+#ifdef __SSE3__
     enum { SIDE = 16 / sizeof(REAL) };
-    whole = d & ~(ptrdiff_t)(SIDE - 1), turned = rows & ~(ptrdiff_t)(SIDE - 1);
-    for (ptrdiff_t r = 0; r < turned; r += SIDE) {
+    whole = d & ~(ptrdiff_t)(SIDE - 1), turned = rows & ~(ptrdiff_t)(WIDE - 1);
+    for (ptrdiff_t r = 0; r < turned; r += WIDE) {
         const REAL *p = x + r * d;
         REAL *to = b + r;
         for (ptrdiff_t c = 0; c < whole; c += SIDE, p += SIDE, to += SIDE * FO_HEIGHT) {
+            const VEC move = NAME(fo_pick)(shift + c, 0);
+#define ROW(i) (NAME(fo_pick)(p + i * d, SIDE * d) - move)
+#define PAIR(half, u, v) FO_SHUFFLE(unpack##half##_pd)((FO_DOUBLES)(u), (FO_DOUBLES)(v))
+#define PUT(i, half, u, v) *(VEC *)(to + i * FO_HEIGHT) = (VEC)PAIR(half, u, v)
 #ifdef FO_DOUBLE
-            const __m128d move = _mm_loadu_pd(shift + c);
-            const __m128d u = _mm_sub_pd(_mm_loadu_pd(p), move);
-            const __m128d v = _mm_sub_pd(_mm_loadu_pd(p + d), move);
-            _mm_store_pd(to, _mm_unpacklo_pd(u, v));
-            _mm_store_pd(to + FO_HEIGHT, _mm_unpackhi_pd(u, v));
+            const VEC u = ROW(0), v = ROW(1);
+            PUT(0, lo, u, v);
+            PUT(1, hi, u, v);
 #else
-            const __m128 move = _mm_loadu_ps(shift + c);
-            __m128 u0 = _mm_sub_ps(_mm_loadu_ps(p), move);
-            __m128 u1 = _mm_sub_ps(_mm_loadu_ps(p + d), move);
-            __m128 u2 = _mm_sub_ps(_mm_loadu_ps(p + 2 * d), move);
-            __m128 u3 = _mm_sub_ps(_mm_loadu_ps(p + 3 * d), move);
-            _MM_TRANSPOSE4_PS(u0, u1, u2, u3);
-            _mm_store_ps(to, u0);
-            _mm_store_ps(to + FO_HEIGHT, u1);
-            _mm_store_ps(to + 2 * FO_HEIGHT, u2);
-            _mm_store_ps(to + 3 * FO_HEIGHT, u3);
+            const FO_SINGLES u0 = (FO_SINGLES)ROW(0), u1 = (FO_SINGLES)ROW(1);
+            const FO_SINGLES u2 = (FO_SINGLES)ROW(2), u3 = (FO_SINGLES)ROW(3);
+            const FO_SINGLES v0 = FO_SHUFFLE(unpacklo_ps)(u0, u1), v1 = FO_SHUFFLE(unpackhi_ps)(u0, u1);
+            const FO_SINGLES v2 = FO_SHUFFLE(unpacklo_ps)(u2, u3), v3 = FO_SHUFFLE(unpackhi_ps)(u2, u3);
+            PUT(0, lo, v0, v2);
+            PUT(1, hi, v0, v2);
+            PUT(2, lo, v1, v3);
+            PUT(3, hi, v1, v3);
 #endif
+#undef ROW
+#undef PAIR
+#undef PUT
         }
     }
 #endif
-    for (ptrdiff_t c = 0; c < d; c++)
+    for (ptrdiff_t r = 0; d == 1 && r < rows; r++) b[r] = x[r] - *shift;
+    for (ptrdiff_t c = d == 1; c < d; c++)
         for (ptrdiff_t r = c < whole ? turned : 0; r < rows; r++)
             b[c * FO_HEIGHT + r] = x[r * d + c] - shift[c];
 }

@@ -69,7 +69,7 @@ def _number(a: Array, threads: int | None) -> tuple[Array, Array]:
     few = np.unique(a[:: max(1, len(a) // 256)])
     plain = a.dtype.kind in "iubf" and a.itemsize in (1, 4, 8) and a.dtype.isnative
     if len(few) == 2 and plain and len(a) >= 16:
-        codes = np.empty(len(a), np.uint8)
+        codes: Array = np.empty(len(a), np.uint8)
         count = _threads.resolve(threads, len(a))
         if linear.number_two(codes, np.ascontiguousarray(a), few, count):
             return few, codes
