@@ -73,9 +73,11 @@ class MiniLM:
     ) -> np.ndarray:
         """Unit-length sentence embeddings; ``tap`` sees (and may change) each layer's input."""
         w = {**self.w, **(weights or {})}
-        return np.concatenate(
-            [self._batch(sentences[i : i + 32], w, tap) for i in range(0, len(sentences), 32)]
-        )
+        order = np.argsort([len(s) for s in sentences], kind="stable")  # little to pad
+        found = np.empty((len(sentences), w["embeddings.word_embeddings.weight"].shape[1]), "f4")
+        for some in np.array_split(order, max(1, len(order) // 16)):
+            found[some] = self._batch([sentences[i] for i in some], w, tap)
+        return found
 
     def _batch(
         self,

@@ -145,8 +145,8 @@ def output_error(w: Any, q: Any, gram: Any) -> float:
         raise ArrayError(f"q: expected shape {a.shape}, got {b.shape}")
     second = second_moment(gram, a.shape[1])
 
-    def energy(m: Array) -> float:
-        return max(float(np.einsum("ij,ij->", m @ second, m)), 0.0)
+    def energy(m: Array) -> float:  # tr(m S m^T); NumPy makes m^T m of one triangle
+        return max(float(np.vdot(second, m.T @ m)), 0.0)
 
     whole, lost = energy(a), energy(a - b)
     if whole == 0.0:

@@ -20,6 +20,7 @@ from fastopt.quantization.qparams import choose_qparams
 __all__ = ["AWQ", "Smoothed", "awq", "hqq", "smoothquant"]
 
 _PIECE = 1 << 16  # elements of a temporary of HQQ, which stays in the cache
+_SAMPLE = 128  # outputs by which AWQ ranks its exponents
 
 
 class Smoothed(NamedTuple):
@@ -137,8 +138,9 @@ def awq(
     Notes
     -----
     Lin et al., "AWQ" (2023), equations 4 and 5, with two changes that the Gram allows: the root
-    mean square stands for the mean magnitude, and the loss is the layer's whole output error
-    tr((W - Q) X^T X (W - Q)^T) instead of that of a sample.
+    mean square stands for the mean magnitude, and the loss is the output error
+    tr((W - Q) X^T X (W - Q)^T) over all inputs, of about 128 outputs; the exponent that wins there
+    is compared with a = 0 on all outputs.
 
     Examples
     --------
@@ -156,32 +158,36 @@ def awq(
     count = integer(steps, "steps", low=1)
     rms = np.sqrt(second.diagonal())
     live = rms > 0
-    narrow_second = second.astype(np.float32)  # to rank the candidates; the error is exact
-    best: AWQ | None = None
-    least = np.inf
-    for i in range(count):
-        alpha = i / count
+    axis = 0 if group_size is None else 1
+    options: dict[str, Any] = {"symmetric": symmetric, "method": method, "threads": threads}
+
+    def scale_of(alpha: float) -> Array:
         scale = np.ones(a.shape[1])
         scale[live] = rms[live] ** alpha
         if live.any():
             scale[live] /= np.sqrt(scale[live].max() * scale[live].min())
-        narrow = np.clip(scale, 1e-4, 1e4).astype(a.dtype)
-        q = quantize(
-            a * narrow,
-            dtype,
-            axis=0 if group_size is None else 1,
-            group_size=group_size,
-            symmetric=symmetric,
-            method=method,
-            threads=threads,
-        )
-        lost = (a - q.dequantize() / narrow).astype(np.float32, copy=False)
-        error = float(np.vdot(lost @ narrow_second, lost))
-        if best is None or error < least:
-            best, least = AWQ(q, narrow, alpha, 0.0), error
-    assert best is not None  # count >= 1
-    values = best.weight.dequantize() / best.scale
-    return best._replace(error=output_error(a, values, second))
+        return np.clip(scale, 1e-4, 1e4).astype(a.dtype)
+
+    def rounded(rows: Array, scale: Array) -> tuple[QuantizedArray, Array]:
+        """Codes of the rows times scale, and the values that they stand for."""
+        q = quantize(rows * scale, dtype, axis=axis, group_size=group_size, **options)
+        return q, q.dequantize(threads=threads) / scale
+
+    # rank by a sample of the outputs, all in one product: threads of the rounding and threads of
+    # the BLAS that take turns would wait for each other
+    sample = a[:: max(1, len(a) // _SAMPLE)]
+    lost = np.empty((count, *sample.shape), np.float32)
+    for i in range(count):
+        lost[i] = sample - rounded(sample, scale_of(i / count))[1]
+    flat = lost.reshape(-1, a.shape[1])
+    weighed = flat @ second.astype(np.float32)
+    errors = np.einsum("ij,ij->i", weighed, flat).reshape(count, -1).sum(axis=1, dtype=np.float64)
+    found = []
+    for i in sorted({0, int(errors.argmin())}):
+        scale = scale_of(i / count)
+        q, values = rounded(a, scale)
+        found.append(AWQ(q, scale, i / count, output_error(a, values, second)))
+    return min(found, key=lambda each: each.error)
 
 
 def hqq(
@@ -280,14 +286,11 @@ class _Fit(NamedTuple):
         """Codes, scales and zero points, the best of all steps."""
         tiny, width = np.finfo(x.dtype).tiny, self.real.sum(axis=1)
         codes = self._codes(x, scale, zero)
-        error, best = self._lost(x, scale, zero, codes)
+        error, power, best = self._lost(x, scale, zero, codes)
         best_scale, best_zero, beta = scale, zero, 10.0
         for _ in range(steps):
-            unit = scale[..., None]
-            error /= unit  # in steps, so beta has no unit
-            far = np.abs(error)
-            shrunk = np.maximum(far - np.maximum(far, 1e-12) ** (self.norm - 1.0) / beta, 0.0)
-            target = x - unit * np.copysign(shrunk, error)
+            shrunk = np.maximum(np.abs(error) - power / beta, 0.0)
+            target = x - scale[..., None] * np.copysign(shrunk, error)
             level = codes - zero[..., None]
             top = (level * target).sum(axis=2)
             bottom = (level * level).sum(axis=2)
@@ -298,7 +301,7 @@ class _Fit(NamedTuple):
                 middle = ((codes - target / scale[..., None]) * self.real).sum(axis=2) / width
                 zero = np.clip(np.rint(middle), *self.zeros).astype(x.dtype)
                 codes = self._codes(x, scale, zero)
-            error, now = self._lost(x, scale, zero, codes)
+            error, power, now = self._lost(x, scale, zero, codes)
             better = now < best
             best = np.where(better, now, best)
             best_scale = np.where(better, scale, best_scale)
@@ -312,7 +315,11 @@ class _Fit(NamedTuple):
         codes += zero[..., None]
         return np.clip(codes, *self.limits, out=codes)
 
-    def _lost(self, x: Array, scale: Array, zero: Array, codes: Array) -> tuple[Array, Array]:
-        """The errors, and the sum of their powers in each group."""
-        error = x - scale[..., None] * (codes - zero[..., None])
-        return error, ((np.abs(error) ** self.norm) * self.real).sum(axis=2)
+    def _lost(
+        self, x: Array, scale: Array, zero: Array, codes: Array
+    ) -> tuple[Array, Array, Array]:
+        """The errors e in steps, so that beta has no unit; |e|^(p - 1); the sums of |s e|^p."""
+        error = x / scale[..., None] - (codes - zero[..., None])
+        far = np.abs(error)
+        power = np.maximum(far, 1e-12) ** (self.norm - 1.0)
+        return error, power, (far * power * self.real).sum(axis=2) * scale**self.norm
