@@ -42,7 +42,7 @@ def encode(x, scale, zero_point, low, high, mode, join, times, wrap, words):
 
 
 def noise16(key, n):
-    """16-bit words of elements 0..n-1: both halves of each word of ``noise``, 128 low, 128 high."""
+    """16-bit words of elements 0..n-1: both halves of each of ``noise``, 128 low, 128 high."""
     i = np.arange(n, dtype="i8")
     word = noise(key, n // 256 * 128 + 128)[i // 256 * 128 + i % 128]
     return word >> (i % 256 // 128 * 16) & 0xFFFF
@@ -220,8 +220,8 @@ def tree_of_squares(x, width):
 
 
 def unit_sums(x):
-    """Sums of squares of units of 256: floats in 32 lanes, tails and what leaves float's range in 16
-    of double; the lanes are added as a tree in double."""
+    """Sums of squares of units of 256: floats in 32 lanes, tails and what leaves float's range in
+    16 of double; the lanes are added as a tree in double."""
     sums = []
     for unit in np.split(x.ravel(), range(256, x.size, 256)):
         fits = x.dtype == np.float32 and unit.size % 32 == 0

@@ -246,3 +246,14 @@ def test_refused(rng):
         with pytest.raises(error, match=match):
             bad()
     np.testing.assert_array_equal(q.codes_, before)
+
+
+def test_options_changed_after_fit_wait_for_the_next(rng):
+    x = rng.standard_normal((50, 16)).astype("f4")
+    q = EmbeddingQuantizer("int8").fit(x)
+    before = q.top_k(x[3], 5)
+    q.set_params(dtype="binary")
+    after = q.top_k(x[3], 5)
+    np.testing.assert_array_equal(after.indices, before.indices)
+    assert q.inverse_transform(q.codes_).shape == (50, 16)
+    assert q.fit(x).codes_.shape == (50, 2)

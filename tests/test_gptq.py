@@ -243,3 +243,11 @@ def test_refused():
         with pytest.raises(error, match=match):
             bad()
     np.testing.assert_array_equal(w, before)
+
+
+def test_weights_beyond_float32_are_refused():
+    gram = Gram(4).update(np.eye(4))
+    with pytest.raises(ArrayError, match="w"):
+        gptq(np.full((2, 4), 1e100), gram, "int4")
+    with pytest.raises(DTypeError, match="q"):
+        output_error(np.ones((2, 4)), np.ones((2, 4), complex), gram)

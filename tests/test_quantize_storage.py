@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 import fastopt
-from fastopt.errors import FormatError, UnsupportedError
+from fastopt import QuantizedArray
+from fastopt.errors import ArrayError, DTypeError, FastoptError, FormatError, UnsupportedError
 
 LAYOUTS = [
     ("int8", {}),
@@ -108,3 +109,23 @@ def test_powers_of_two_are_bytes_in_the_file(rng, tmp_path):
     scale = safetensors.load_file(tmp_path / "q")["scale"]
     assert scale.dtype == np.uint8
     np.testing.assert_array_equal(np.ldexp(np.float32(1), scale.astype(int) - 127), q.scale)
+
+
+def test_parts_of_an_array_of_ones_own_belong_together():
+    """A QuantizedArray made by hand: numbers and lists become arrays, misfits are refused."""
+    codes = np.arange(6, dtype="i1").reshape(2, 3)
+    q = QuantizedArray(codes, [0.5, 2.0], [0, 1], "int8", (2, 3), 0)
+    assert q.dequantize().tolist() == [[0.0, 0.5, 1.0], [4.0, 6.0, 8.0]]
+    assert QuantizedArray(codes, 0.5, 0, "int8", (2, 3)).dequantize()[1, 2] == 2.5
+    for name, args in {
+        "scale": (codes, [0.5], 0, "int8", (2, 3)),
+        "zero_point": (codes, [0.5, 2.0], 0, "int8", (2, 3), 0),
+        "codes": (codes[:, :2], 0.5, 0, "int8", (2, 3)),
+        "dtype": (codes, 0.5, 0, "int9", (2, 3)),
+    }.items():
+        with pytest.raises(FastoptError, match=name):
+            QuantizedArray(*args)
+    with pytest.raises(ArrayError, match=r"codes: expected -8\.\.7"):
+        QuantizedArray(codes * 20, 0.5, 0, "int4", (2, 3))
+    with pytest.raises(DTypeError, match="codes"):
+        QuantizedArray(codes.astype("f4"), 0.5, 0, "int8", (2, 3))

@@ -71,6 +71,28 @@ class QuantizedArray:
     # NumPy's operators give way to ours: ndarray @ QuantizedArray calls __rmatmul__.
     __array_ufunc__ = None
 
+    def __post_init__(self) -> None:
+        """Refuse parts that do not belong together."""
+        fmt, parts = format_of(self.dtype), layout_of(self.shape, self.axis, self.group_size)
+        codes = _part(self, "codes", (fmt.storage, "uint8"))
+        scale = _part(self, "scale", ("float32", "float64"))
+        zero = _part(self, "zero_point", ("int8", "uint8", "int16", "uint16", "int32", "uint32"))
+        for name, a in (("scale", scale), ("zero_point", zero)):
+            if a.shape != parts.scale_shape:
+                raise ArrayError(f"{name}: expected shape {parts.scale_shape}, got {a.shape}")
+        packed = ((self.size + 1) // 2,)
+        if codes.shape != self.shape or name_of(codes.dtype) != fmt.storage:
+            if not fmt.packed or codes.shape != packed or name_of(codes.dtype) != "uint8":
+                either = f" or uint8 codes packed to {packed}" if fmt.packed else ""
+                raise ArrayError(
+                    f"codes: expected {fmt.storage} codes of shape {self.shape}{either}, "
+                    f"got {codes.dtype} of {codes.shape}"
+                )
+        elif fmt.packed and codes.size:
+            low, high = (fmt.qmin, fmt.qmax) if fmt.kind == "int" else (0, 15)
+            if codes.min() < low or codes.max() > high:
+                raise ArrayError(f"codes: expected {low}..{high} for {self.dtype}")
+
     @property
     def format(self) -> Format:
         """The number format."""
@@ -300,3 +322,15 @@ class QuantizedArray:
         if self.format.kind == "codebook":
             return part
         return unpack_int4(part, (stop - start, width), signed=self.format.qmin < 0)
+
+
+def _part(q: QuantizedArray, name: str, dtypes: tuple[str, ...]) -> Array:
+    """One of the arrays of ``q``, made one where the caller gave something like it."""
+    given = getattr(q, name)
+    if type(given) is np.ndarray and name_of(given.dtype) in dtypes:
+        return given
+    if name == "zero_point" and not isinstance(given, np.ndarray):
+        given = np.asarray(given, format_of(q.dtype).storage)
+    a = as_array(given, name, dtypes=dtypes, cast="float32" if name == "scale" else None)
+    object.__setattr__(q, name, a)
+    return a

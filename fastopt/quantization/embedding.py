@@ -56,8 +56,8 @@ class EmbeddingQuantizer:
         Step and zero of each dimension.
     codes_ : uint8 or int8 array
         Codes of what ``fit`` and ``add`` were given: the rows that ``top_k`` searches.
-    n_features_in_ : int
-        d.
+    dtype_, n_features_in_ : str, int
+        The codes' format, and d.
 
     Notes
     -----
@@ -111,24 +111,24 @@ class EmbeddingQuantizer:
     # ---------------------------------------------------------------- codes
     def fit(self, X: Any, y: Any = None) -> EmbeddingQuantizer:
         """Learn the ranges from X, (n, d) with n >= 1, and keep its codes for ``top_k``."""
-        choice(self.dtype, "dtype", _KINDS)
+        kind = choice(self.dtype, "dtype", _KINDS)
         keep = number(self.percentile, "percentile", low=0.0, high=100.0, low_open=True)
         a = self._rows(X)
         part = a if len(a) >= _ENOUGH else a.reshape(-1, 1)
-        if self.dtype == "int8":
+        if kind == "int8":
             high = np.percentile(np.abs(part), keep, axis=0)
             low = -high
         else:
             low, high = np.percentile(part, [(100 - keep) / 2, (100 + keep) / 2], axis=0)
         d = a.shape[1]
-        steps = _LEVELS.get(self.dtype, 2)
+        steps = _LEVELS.get(kind, 2)
         scale = np.broadcast_to((high - low) / steps, (d,)).astype(np.float32)
         tiny = np.finfo(np.float32).tiny
         self.scale_ = np.where(scale > tiny, scale, np.float32(1.0))
         self.offset_ = np.zeros(d, np.float32)
-        if self.dtype in ("uint8", "int4"):
+        if kind in ("uint8", "int4"):
             self.offset_ += low.astype(np.float32)
-        self.n_features_in_ = d
+        self.n_features_in_, self.dtype_ = d, kind
         self.codes_ = self._encode(a)
         return self
 
@@ -145,7 +145,7 @@ class EmbeddingQuantizer:
     def inverse_transform(self, codes: Any) -> Array:
         """Vectors (n, d) float32 that the codes stand for; signs / sqrt(d) for binary."""
         self._check_fitted()
-        kind = "int8" if self.dtype == "int8" else "uint8"
+        kind = "int8" if self.dtype_ == "int8" else "uint8"
         c = as_array(codes, "codes", dtypes=(kind,), shape=(None, self._width()))
         return self._decode(c)
 
@@ -201,9 +201,9 @@ class EmbeddingQuantizer:
             vectors = as_array(rescore, "rescore", cast="float32", shape=(n, d))
         pool = min(n, wanted * factor)
         score, index = np.empty((len(x), pool), np.int32), np.empty((len(x), pool), np.int64)
-        codes, kind = self.codes_, _KINDS.index(self.dtype)
+        codes, kind = self.codes_, _KINDS.index(self.dtype_)
         used = _threads.resolve(threads, codes.nbytes * len(x), _SERIAL_BELOW)
-        if self.dtype == "binary":
+        if self.dtype_ == "binary":
             bits = self._encode(x)
             kernel.search(score, index, bits, codes, len(x), n, codes.shape[1], pool, kind, used)
             value = (d + 2.0 * score) / d
@@ -261,17 +261,17 @@ class EmbeddingQuantizer:
 
     def _width(self) -> int:
         """Bytes of a row of codes."""
-        per_byte = {"binary": 8, "int4": 2}.get(self.dtype, 1)
+        per_byte = {"binary": 8, "int4": 2}.get(self.dtype_, 1)
         return int(-(-self.n_features_in_ // per_byte))
 
     def _encode(self, a: Array) -> Array:
-        if self.dtype == "binary":
+        if self.dtype_ == "binary":
             return np.packbits(a > 0, axis=1)
         steps = np.rint((a - self.offset_) / self.scale_)
-        if self.dtype == "int8":
+        if self.dtype_ == "int8":
             return np.clip(steps, -127, 127).astype(np.int8)
-        codes: Array = np.clip(steps, 0, _LEVELS[self.dtype]).astype(np.uint8)
-        if self.dtype == "int4":
+        codes: Array = np.clip(steps, 0, _LEVELS[self.dtype_]).astype(np.uint8)
+        if self.dtype_ == "int4":
             even = np.zeros((len(a), 2 * self._width()), np.uint8)
             even[:, : codes.shape[1]] = codes
             codes = even[:, ::2] | (even[:, 1::2] << 4)
@@ -284,11 +284,11 @@ class EmbeddingQuantizer:
 
     def _decode(self, codes: Array) -> Array:
         d = self.n_features_in_
-        if self.dtype == "binary":
+        if self.dtype_ == "binary":
             bits = np.unpackbits(codes, axis=1, count=d).astype(np.float32)
             signs: Array = (2 * bits - 1) / np.float32(np.sqrt(d))
             return signs
-        if self.dtype == "int4":
+        if self.dtype_ == "int4":
             codes = self._unpacked(codes)
         result: Array = codes * self.scale_ + self.offset_
         return result

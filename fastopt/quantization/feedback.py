@@ -91,7 +91,9 @@ def gptq(
     True
     """
     a = as_array(w, "w", ndim=2, cast="float32")
-    check_finite(a, "w")
+    with np.errstate(over="ignore"):
+        narrow = a.astype(np.float32, copy=False)  # the feedback is added up in float32
+    check_finite(narrow, "w")
     fmt = format_of(dtype)
     if fmt.kind != "int":
         raise OptionError(f"dtype: GPTQ needs an integer format, got {fmt.name}")
@@ -113,7 +115,7 @@ def gptq(
     zero = np.zeros_like(scale)
     code = np.empty(a.shape, np.int32)
     used = _threads.resolve(threads, n_out * n * n // 2, _SERIAL_BELOW)
-    narrow, panels = a.astype(np.float32, copy=False), _panels(factor)
+    panels = _panels(factor)
     kernel.feedback(
         code, scale, zero, narrow, panels, order, cost, n_out, n, size, act_order, *rule, used,
     )  # fmt: skip
@@ -140,7 +142,7 @@ def output_error(w: Any, q: Any, gram: Any) -> float:
         Second moments of the input.
     """
     a = as_array(w, "w", ndim=2, cast="float64").astype(np.float64)
-    b = np.asarray(q, dtype=np.float64)
+    b = as_array(q, "q", ndim=2, cast="float64").astype(np.float64)
     if a.shape != b.shape:
         raise ArrayError(f"q: expected shape {a.shape}, got {b.shape}")
     second = second_moment(gram, a.shape[1])
