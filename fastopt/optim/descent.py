@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 
@@ -14,20 +14,25 @@ from fastopt._arrays import Array, as_array, check_finite
 from fastopt._options import choice, integer, number
 from fastopt.errors import DivergedError, DTypeError, OptionError
 from fastopt.optim.adam import Adam
+from fastopt.optim.line_search import (
+    PIECE,
+    Evaluate,
+    Point,
+    armijo,
+    dot,
+    first_step,
+    flatness,
+    wolfe,
+)
 from fastopt.optim.optimizer import Optimizer
 from fastopt.optim.sgd import SGD
 
 __all__ = ["DescendResult", "descend"]
 
-Point: TypeAlias = "tuple[Array, float, Array]"  # x, value, gradient
-Evaluate: TypeAlias = "Callable[[Array], Point]"
-
 METHODS = ("gd", "momentum", "nesterov", "adam", "lbfgs")
-ARMIJO = 1e-4  # share of the predicted decrease that a step must bring (Nocedal & Wright, eq. 3.6)
-CURVATURE = 0.9  # share of the slope that may be left at a step's end (ibid., eq. 3.7b)
 MEMORY = 10  # pairs that L-BFGS keeps
-PIECE = 4096  # columns of a product that BLAS leaves to one thread
 SHORT = 6  # short steps that Barzilai-Borwein keeps
+ALIKE = 0.8  # share of its long step from which on the short one counts as as long
 
 
 @dataclass(frozen=True)
@@ -98,7 +103,8 @@ def descend(
     max_time : float, optional
         Seconds at most, looked at between iterations.
     callback : callable, optional
-        ``callback(n_iter, x, value)`` after each iteration; a true result ends the run.
+        ``callback(n_iter, x, value)`` after each iteration, with a copy of x; a true result ends
+        the run.
     **options
         Further options of the optimizer class (``momentum=0.9``, ``betas=...``), for
         ``"momentum"``, ``"adam"`` and classes. For ``"lbfgs"`` alone ``noise``: the relative error
@@ -120,9 +126,9 @@ def descend(
     A later value that is not finite ends the run with the best point so far (fixed steps) or is
     stepped back from (line searches). Deterministic. Sources: backtracking, Armijo 1966; "bb",
     Barzilai and Borwein 1988 with the nonmonotone search of Raydan 1997 and the short steps of
-    Bonettini, Zanella and Zanni 2009; nesterov, Beck and
-    Teboulle 2009 (FISTA) with the restarts of O'Donoghue and Candes 2015; lbfgs, Nocedal and
-    Wright 2006, algorithms 7.4, 3.5 and 3.6.
+    Frassoldati, Zanni and Zanghirati 2008 (ABBmin); nesterov, Beck and Teboulle 2009 (FISTA) with
+    the restarts of O'Donoghue and Candes 2015; lbfgs, the matrix of Byrd, Nocedal and Schnabel
+    1994 and Nocedal and Wright 2006, algorithms 3.5 and 3.6.
 
     Examples
     --------
@@ -142,7 +148,7 @@ def descend(
     counted = _Counted(value_and_grad, x.shape, x.dtype)
     make = _method(optimizer, lr, options)
     x, f, g = counted(x)
-    flat = _flat(g)
+    flat = flatness(g)
     if not (math.isfinite(f) and math.isfinite(flat)):
         raise DivergedError(f"value_and_grad: value {f} or its gradient at x0 is not finite")
     best, best_f, history = x, f, [f]
@@ -163,14 +169,14 @@ def descend(
             message = "no step lowers the value any further at this precision"
             break
         x, f, g = point
-        flat = _flat(g)
+        flat = flatness(g)
         if not (math.isfinite(f) and math.isfinite(flat)):
             message = "the value or gradient became NaN or infinite: try a smaller lr"
             break
         history.append(f)
         if f <= best_f:
             best_f, best = f, x
-        if callback is not None and callback(len(history) - 1, x, f):
+        if callback is not None and callback(len(history) - 1, x.copy(), f):
             message = "stopped by callback"
             break
     return _result(best, best_f, counted, history, False, message, start)
@@ -222,20 +228,6 @@ def _result(
     )
 
 
-def _flat(g: Array) -> float:
-    return float(np.abs(g).max()) if g.size else 0.0
-
-
-def _dot(a: Array, b: Array) -> float:
-    """In pieces that BLAS leaves to one thread: its others would change the bits, and spin on
-    while the function to minimise wants the processors."""
-    if a.size <= PIECE:
-        return float(np.vdot(a, b))
-    a, b = a.ravel(), b.ravel()
-    parts = range(0, a.size, PIECE)
-    return math.fsum(float(np.dot(a[i : i + PIECE], b[i : i + PIECE])) for i in parts)
-
-
 def _method(
     optimizer: str | type[Optimizer], lr: float | str | None, options: dict[str, Any]
 ) -> Callable[[Evaluate, Array, float, Array], Iterator[Point]]:
@@ -264,8 +256,8 @@ def _method(
     if name == "lbfgs":
         if lr is not None:
             raise OptionError("lr: lbfgs finds its step by a line search; leave lr out")
-        error = None if noise is None else number(noise, "noise", low=0.0)
-        return lambda evaluate, x, f, g: _lbfgs(evaluate, x, f, g, error)
+        share = None if noise is None else number(noise, "noise", low=0.0)
+        return lambda evaluate, x, f, g: _lbfgs(evaluate, x, f, g, share)
     if lr is None or isinstance(lr, str):
         rule = choice(lr or "backtracking", "lr", ("backtracking", "bb"))
         if name == "nesterov":
@@ -296,32 +288,10 @@ def _fixed(evaluate: Evaluate, x: Array, g: Array, t: float) -> Iterator[Point]:
         yield x, f, g
 
 
-def _first_step(x: Array, g: Array) -> float:
-    """A first step that moves no component by more than 1 (or its own size)."""
-    return max(1.0, float(np.abs(x).max())) / max(_flat(g), 1e-300)
-
-
-def _armijo(
-    evaluate: Evaluate, x: Array, reference: float, g: Array, t: float
-) -> tuple[Point, float] | None:
-    """Halve t until x - t g lowers the value below ``reference`` by enough; None if none does."""
-    slope = _dot(g, g)
-    slack = 4 * float(np.finfo(x.dtype).eps) * abs(reference)  # rounding of the value itself
-    for _ in range(60):
-        trial = x - x.dtype.type(t) * g
-        if np.array_equal(trial, x):
-            return None
-        point = evaluate(trial)
-        if point[1] <= reference - ARMIJO * t * slope + slack and np.isfinite(point[2]).all():
-            return point, t
-        t *= 0.5
-    return None
-
-
 def _backtracking(evaluate: Evaluate, x: Array, f: float, g: Array) -> Iterator[Point]:
-    t = _first_step(x, g)
+    t = first_step(x, g)
     while True:
-        found = _armijo(evaluate, x, f, g, t)
+        found = armijo(evaluate, x, f, g, t)
         if found is None:
             return
         (x, f, g), t = found
@@ -330,30 +300,26 @@ def _backtracking(evaluate: Evaluate, x: Array, f: float, g: Array) -> Iterator[
 
 
 def _barzilai_borwein(evaluate: Evaluate, x: Array, f: float, g: Array) -> Iterator[Point]:
-    """Steps s's/s'y, or the smallest of the last s'y/y'y where the two differ (ABBmin with the
-    adaptive threshold of Bonettini, Zanella and Zanni 2009); accepted against the worst of the
-    last ten values."""
-    t, recent = _first_step(x, g), [f]
+    """Steps s's/s'y, or the smallest of the last s'y/y'y where the two differ (ABBmin); accepted
+    against the worst of the last ten values."""
+    t, recent = first_step(x, g), [f]
     short: list[float] = []
-    alike = 0.5  # share of the long step from which on the short one counts as as long
     while True:
-        found = _armijo(evaluate, x, max(recent), g, t)
+        found = armijo(evaluate, x, max(recent), g, t)
         if found is None:
             return
-        (x_new, f, g_new), t = found
+        (x_new, f, g_new), _ = found
+        yield x_new, f, g_new
         s, y = x_new - x, g_new - g
-        curvature = _dot(s, y)
-        if curvature > 0:
-            long = min(max(_dot(s, s) / curvature, 1e-10), 1e10)
-            short = [*short[1 - SHORT :], min(max(curvature / _dot(y, y), 1e-10), 1e10)]
-            if short[-1] < alike * long:
-                t, alike = min(short), 0.9 * alike
-            else:
-                t, alike = long, 1.1 * alike
-        else:
-            t, short = 4 * t, []
+        curvature, square = dot(s, y), dot(y, y)
+        if curvature > 0 and square > 0:
+            t = min(max(dot(s, s) / curvature, 1e-10), 1e10)
+            short = [*short[1 - SHORT :], min(max(curvature / square, 1e-10), 1e10)]
+            if short[-1] < ALIKE * t:
+                t = min(short)
+        else:  # curved the other way: nothing to learn from, and far to go
+            t, short = first_step(x_new, g_new), []
         x, g, recent = x_new, g_new, [*recent[-9:], f]
-        yield x, f, g
 
 
 def _nesterov_fixed(evaluate: Evaluate, x: Array, g: Array, t: float) -> Iterator[Point]:
@@ -361,7 +327,7 @@ def _nesterov_fixed(evaluate: Evaluate, x: Array, g: Array, t: float) -> Iterato
     y, theta, dt = x, 1.0, x.dtype.type
     while True:
         x_new = y - dt(t) * g
-        if _dot(g, x_new - x) > 0:  # the momentum points uphill: restart
+        if dot(g, x_new - x) > 0:  # the momentum points uphill: restart
             theta = 1.0
         theta_new = (1.0 + math.sqrt(1.0 + 4.0 * theta * theta)) / 2.0
         y, f, g = evaluate(x_new + dt((theta - 1.0) / theta_new) * (x_new - x))
@@ -372,10 +338,10 @@ def _nesterov_fixed(evaluate: Evaluate, x: Array, g: Array, t: float) -> Iterato
 def _nesterov_search(evaluate: Evaluate, x: Array, f: float, g: Array) -> Iterator[Point]:
     """FISTA's test for the step; two evaluations an iteration where there is momentum."""
     y, f_y, g_y, theta, dt = x, f, g, 1.0, x.dtype.type
-    t = _first_step(x, g)
+    t = first_step(x, g)
     while True:
         slack = 4 * float(np.finfo(x.dtype).eps) * abs(f_y)
-        slope = _dot(g_y, g_y)
+        slope = dot(g_y, g_y)
         for _ in range(60):
             x_new, f_new, g_new = evaluate(y - dt(t) * g_y)
             if f_new <= f_y - 0.5 * t * slope + slack and np.isfinite(g_new).all():
@@ -406,15 +372,15 @@ def _lbfgs(
     evaluate: Evaluate, x: Array, f: float, g: Array, noise: float | None
 ) -> Iterator[Point]:
     noise = 4 * float(np.finfo(x.dtype).eps) if noise is None else noise
-    pairs, d, t = _Pairs(x), -g, min(1.0, _first_step(x, g))
+    pairs, d, t = _Pairs(x), -g, min(1.0, first_step(x, g))
     while True:
-        slope = _dot(g, d)
-        found = _wolfe(evaluate, x, f, d, slope, t, noise) if slope < 0 else None
+        slope = dot(g, d)
+        found = wolfe(evaluate, x, f, d, slope, t, noise) if slope < 0 else None
         if found is None:
             if not pairs.inverse.any():
                 return
             pairs.inverse[:] = 0.0  # forget a misleading curvature, once more
-            d, t = -g, min(1.0, _first_step(x, g))
+            d, t = -g, min(1.0, first_step(x, g))
             continue
         yield found
         d = pairs.direction(x, g, found[0], found[2])
@@ -458,61 +424,8 @@ class _Pairs:
         self.share[:, :m] = (w * (by_g[m:-1] - self.yy @ u) - self.sy * u) @ r
         self.share[:, m:-1] = w * u
         self.share[:, -1] = -w
-        d = np.empty(x.size, x.dtype)
+        d: Array = np.empty(x.shape, x.dtype)
+        flat = d.reshape(-1)
         for i in parts:
-            d[i] = (self.share @ rows[:, i])[0]
-        return d.reshape(x.shape)
-
-
-def _wolfe(
-    evaluate: Evaluate, x: Array, f: float, d: Array, slope: float, t: float, noise: float
-) -> Point | None:
-    """A step along d with the strong Wolfe conditions (ibid., algorithms 3.5 and 3.6), where
-    values are trusted up to the share ``noise`` and slopes beyond."""
-    slack = noise * abs(f)
-    dt = x.dtype.type
-    low = (0.0, f, slope)  # step, value, slope: the best end of the bracket
-    high: tuple[float, float, float] | None = None
-    kept: Point | None = None  # the point at `low`, once it is not the start
-    for _ in range(40):
-        point = evaluate(x + d if t == 1.0 else x + dt(t) * d)
-        value = point[1]
-        rise = _dot(point[2], d)  # finite only where the gradient is
-        finite = math.isfinite(value) and math.isfinite(rise)
-        rise = rise if finite else math.inf
-        if not finite or value > f + ARMIJO * t * slope + slack or value > low[1] + slack:
-            high = (t, value if finite else math.inf, rise)
-        else:
-            if abs(rise) <= -CURVATURE * slope:
-                return point
-            if rise * ((high[0] if high else math.inf) - low[0]) >= 0:
-                high = low
-            low, kept = (t, value, rise), point
-        if high is None:
-            t *= 4.0
-            continue
-        t = _cubic(low, high)
-        if abs(high[0] - low[0]) * float(np.abs(d).max()) <= float(np.finfo(x.dtype).eps) * max(
-            1e-30, float(np.abs(x).max())
-        ):
-            break
-    return kept if kept is not None and kept[1] < f else None
-
-
-def _cubic(a: tuple[float, float, float], b: tuple[float, float, float]) -> float:
-    """Minimiser of the cubic through both ends (ibid., eq. 3.59), kept inside the bracket."""
-    (ta, fa, da), (tb, fb, db) = a, b
-    middle = 0.5 * (ta + tb)
-    if not (math.isfinite(fb) and math.isfinite(db)):
-        return middle
-    d1 = da + db - 3.0 * (fa - fb) / (ta - tb)
-    inside = d1 * d1 - da * db
-    if inside < 0:
-        return middle
-    d2 = math.copysign(math.sqrt(inside), tb - ta)
-    denominator = db - da + 2.0 * d2
-    if denominator == 0:
-        return middle
-    t = tb - (tb - ta) * (db + d2 - d1) / denominator
-    edge = 0.1 * abs(tb - ta)
-    return t if min(ta, tb) + edge <= t <= max(ta, tb) - edge else middle
+            flat[i] = (self.share @ rows[:, i])[0]
+        return d
