@@ -1,5 +1,5 @@
-"""Linear models against scikit-learn and a loop in torch: an epoch of mini-batch SGD, and ridge in
-closed form.
+"""Linear models against scikit-learn and a loop in torch: an epoch of mini-batch SGD, ridge in
+closed form, logistic regression by L-BFGS, and a fit so small that only its overhead counts.
 
 The steps are tuned on both sides by a short search before the timing. A ratio only counts at an
 equal or lower loss on all rows: ours takes the largest batch whose epoch ends no higher than
@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 
 from benchmarks.harness import Case, Contender, limit, peer
-from fastopt.linear_model import Ridge, SGDClassifier, SGDRegressor
+from fastopt import linear_model
+from fastopt.linear_model import LogisticRegression, Ridge, SGDClassifier, SGDRegressor
 
 
 def data(n: int, d: int, labels: bool, dtype: str = "float32") -> tuple[Any, Any]:
@@ -122,6 +123,43 @@ def ridge(threads: int, dtype: str = "float32") -> dict[str, Contender | None]:
     return contenders
 
 
+def logistic(n: int, d: int, k: int, threads: int) -> dict[str, Contender | None]:
+    """Both to their default tolerance; ours must end at a penalised loss that is no higher."""
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((n, d), dtype=np.float32)
+    w = rng.standard_normal((d, k), dtype=np.float32) * np.float32(1.5 / np.sqrt(d))
+    y = (x @ w + rng.gumbel(size=(n, k))).argmax(axis=1)
+
+    def loss(model: Any) -> float:
+        z = x.astype(np.float64) @ model.coef_.T + model.intercept_
+        z = np.column_stack([np.zeros(n), z]) if k == 2 else z
+        top = z.max(axis=1)
+        value = np.log(np.exp(z - top[:, None]).sum(axis=1)) + top - z[np.arange(n), y]
+        return float(value.sum() + 0.5 * (model.coef_.astype(np.float64) ** 2).sum())
+
+    ours = LogisticRegression(threads=threads)
+    contenders: dict[str, Contender | None] = {"fastopt": lambda: ours.fit(x, y)}
+    if sklearn := peer("sklearn.linear_model"):
+        theirs = sklearn.LogisticRegression()
+        contenders["scikit-learn"] = lambda: theirs.fit(x, y)
+        reached, wanted = loss(ours.fit(x, y)), loss(theirs.fit(x, y))
+        print(f"\nscikit-learn: loss {wanted:.4f}, fastopt: {reached:.4f}")
+        assert reached <= wanted
+    return contenders
+
+
+def small(name: str) -> dict[str, Contender | None]:
+    """100 x 5: the time is what a fit costs before and after its work."""
+    x, y = data(100, 5, name.endswith(("Classifier", "LogisticRegression")), "float64")
+    options = {"random_state": 0} if name.startswith("SGD") else {}
+    ours = getattr(linear_model, name)(**options)
+    contenders: dict[str, Contender | None] = {"fastopt": lambda: ours.fit(x, y)}
+    if sklearn := peer("sklearn.linear_model"):
+        theirs = getattr(sklearn, name)(**options)
+        contenders["scikit-learn"] = lambda: theirs.fit(x, y)
+    return contenders
+
+
 CASES = [
     Case(f"{kind} SGD epoch, {n} x {d}, {t} thread{'s' * (t > 1)}",
          lambda threads, n=n, d=d, labels=labels: epoch(n, d, labels, threads),
@@ -140,6 +178,17 @@ CASES += [
          lambda threads, dtype=dtype: ridge(threads, dtype), threads=t,
          targets={"scikit-learn": 8} if dtype == "float32" else {})
     for dtype, t in (("float32", 1), ("float32", 2), ("float64", 2))
+]  # fmt: skip
+CASES += [
+    Case(f"LogisticRegression by L-BFGS, {n} x {d}, {k} classes",
+         lambda threads, n=n, d=d, k=k: logistic(n, d, k, threads), threads=t,
+         targets={"scikit-learn": 1})
+    for n, d, k in ((1_000_000, 20, 2), (100_000, 50, 10)) for t in (1, 2)
+]  # fmt: skip
+CASES += [
+    Case(f"{name}, 100 x 5", lambda threads, name=name: small(name), targets={"scikit-learn": 1})
+    for name in ("LinearRegression", "Ridge", "LogisticRegression", "SGDRegressor",
+                 "SGDClassifier")
 ]  # fmt: skip
 
 
