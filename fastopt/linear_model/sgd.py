@@ -36,7 +36,7 @@ class SGDRegressor(SGD):
         fallen by the share ``tol`` for ``n_iter_no_change`` epochs; None runs all epochs.
     shuffle : bool
         A new order each epoch: of single rows on small data, of runs of neighbouring rows (at
-        least 16, up to 16 KB, four to a batch) on large.
+        least 16, up to 32 KB, two or more to a batch) on large.
     epsilon : float
         Of the Huber and epsilon-insensitive losses.
     random_state : int, SeedSequence, Generator or RandomState, optional
