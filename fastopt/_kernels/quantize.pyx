@@ -30,13 +30,12 @@ from libc.string cimport memcpy, memset
 
 from fastopt._kernels._args cimport data_of
 from fastopt._kernels._layout cimport Layout, scales_of
-from fastopt._kernels._noise cimport noise
 from fastopt._kernels._stream cimport Window, close, prefetch, stream_fence, took, window_on
-from fastopt._kernels.quantize_floats cimport Spec, narrowed, spec_of, to_odd
+from fastopt._kernels.quantize_block cimport Plan, block_of
+from fastopt._kernels.quantize_floats cimport spec_of
 from fastopt._kernels.quantize_scales cimport AHEAD, Walk, meet, spread, walk_from
 from fastopt._kernels.quantize_steps cimport (
-    BLOCK, EVEN, HALF, RANDOM, Rule, any_nan, at_once, at_random, limited, packed_block, quotients,
-    real, rounded, stored
+    BLOCK, EVEN, RANDOM, Rule, any_nan, packed_block, real
 )
 
 cnp.import_array()
@@ -45,24 +44,6 @@ cdef enum:
     ROOM = 8192  # bytes of a window on the result: at least three blocks
     CHUNK = 65536  # elements a thread takes at a time
     STEP = 1 << 25  # elements between two looks for Ctrl-C
-
-cdef struct Plan:  # pointers and kinds of one call
-    char* out
-    uint8_t* mask  # NULL, or whether an element was in range
-    const void* x
-    bint wide  # x is float64
-    int item  # bytes of a code; 0: values come back, in x's dtype
-    int size  # bytes of an element of out
-    bint packed  # two codes of one byte share one, the first one low
-    bint narrow  # codes are those of ``spec``
-    bint centred  # every zero point is 0
-    bint brief  # random rounding whose steps of 2**-16 fit 32 bits; narrow: x is taken as it is
-    double reach  # scales are made on the way, max|x| / reach; 0: they are given
-    double cap
-    Layout lay
-    Rule rule
-    Spec spec
-
 
 cdef int convert_chunk(
     Plan* plan, real* scale, const real* zero, Py_ssize_t start, Py_ssize_t stop, bint streamed
@@ -73,17 +54,13 @@ cdef int convert_chunk(
     cdef real[BLOCK] s
     cdef real[BLOCK] z
     cdef real[BLOCK] inverse
-    cdef real[BLOCK] v
     cdef float[BLOCK] one
-    cdef uint32_t[HALF] word
     cdef double[BLOCK] given  # the last block: its elements and zeros
     cdef double[BLOCK] made
     cdef uint8_t[BLOCK] inside
     cdef const real* by
     cdef const real* add
     cdef const char* x
-    cdef const float* f
-    cdef const float* over
     cdef uint8_t[BLOCK] nibble
     cdef char* out = plan.out + (start * plan.size >> plan.packed)
     cdef char* place
@@ -95,8 +72,6 @@ cdef int convert_chunk(
     cdef Walk walk = walk_from(start, lay, plan.centred, rule.times, plan.reach, plan.cap)
     cdef Py_ssize_t n, k, taken, ahead = AHEAD
     cdef int size = 8 if plan.wide else 4, odd = 0
-    cdef bint plain = plan.item == 1 or plan.item == 2
-    plain = sizeof(real) == 4 and plain and not (rule.wrap or rule.join or plan.narrow)
     if plan.reach:  # the next run, which is read as a whole
         ahead = max(ahead, lay.width)
     spread(&s[0], <real> 1, BLOCK)
@@ -130,40 +105,7 @@ cdef int convert_chunk(
                 prefetch(x + ahead * size + 64 * k)
         if rule.check:
             odd |= any_nan(x, plan.wide)
-        if real is float:
-            if plain and rule.mode == EVEN:
-                at_once(
-                    o, <const float*> x, by, &inverse[0], add, plan.item, rule.times, rule
-                )
-        over = NULL
-        f = &one[0]
-        if real is float:
-            f = &v[0]
-            if plan.narrow and plan.item == 1 and not rule.times and rule.mode == EVEN:
-                over = by
-            if plan.brief or over != NULL:
-                f = <const float*> x
-        if not (plain and rule.mode == EVEN or plan.narrow and f == <const float*> x):
-            quotients(&v[0], x, plan.wide, by, &inverse[0], add, rule)
-        if rule.mode == RANDOM:
-            noise(&word[0], rule.key, <uint64_t> (start // HALF))
-        if plan.narrow:
-            if real is double:
-                for k in range(BLOCK):
-                    one[k] = to_odd(v[k])
-            narrowed(o, f, over, &word[0] if rule.mode == RANDOM else NULL, plan.item, plan.spec)
-        elif rule.mode != EVEN or not plain:
-            if real is float:
-                if plain and plan.brief:
-                    at_random(o, &v[0], &word[0], plan.item, rule)
-            if not plan.brief:
-                rounded(&v[0], &word[0], rule)
-                if real is float:
-                    if plain:
-                        at_once(o, &v[0], &one[0], &one[0], add, plan.item, True, rule)
-            if not plain:
-                limited(&v[0], add, mask, rule)
-                stored(o, &v[0], by, add, plan.item, plan.wide)
+        block_of(o, plan, rule, x, by, &inverse[0], add, &one[0], mask, start)
         if plan.packed:
             packed_block(<uint8_t*> &made[0], <const uint8_t*> o, n)
             memcpy(place, &made[0], taken)
@@ -189,9 +131,11 @@ cdef bint exact_inverse(double scale) noexcept:
 
 cdef Py_ssize_t chunk_of(Plan* plan) noexcept:
     """Elements a thread takes at a time: whole blocks, or whole runs (and bytes) to be derived."""
-    cdef Py_ssize_t unit = plan.lay.width if plan.lay.depth % plan.lay.width == 0 else plan.lay.depth
+    cdef Py_ssize_t unit = plan.lay.width
     if not plan.reach:
         return CHUNK
+    if plan.lay.depth % unit:
+        unit = plan.lay.depth
     unit <<= plan.packed and unit % 2
     return max(<Py_ssize_t> 1, CHUNK // unit) * unit
 
@@ -211,9 +155,10 @@ cdef int convert_all(
     if parts == 1 and not plan.reach:
         rule.times |= exact_inverse(scale[0])
     plan.brief = sizeof(real) == 4 and (
-        parts == 1 and scale[0] == 1 and not plan.reach if plan.narrow else rule.mode == RANDOM and plan.centred and not rule.wrap and plan.item != 0
+        rule.mode == RANDOM and plan.centred and not rule.wrap and plan.item != 0
         and rule.low >= -32768 and rule.high <= 32767
     )
+    plan.bare = sizeof(real) == 4 and parts == 1 and not plan.reach and scale[0] == 1
     while begin < n:
         end = min(n, begin + step)
         with nogil:
@@ -241,6 +186,8 @@ cdef int convert(
     cdef Py_ssize_t parts = scales_of(n, plan.lay) if n else cnp.PyArray_SIZE(scale)
     cdef void* s
     cdef void* z = NULL
+    if n == 0:
+        return 0
     if plan.reach and (plan.lay.rows or not plan.lay.group and n > plan.lay.depth):
         from fastopt.errors import ArrayError
 

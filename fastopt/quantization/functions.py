@@ -90,6 +90,12 @@ def quantize(
         x holds NaN, or infinity where a scale must be chosen.
     OptionError, DTypeError
 
+    Notes
+    -----
+    Symmetric integers and float8 with method "minmax" read float32 memory once where parts are
+    runs of neighbours of at most 2**17 elements (rows, groups along the last axis): the scale and
+    the codes of a run are made while it is cached. Otherwise the ranges are a pass of their own.
+
     Examples
     --------
     >>> import numpy as np, fastopt
