@@ -120,7 +120,7 @@ class SGD(LinearEstimator):
             n_workers=workers,
         )
 
-    def _rate(self, run: Stochastic, eta0: float) -> Callable[[Array], Array]:
+    def _rate(self, run: Stochastic, eta0: float) -> Callable[[Array], Array | float]:
         """Step sizes by the number of the batch; 'adaptive' starts out as 'constant'."""
         if self.learning_rate == "invscaling":
             return lambda t: eta0 / t**self.power_t
@@ -133,7 +133,7 @@ class SGD(LinearEstimator):
             first = typical / max(1.0, self._slope(-typical))
             t0 = 1.0 / (first * self.alpha)
             return lambda t: 1.0 / (self.alpha * (t0 + (t - 1) * run.batch_size))
-        return lambda t: np.full(len(t), eta0)
+        return lambda t: eta0
 
     def _slope(self, margin: float) -> float:
         """dloss/dz at a margin for target 1, for the 'optimal' schedule's first step."""

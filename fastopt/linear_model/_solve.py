@@ -271,7 +271,7 @@ def stochastic(run: Stochastic, flat: Array, max_iter: int, tol: float, lr: floa
     rate = first_rate(run) if lr is None else lr
     run.start(flat)
     for _ in range(max_iter):
-        run.run_epoch(lambda numbers: np.full(len(numbers), slower * rate), False)  # noqa: B023
+        run.run_epoch(lambda numbers: slower * rate, False)  # noqa: B023
         loss, grad = objective(run.flat)
         curve.append(loss)
         norm = float(np.abs(prox_gradient(run.flat, grad, problem)).max(initial=0.0))

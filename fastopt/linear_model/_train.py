@@ -37,12 +37,16 @@ LOSSES: dict[str, tuple[int, float]] = {
     "multinomial": (9, 0.5),
 }
 RULES = {"sgd": 0, "momentum": 1, "nesterov": 2, "adam": 3}
-CALM = 0.1, 32  # largest step of an intercept beside sparse rows, in Newton steps; from those rows
+CALM = (
+    0.1,
+    8,
+)  # largest step of an intercept beside sparse rows, in Newton steps; from those rows on
 DIRECT, ONE_VS_REST, TWO = 0, 1, 2  # what y means to a kernel
 CHUNKS = 64  # runs that a full pass is cut into, whatever the threads
 ROWS_IN_CACHE = 1 << 19  # elements of X up to which single rows are shuffled, not groups
 # Rows that stay together in a shuffle of larger data: what memory reads ahead at an end is lost.
 GROUP_BYTES = 32768
+EIGEN_UP_TO = 64  # columns up to which a matrix's eigenvalues cost less than products with it
 LOCAL_WORK = 1 << 22  # elements of X from which an epoch is split over local workers
 SYNC_WORK = 1 << 17  # elements of X between two averagings of the local workers
 MEET_WORK = 8  # more of them beside sparse rows, for each element of W that a meeting passes over
@@ -197,9 +201,10 @@ def curvature(problem: Problem) -> Array:
 def step_size(problem: Problem, batch_rows: float, kind: str) -> float:
     """A step that is stable for mini-batches: 1 / (c (lambda_max + 2 mean|x|^2 / |B|) + l2).
 
-    lambda_max (the largest eigenvalue of X'X / n, intercept included) by power iteration on at
-    most 2048 evenly spaced rows, c the loss's smoothness. Adam's steps do not scale with the
-    gradient, so its step is a fraction of the weight that one standard deviation calls for.
+    lambda_max is the largest eigenvalue of X'X / n, intercept included, on at most 2048 evenly
+    spaced rows (by power iteration beyond 64 columns), c the loss's smoothness. Adam's steps do
+    not scale with the gradient, so its step is a fraction of the weight that one standard
+    deviation calls for.
     """
     curvature = LOSSES[problem.loss][1]
     stride = max(1, problem.n // 2048)
@@ -216,14 +221,17 @@ def step_size(problem: Problem, batch_rows: float, kind: str) -> float:
         if problem.intercept:
             dense = np.column_stack([dense, ones])
         mean = float(np.einsum("ij,ij->", dense, dense)) / len(rows)
-        v = np.ones(dense.shape[1])
-        power = 0.0
-        for _ in range(20):
-            v = dense.T @ (dense @ v) / len(rows)
-            power = float(np.linalg.norm(v))
-            if not 0 < power < np.inf:
-                break
-            v /= power
+        power = mean
+        if np.isfinite(mean) and dense.shape[1] <= EIGEN_UP_TO:
+            power = float(np.linalg.eigvalsh(dense.T @ dense / len(rows))[-1])
+        elif mean > 0:
+            v = np.ones(dense.shape[1])
+            for _ in range(20):
+                v = dense.T @ (dense @ v) / len(rows)
+                power = float(np.linalg.norm(v))
+                if not 0 < power < np.inf:
+                    break
+                v /= power
     if not np.isfinite(mean):
         problem.refuse_nonfinite()
     if kind == "adam":
@@ -269,7 +277,7 @@ class Stochastic:
     epoch: int = 0
     batches: int = 0
     caution: float = 1.0  # factor on automatic steps, lowered when one diverges
-    rows: Array | None = None  # entries of the order that training may use; None is all
+    rows: Array | None = None  # entries of the order that training may use; None becomes all
     slab: Array = field(default_factory=lambda: np.empty(0))
     steps: Array = field(default_factory=lambda: np.empty(0))
     group: int = 1
@@ -287,8 +295,9 @@ class Stochastic:
 
     @property
     def entries(self) -> Array:
-        n_groups = -(-self.problem.n // self.group)
-        return np.arange(n_groups, dtype=np.int64) if self.rows is None else self.rows
+        if self.rows is None:
+            self.rows = np.arange(-(-self.problem.n // self.group), dtype=np.int64)
+        return self.rows
 
     @property
     def size(self) -> int:
@@ -316,17 +325,18 @@ class Stochastic:
         """Batches of one epoch."""
         return -(-len(self.entries) // self.size)
 
-    def run_epoch(self, rate: Callable[[Array], Array], average: bool) -> float:
+    def run_epoch(self, rate: Callable[[Array], Array | float], average: bool) -> float:
         """One epoch; returns the mean loss as seen before each step, NaN-free or DivergedError.
 
-        ``rate`` maps the numbers of the batches (1, 2, ... over the whole run) to step sizes.
+        ``rate`` maps the numbers of the batches (1, 2, ... over the whole run) to step sizes, or
+        to one for all.
         """
         p = self.problem
         total = seen = 0.0
         for first, x, order in self._parts():
             n_batches = -(-len(order) // self.size)
             numbers = np.arange(self.batches + 1, self.batches + n_batches + 1, dtype=np.float64)
-            lr = np.ascontiguousarray(rate(numbers), np.float64)
+            lr = np.full(n_batches, rate(numbers), np.float64)
             y, weights = p.part(first, len(x))
             loss, weight, bad = self._walk(x, y, weights, order, lr, average)
             self.batches += n_batches
@@ -388,7 +398,7 @@ class Stochastic:
             return linear.sgd_epoch(self.slab, self.steps, x, *rest, threads)
         # Dense steps cost a pass over W, about a quarter of the same number of sparse entries.
         rare = 4 * self.size * self.group * per_row < p.d
-        lazy = self.rule == "sgd" and not average and rare
+        lazy = self.rule == "sgd" and rare and not (average and p.l1 > 0)
         calm = CALM[0] / curvature * min(1.0, self.size * self.group / CALM[1])
         return linear_sparse.sgd_epoch(
             self.slab, self.steps, x.data, x.indices, x.indptr, p.d, *rest, lazy,
