@@ -75,7 +75,9 @@ def gptq(
     Frantar et al., "GPTQ" (2022), in the form of LDLQ (Chee et al., 2023, theorem 6): with
     H = R R^T, R upper triangular, column k is rounded at
     w_k + sum_{i<k} (w_i - q_i) R_ik / R_kk. No inverse is formed. Cost: one Cholesky
-    factorisation of H in float64 (LAPACK) and n_out n_in^2 / 2 multiply-adds in float32.
+    factorisation of H in float64 (BLAS) and n_out n_in^2 / 2 multiply-adds in float32. Rows are
+    independent, so weights that meet the same input (query, key, value) may be stacked and share
+    one factorisation.
 
     Examples
     --------
