@@ -180,3 +180,14 @@ def test_a_zero_point_outside_four_bits_is_refused() -> None:
     assert Q.dequantize_linear(codes, 0.5, -8).tolist() == [0.0, 7.5]
     with pytest.raises(ArrayError, match=r"^zero_point: "):
         Q.dequantize_linear(codes, 0.5, np.int8(100))
+
+
+def test_the_scale_says_the_dtype_of_the_values():
+    x = np.arange(-6, 6, dtype="i1").reshape(3, 4)
+    s = np.array([0.1, 2.0, 7000.0], "f2")
+    y = Q.dequantize_linear(x, s, axis=0)
+    assert y.dtype == np.float16
+    wide = x.astype("f4") * s.astype("f4")[:, None]
+    np.testing.assert_array_equal(y, wide.astype("f2"))
+    out = np.empty((3, 4), "f2")
+    assert Q.dequantize_linear(x, s, axis=0, out=out) is out

@@ -154,7 +154,7 @@ def dequantize_linear(
     ----------
     x : int8, uint8, int16, uint16, int32, or ml_dtypes' int4, uint4 or float8 array
         The codes.
-    scale : scalar, (C,) or blocked array, float32 or float64
+    scale : scalar, (C,) or blocked array, float16, float32 or float64
         Its dtype is the result's; plain numbers are float32.
     zero_point : int, or array of x's dtype and the shape of ``scale``, optional
         Default 0.
@@ -191,9 +191,7 @@ def dequantize_linear(
         result = out_for(out, "out", narrow.shape, made, [("x", narrow), ("scale", s)])
         values = np.empty(narrow.shape, np.float32) if half else result
         decode_floats(values, narrow, s, layout, FLOAT_SPECS[given], threads)
-        if half:
-            result[...] = values
-        return result
+        return _rounded(result, values)
     if given in _NIBBLES:
         x = np.asarray(x).astype(_NIBBLES[given])
         if zero_point is not None:
@@ -210,8 +208,17 @@ def dequantize_linear(
             )
     layout, s, zero = _scales(codes.shape, s, zero, axis, block_size)
     read = [("x", codes), ("scale", s), ("zero_point", zero)]
-    result = out_for(out, "out", codes.shape, name_of(s.dtype), read)
-    decode(result, codes, s, zero, layout, threads)
+    result = out_for(out, "out", codes.shape, "float16" if half else name_of(s.dtype), read)
+    values = np.empty(codes.shape, np.float32) if half else result
+    decode(values, codes, s, zero, layout, threads)
+    return _rounded(result, values)
+
+
+def _rounded(result: Array, values: Array) -> Array:
+    """``values`` in ``result``, whose dtype may be narrower than that of the arithmetic."""
+    if values is not result:
+        with np.errstate(over="ignore"):
+            result[...] = values
     return result
 
 
