@@ -372,13 +372,20 @@ def test_squares_that_overflow_are_refused():
         assert not hasattr(model, "coef_")
 
 
-@pytest.mark.parametrize("model", [Ridge(), SGDRegressor(random_state=0)], ids=repr)
+@pytest.mark.parametrize("model", [Ridge(), SGDRegressor(), SGDClassifier()], ids=repr)
 @pytest.mark.parametrize("weights", [np.ones(3), -np.ones(40), np.zeros(40), np.full(40, np.nan)])
 def test_the_weights_of_a_score_are_checked(model, weights):
     x = np.random.default_rng(0).standard_normal((40, 3))
-    model.fit(x, x[:, 0])
+    y = np.sign(x[:, 0])
+    model.fit(x, y)
     with pytest.raises(ArrayError, match=r"^sample_weight"):
-        model.score(x, x[:, 0], weights)
+        model.score(x, y, weights)
+
+
+def test_class_weights_come_by_name():
+    x = np.random.default_rng(0).standard_normal((40, 3))
+    with pytest.raises(OptionError, match=r"^class_weight: "):
+        SGDClassifier(class_weight=[1, 2]).fit(x, x[:, 0] > 0)
 
 
 @pytest.mark.parametrize("d", [6, 16])

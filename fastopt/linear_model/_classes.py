@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ from fastopt import _threads
 from fastopt._arrays import Array
 from fastopt._kernels import linear
 from fastopt.errors import ArrayError, DTypeError, OptionError
-from fastopt.linear_model._data import _column
+from fastopt.linear_model._data import _column, check_weights
 from fastopt.linear_model._rows import CSR, Rows
 from fastopt.linear_model._train import DIRECT, ONE_VS_REST, TWO
 
@@ -113,7 +113,9 @@ def class_weights(weight: Any, classes: Array, codes: Array, sample_weight: Any)
         counts = np.bincount(codes, minlength=len(classes))
         factors = len(codes) / (len(classes) * np.maximum(counts, 1.0))
     else:
-        for label, factor in dict(weight).items():
+        if not isinstance(weight, Mapping):
+            raise OptionError(f"class_weight: expected a dict, 'balanced' or None, got {weight!r}")
+        for label, factor in weight.items():
             factors[classes == label] = factor
     per_row = factors[codes]
     return per_row if sample_weight is None else per_row * np.asarray(sample_weight)
@@ -189,4 +191,5 @@ class ClassifierFace:
         """Share of rows whose predicted label is y."""
         predicted = self.predict(X)
         hits = predicted == check_labels(y, len(predicted))
-        return float(np.average(hits, weights=sample_weight))
+        weights, _ = check_weights(sample_weight, len(hits), np.float64)
+        return float(np.average(hits, weights=weights))
