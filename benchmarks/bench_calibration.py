@@ -100,27 +100,44 @@ def plain_gptq(w: Any, gram: Gram, block: int) -> Any:
     return codes
 
 
-def search(threads: int) -> dict[str, Any]:
-    """The 10 best of 100k vectors of 384 dimensions for 32 queries."""
+def search(threads: int, count: int = 32) -> dict[str, Any]:
+    """The 10 best of 100k vectors of 384 dimensions for ``count`` queries."""
     rng = np.random.default_rng(0)
     x = rng.standard_normal((100_000, 384), np.float32)
-    queries = x[:32].copy()
-    index, bits = EmbeddingQuantizer("int8").fit(x), EmbeddingQuantizer("binary").fit(x)
+    queries = x[:count].copy()
+    index = {dtype: EmbeddingQuantizer(dtype).fit(x) for dtype in ("int8", "int4", "binary")}
 
     def plain() -> Any:
         return np.argpartition(-(queries @ x.T), 10, axis=1)[:, :10]
 
-    return {
-        "fastopt": lambda: index.top_k(queries, 10, threads=threads),
-        "fastopt binary": lambda: bits.top_k(queries, 10, threads=threads),
+    contenders: dict[str, Any] = {
+        "fastopt": lambda: index["int8"].top_k(queries, 10, threads=threads),
+        "fastopt int4": lambda: index["int4"].top_k(queries, 10, threads=threads),
+        "fastopt binary": lambda: index["binary"].top_k(queries, 10, threads=threads),
         "NumPy float32": plain,
     }
+    if neighbours := peer("sklearn.neighbors"):
+        found = neighbours.NearestNeighbors(n_neighbors=10, algorithm="brute", n_jobs=threads)
+        found.fit(x)
+        contenders["scikit-learn brute force, float32"] = lambda: found.kneighbors(queries)
+    return contenders
+
+
+def embed(threads: int) -> dict[str, Any]:
+    """Ranges and codes of 100k vectors of 384 dimensions."""
+    x = np.random.default_rng(0).standard_normal((100_000, 384), np.float32)
+
+    def plain() -> Any:
+        scale = np.abs(x).max(axis=0) / 127
+        return np.clip(np.rint(x / scale), -127, 127).astype(np.int8)
+
+    return {"fastopt": lambda: EmbeddingQuantizer("int8").fit(x), "NumPy": plain}
 
 
 CASES = [
     Case("Range and histogram, 10M float32", histogram, t, {"np.histogram": 5.0}) for t in (1, 2)
 ] + [
-    Case("Range per channel, 26000 x 384", min_max, 2),
+    Case("Range per channel, 26000 x 384", min_max, 2, {"NumPy": 5.0}),
     Case("MSE range, 4608 groups of 128", mse, 2, {"NumPy": 20.0}),
     *(
         Case(
@@ -133,7 +150,16 @@ CASES = [
         for threads in (1, 2)
         for name, group, order in (("g32", 32, False), ("g128 act-order", 128, True))
     ),
-    Case("Best 10 of 100k x 384, 32 queries", search, 2),
+    *(
+        Case(
+            f"Best 10 of 100k x 384, {count} quer{'y' if count == 1 else 'ies'}",
+            partial(search, count=count),
+            2,
+            {"NumPy float32": 5.0},
+        )
+        for count in (1, 32)
+    ),
+    Case("int8 embeddings, 100k x 384", embed, 2),
 ]
 
 

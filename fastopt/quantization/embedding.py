@@ -10,13 +10,17 @@ from fastopt import _threads
 from fastopt._arrays import Array, as_array, check_finite
 from fastopt._kernels import topk as kernel
 from fastopt._options import choice, integer, number
+from fastopt.calibration import MinMaxObserver
 from fastopt.errors import ArrayError, OptionError
+from fastopt.quantization.convert import encode
+from fastopt.quantization.layout import layout_of
 
 __all__ = ["EmbeddingQuantizer", "TopK"]
 
 _LEVELS = {"int8": 254, "uint8": 255, "int4": 15}  # steps between the least and the largest code
 _KINDS = (*_LEVELS, "binary")  # in the kernel's order
 _ENOUGH = 256  # rows from which the range of each dimension can be told on its own
+_BLOCK = 1 << 17  # elements encoded at once
 _SERIAL_BELOW = 1 << 20  # bytes read
 
 
@@ -115,7 +119,9 @@ class EmbeddingQuantizer:
         keep = number(self.percentile, "percentile", low=0.0, high=100.0, low_open=True)
         a = self._rows(X)
         part = a if len(a) >= _ENOUGH else a.reshape(-1, 1)
-        if kind == "int8":
+        if keep == 100.0:
+            low, high = MinMaxObserver(axis=1).partial_fit(part).range(symmetric=kind == "int8")
+        elif kind == "int8":
             high = np.percentile(np.abs(part), keep, axis=0)
             low = -high
         else:
@@ -265,16 +271,31 @@ class EmbeddingQuantizer:
         return int(-(-self.n_features_in_ // per_byte))
 
     def _encode(self, a: Array) -> Array:
-        if self.dtype_ == "binary":
-            return np.packbits(a > 0, axis=1)
-        steps = np.rint((a - self.offset_) / self.scale_)
-        if self.dtype_ == "int8":
-            return np.clip(steps, -127, 127).astype(np.int8)
-        codes: Array = np.clip(steps, 0, _LEVELS[self.dtype_]).astype(np.uint8)
-        if self.dtype_ == "int4":
-            even = np.zeros((len(a), 2 * self._width()), np.uint8)
-            even[:, : codes.shape[1]] = codes
-            codes = even[:, ::2] | (even[:, 1::2] << 4)
+        codes: Array = np.empty((len(a), self._width()), "i1" if self.dtype_ == "int8" else "u1")
+        low = -127 if self.dtype_ == "int8" else 0
+        rows = max(1, _BLOCK // a.shape[1])
+        for at in range(0, len(a), rows):  # blocks that stay in cache
+            part, out = a[at : at + rows], codes[at : at + rows]
+            if self.dtype_ == "binary":
+                out[:] = np.packbits(part > 0, axis=1)
+                continue
+            if self.dtype_ != "int8":
+                part = part - self.offset_
+            into = out if self.dtype_ != "int4" else np.empty(part.shape, np.uint8)
+            layout = layout_of(part.shape, 1, None)
+            encode(
+                into,
+                part,
+                self.scale_,
+                np.zeros_like(self.scale_),
+                layout,
+                low,
+                low + _LEVELS[self.dtype_],
+                None,
+            )
+            if self.dtype_ == "int4":
+                out[:] = into[:, ::2]
+                out[:, : into.shape[1] // 2] |= into[:, 1::2] << 4
         return codes
 
     def _unpacked(self, codes: Array) -> Array:
