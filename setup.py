@@ -42,10 +42,7 @@ SMALL = ["-Os"]
 # Built once, for the machine's plain baseline: _cpu is asked before any level is known, and sparse
 # rows are read by scalar loads, as fast on every level.
 ONCE = {"_cpu", "linear_sparse"}
-KERNEL_FLAGS = {
-    "genetic": ["-O3"],  # its chains of inline polynomials: 15 % faster a generation
-    "update": ["-fno-unswitch-loops"],  # options that are off cost a blend, not a loop each
-}
+KERNEL_FLAGS = {"genetic": ["-O3"]}  # its chains of inline polynomials: 15 % faster a generation
 # Not built for v4: wider vectors bring these nothing, so v4 uses v3's build of them.
 V3_SERVES_V4 = {"histogram", "update_state"}
 MACROS = {

@@ -48,6 +48,7 @@ cdef extern from *:
 
 cdef enum:
     HOLDS_GIL_BELOW = 8192  # elements: shorter steps end before another thread could wake
+    FETCHES_FROM = 1 << 19  # elements: with fewer the caches deliver without being asked ahead
 
 # name -> (rule, for each state array whether it has a sign, number of options)
 RULES = {
@@ -477,6 +478,7 @@ cdef class Plan:
                 prepare(
                     r, self.options + group * SCALARS, scale, self.work.slots + slot * SCALARS
                 )
+                self.work.slots[slot * SCALARS + FAR] = self.size >= FETCHES_FROM
             r.slot = slot
             if r.state_kind != SAME:
                 r.key = mixed(self.seed ^ mixed(<uint64_t> i))

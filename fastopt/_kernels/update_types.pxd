@@ -6,27 +6,29 @@ cdef enum:
     UNIT = 256  # elements: threads never split one; a block of int8 state
     CHUNK = 64  # units a thread takes at a time: 16 Ki elements, about 10 us of Adam
     TILE = 1024  # elements that are widened, updated and narrowed while they are in L1
-    SCALARS = 12
+    SCALARS = 13
     TRUST = 11  # where a row's own scalar goes: LAMB's ratio, Adafactor's step
+    FAR = 12  # whether the arrays lie in memory rather than in a cache
     STATES = 3
 
-cdef enum Rule:
-    SGD_PLAIN
-    SGD_MOMENTUM
-    LION
-    ADAM
-    ADAM_AMSGRAD
-    NADAM
-    RADAM
-    ADAMAX
-    RMSPROP
-    RMSPROP_MOMENTUM
-    RMSPROP_CENTERED
-    RMSPROP_CENTERED_MOMENTUM
-    ADAGRAD
-    ADADELTA
-    LAMB  # the rules from here on scale each array's step by norms: a pass before it
-    ADAFACTOR
+cdef extern from "update_loops.h" nogil:
+    enum:
+        SGD_PLAIN
+        SGD_MOMENTUM
+        LION
+        ADAM
+        ADAM_AMSGRAD
+        NADAM
+        RADAM
+        ADAMAX
+        RMSPROP
+        RMSPROP_MOMENTUM
+        RMSPROP_CENTERED
+        RMSPROP_CENTERED_MOMENTUM
+        ADAGRAD
+        ADADELTA
+        LAMB  # the rules from here on scale each array's step by norms: a pass before it
+        ADAFACTOR
 
 cdef enum Kind:  # how an array's numbers are stored
     SAME  # as the parameter's
