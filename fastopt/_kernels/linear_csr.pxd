@@ -16,6 +16,7 @@ cdef extern from "linear_sparse.h" nogil:
     void fo_add_f64(const double*, const int32_t*, int, Py_ssize_t, double, double*) noexcept
     void fo_add_wide(const float*, const int32_t*, int, Py_ssize_t, float, double*) noexcept
     void fo_ask(const void*, const int32_t*, int, Py_ssize_t, Py_ssize_t, int) noexcept
+    void fo_ask_at(const int32_t*, int, Py_ssize_t, const void*, int) noexcept
 
 cdef enum:
     AHEAD = 16384  # bytes of rows that are asked for before they are due

@@ -21,6 +21,12 @@ static void fo_ask(const void *x, const int32_t *j, int two, ptrdiff_t a, ptrdif
     for (ptrdiff_t i = 0; i < columns && i < 4096; i += 64) __builtin_prefetch(q + i, 0, 3);
 }
 
+/* The elements of a vector that a row's columns name, asked for. */
+static void fo_ask_at(const int32_t *j, int two, ptrdiff_t n, const void *w, int size) {
+    for (ptrdiff_t i = 0; i < n && i < 512; i++)
+        __builtin_prefetch((const char *)w + (ptrdiff_t)j[i << two] * size, 1, 3);
+}
+
 #define FO_SPARSE(NAME, REAL)                                                                     \
     FO_INLINE REAL fo_dot_by_##NAME(const REAL *x, const int32_t *j, const int two, ptrdiff_t n,  \
                                     const REAL *w) {                                              \

@@ -1,11 +1,7 @@
 """Linear models on compressed sparse rows (CSR): the same steps as linear.pyx, to rounding.
 
-A batch of plain SGD touches only the columns of its rows. Two things that would touch all of them
-wait: the L2 decay is one scale for the whole vector, w = s v, s <- s (1 - lr l2) (Bottou, "Stochastic
-gradient descent tricks", 2012), and the L1 soft thresholds of the steps since a column was last
-seen, which add up, in units of v, to one (Langford, Li & Zhang, JMLR 10, 2009; the cumulative
-penalty of Tsuruoka et al., ACL 2009, without its clipping). Every other rule, and averaging, adds
-the batch's gradient up in a dense vector and takes the dense step.
+A batch of plain SGD touches only the columns of its rows (linear_lazy.pxd). Every other rule, and
+averaging beside L1, adds the batch's gradient up in a dense vector and takes the dense step.
 Workers are local SGD as there, except that lazy ones are not averaged but added up (``mix``).
 Columns may come in any order and more than once in a row. Indices are read as 32 bits, of 64-bit
 ones the low half; who calls has checked them.
@@ -22,13 +18,12 @@ from fastopt._kernels._args cimport data_of
 from fastopt._kernels.linear_csr cimport (
     FO_CHUNK, FO_ONE_VS_REST, FO_SOFTMAX, Rows, Sums, Tile, collect, dot, slopes, spread,
 )
+from fastopt._kernels.linear_lazy cimport mix, walk_lazily
 from fastopt._kernels.linear_step cimport (
-    MAX_WORKERS, N_SLABS, SGD, Rule, check_order, due, meet, real, seconds, soft, step,
+    MAX_WORKERS, N_SLABS, SGD, Rule, check_order, due, meet, real, seconds, step,
 )
 
 cnp.import_array()
-
-cdef double SMALLEST = 1e-6  # scale of v at which it is multiplied out
 
 cdef void walk(
     const Rows* f, const int64_t* order, Py_ssize_t entries, Py_ssize_t size, const double* lr,
@@ -52,113 +47,14 @@ cdef void walk(
         step(slab, length, g, f.k * f.pad, f.k, lr[b], min(lr[b], f.cap), n, rule, steps)
 
 
-cdef void settle(
-    const Rows* f, const Tile* tile, real* v, double* seen, double sum_l1
-) noexcept nogil:
-    """The soft thresholds that the columns of the tile's rows have missed."""
-    cdef Py_ssize_t c
-    cdef int64_t q, j
-    cdef int i
-    for c in range(f.k):
-        for i in range(tile.rows):
-            for q in range(f.start[tile.id[i]], f.start[tile.id[i] + 1]):
-                j = c * f.pad + f.column[q << f.two]
-                if seen[j] != sum_l1:
-                    v[j] = soft(v[j], <real> (sum_l1 - seen[j]))
-                    seen[j] = sum_l1
-
-
-cdef void finish(
-    real* v, Py_ssize_t n, double scale, double* seen, double sum_l1, bint l1
-) noexcept nogil:
-    """v becomes w: every threshold that waits, then the scale."""
-    cdef real part = <real> scale
-    cdef Py_ssize_t j
-    if l1:
-        for j in range(n):
-            v[j] = soft(v[j], <real> (sum_l1 - seen[j]))
-            seen[j] = 0
-    for j in range(n):
-        v[j] *= part
-
-
-cdef void walk_lazily(
-    const Rows* f, const int64_t* order, Py_ssize_t entries, Py_ssize_t size, const double* lr,
-    Py_ssize_t first, Py_ssize_t last, real* w, const Rule* rule, int64_t* steps, char* scratch,
-    Sums* total,
-) noexcept nogil:
-    """Plain SGD, only the columns that occur; scratch is what L1 has seen, then a batch's tiles."""
-    cdef Py_ssize_t coef = f.k * f.pad, b, start, count, n, done
-    cdef bint l1 = rule.l1 > 0
-    cdef double* seen = <double*> scratch
-    cdef real* e = <real*> (scratch + (coef * sizeof(double) if l1 else 0))
-    cdef double scale = 1, sum_l1 = 0, after
-    cdef Tile tile
-    for b in range(first, last):
-        start, n, done = b * size, 0, 0
-        count = min(size, entries - start)
-        tile.entry = tile.inner = 0
-        while tile.entry < count:
-            collect(f, order + start, count, entries - start, &tile, sizeof(real))
-            if l1:
-                settle(f, &tile, w, seen, sum_l1)
-            slopes(f, &tile, w, scale, e + done, total)
-            n += tile.rows
-            done += f.k * FO_CHUNK
-        steps[0] += 1
-        after = scale * (1 - lr[b] * rule.l2)
-        if not (after > SMALLEST or after < -SMALLEST):
-            finish(w, coef, after, seen, sum_l1, l1)
-            after, sum_l1 = 1, 0
-        scale = after
-        if n > FO_CHUNK:
-            tile.entry = tile.inner = 0
-        done = 0
-        while done * FO_CHUNK < n:
-            if n > FO_CHUNK:
-                collect(f, order + start, count, 0, &tile, sizeof(real))
-            spread(f, &tile, e + done * f.k * FO_CHUNK, -lr[b] / (n * scale), w,
-                   -min(lr[b], f.cap) / n)
-            done += 1
-        if l1:
-            sum_l1 += lr[b] * rule.l1 / (scale if scale > 0 else -scale)
-    finish(w, coef, scale, seen, sum_l1, l1)
-
-
-cdef void mix(
-    real* slab, Py_ssize_t n_workers, Py_ssize_t length, const real* stiff, Py_ssize_t n,
-    double rates, real* before,
-) noexcept nogil:
-    """Add the workers' moves up, less where they went the same way.
-
-    A worker moves a weight of curvature h towards its optimum by the share 1 - exp(-a), a = h times
-    its steps' sum; P workers one behind the other would by 1 - exp(-P a). So the sum of their moves
-    counts 1/P + (1 - 1/P) / (1 + P a / 2), which has that ratio's slope at 0 and its limit: rare
-    columns move as far as one worker would take them, common ones to the mean.
-    """
-    cdef Py_ssize_t p, j
-    cdef real moved, part = <real> (1.0 / n_workers), a = <real> (0.5 * n_workers * rates)
-    for j in range(length):
-        moved = 0
-        for p in range(n_workers):
-            moved += slab[p * N_SLABS * length + j] - before[j]
-        if j < n:
-            moved *= part + (1 - part) / (1 + a * stiff[j])
-        else:
-            moved *= part
-        before[j] += moved
-    for p in range(n_workers):
-        for j in range(length):
-            slab[p * N_SLABS * length + j] = before[j]
-
-
 cdef inline void segment(
     const Rows* f, const int64_t* order, Py_ssize_t entries, Py_ssize_t size, const double* lr,
     Py_ssize_t first, Py_ssize_t last, real* slab, Py_ssize_t length, const Rule* rule,
     int64_t* steps, char* scratch, bint lazy, Sums* total,
 ) noexcept nogil:
     if lazy:
-        walk_lazily(f, order, entries, size, lr, first, last, slab, rule, steps, scratch, total)
+        walk_lazily(f, order, entries, size, lr, first, last, slab, length, rule, steps, scratch,
+                    total)
     else:
         walk(f, order, entries, size, lr, first, last, slab, length, rule, steps, scratch, total)
 
@@ -308,7 +204,7 @@ def sgd_epoch(
     """In place: the batches of one epoch on slab (n_workers, 4, length), as linear.sgd_epoch.
 
     data (nnz,), indices (nnz,) int32 or int64, indptr (n + 1,) int64: the n rows of d columns.
-    lazy: plain SGD without averaging touches only the columns that occur. cap: the intercepts' step
+    lazy: plain SGD, averaging only without L1, touches only the columns that occur. cap: the intercepts' step
     is at most that: their column is in every row, so that steps made for rare columns shake them.
     stiff (k pad,) or None: curvature of each weight, for lazy workers to add their moves up by.
     Returns (sum of the losses as seen before each step, sum of weights, 1 if a margin was not
@@ -324,7 +220,7 @@ def sgd_epoch(
     cdef Py_ssize_t entries = cnp.PyArray_SIZE(order), room
     if slab.ndim != 3 or not 1 <= n_workers <= MAX_WORKERS or length < k * f.pad + k:
         raise ValueError("slab: expected shape (n_workers, 4, length)")
-    if size < 1 or sync < 1 or group < 1 or (lazy and (kind != SGD or average)):
+    if size < 1 or sync < 1 or group < 1 or (lazy and (kind != SGD or average and l1 > 0)):
         raise ValueError("size, sync, group: expected at least 1; lazy: goes with plain SGD")
     cdef void* state = data_of(slab, typenum, n_workers * N_SLABS * length, True, "slab")
     cdef int64_t* count = <int64_t*> data_of(steps, cnp.NPY_INT64, 2 * n_workers, True, "steps")
