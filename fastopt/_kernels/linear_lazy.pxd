@@ -1,11 +1,11 @@
-"""Plain SGD on sparse rows that touches only the columns of a batch's rows, and how its workers meet.
+"""Plain SGD on sparse rows that touches only the columns of a batch, and how its workers meet.
 
 Three things that would touch all columns wait. The L2 decay is one scale for the whole vector,
 w = s v, s <- s (1 - lr l2) (Bottou, "Stochastic gradient descent tricks", 2012). The L1 soft
 thresholds of the steps since a column was last seen add up, in units of v, to one (Langford, Li &
 Zhang, JMLR 10, 2009; the cumulative penalty of Tsuruoka et al., ACL 2009, without its clipping).
-The sum of the iterates is A v - u with A the sum of the scales and u that of each step's move times
-the A before it (Xu, arXiv:1107.2490, 2011).
+The sum of the iterates is A v - u with A the sum of the scales and u that of each step's move
+times the A before it (Xu, arXiv:1107.2490, 2011).
 """
 
 from libc.stdint cimport int64_t
