@@ -13,7 +13,7 @@ from fastopt.quantization.convert import check_rules, fake
 from fastopt.quantization.formats import Format, format_of
 from fastopt.quantization.functions import given_scale, quantize
 from fastopt.quantization.layout import layout_of, spread
-from fastopt.quantization.qparams import choose_qparams
+from fastopt.quantization.qparams import choose_qparams, holds_nan
 
 __all__ = ["fake_quantize"]
 
@@ -142,7 +142,7 @@ def fake_quantize(
     low, high = fmt.limits(symmetric and zero_point is None)
     check = given and parity == "onnx"
     message = f"x: holds NaN, which {fmt.name} cannot hold; clean the data first"
-    if check and out is not None and np.isnan(a).any():
+    if check and out is not None and holds_nan(a, threads):
         raise ArrayError(message)
     check_disjoint([("out", result)], [("scale", step), ("zero_point", zero)])
     if result.ctypes.data != a.ctypes.data:  # the same elements are read before they are written

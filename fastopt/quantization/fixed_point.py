@@ -15,7 +15,7 @@ from fastopt.quantization.array import QuantizedArray
 from fastopt.quantization.convert import OVERFLOWS, ROUNDINGS, decode, encode
 from fastopt.quantization.formats import Format, fixed_format
 from fastopt.quantization.layout import layout_of
-from fastopt.quantization.qparams import ranges
+from fastopt.quantization.qparams import holds_nan
 
 __all__ = ["FixedPoint"]
 
@@ -125,12 +125,8 @@ class FixedPoint:
         choice(overflow, "overflow", OVERFLOWS)
         fmt = self.format
         codes = out_for(out, "out", a.shape, fmt.storage, [("x", a)])
-        if (
-            out is not None
-            and a.size
-            and np.isnan(ranges(a, axis=None, group_size=None, threads=threads)[0])
-        ):
-            _refuse_nan(bool(np.isnan(a).any()))  # it may be an infinity
+        if out is not None:
+            _refuse_nan(holds_nan(a, threads))
         scale = np.asarray(self.step, a.dtype)
         zero = np.zeros((), fmt.storage)
         odd = encode(

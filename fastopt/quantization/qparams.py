@@ -226,6 +226,12 @@ def ranges(
     return low, high
 
 
+def holds_nan(x: Array, threads: int | None) -> bool:
+    """Whether x holds NaN; infinities, which a range does not tell from it, cost a second pass."""
+    low, _ = ranges(x, axis=None, group_size=None, threads=threads)
+    return bool(np.isnan(low)) and bool(np.isnan(x).any())
+
+
 def qparams_from_range(
     low: Any, high: Any, dtype: str | Format = "int8", *, symmetric: bool = True
 ) -> QParams:
