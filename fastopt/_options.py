@@ -7,9 +7,11 @@ import operator
 from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
+
 from fastopt.errors import DTypeError, OptionError
 
-__all__ = ["choice", "integer", "number"]
+__all__ = ["choice", "flag", "integer", "number"]
 
 
 def number(
@@ -54,6 +56,13 @@ def integer(value: Any, name: str, *, low: int | None = None, high: int | None =
         bounds = f">= {low}" if high is None else f"<= {high}" if low is None else f"{low}..{high}"
         raise OptionError(f"{name}: expected an integer {bounds}, got {result}")
     return result
+
+
+def flag(value: Any, name: str) -> bool:
+    """``value`` as a bool if it is one, or DTypeError naming the argument."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise DTypeError(f"{name}: expected True or False, got {value!r}")
+    return bool(value)
 
 
 def choice(value: Any, name: str, options: Iterable[str]) -> str:

@@ -398,3 +398,14 @@ def test_batches_of_a_partial_fit_take_the_dtype_of_the_first(d):
         other.partial_fit(x.astype(first), y).partial_fit(x.astype(then), y)
         assert other.coef_.dtype == first
         assert np.array_equal(alike.coef_, other.coef_)
+
+
+@pytest.mark.parametrize("option", [
+    {"average": "x"}, {"average": -3}, {"fit_intercept": "x"}, {"warm_start": 3}, {"threads": 0},
+], ids=str)  # fmt: skip
+def test_options_of_another_kind_are_refused_by_name(option):
+    with pytest.raises((OptionError, DTypeError), match=next(iter(option))):
+        SGDRegressor(**option).fit(np.eye(3), np.arange(3.0))
+    if "average" not in option and "threads" not in option:
+        with pytest.raises((OptionError, DTypeError), match=next(iter(option))):
+            Ridge(**option).fit(np.eye(3), np.arange(3.0))

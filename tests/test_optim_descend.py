@@ -310,3 +310,10 @@ def test_refused_functions_and_starts():
         descend(bowl, [1.0, np.nan])
     with pytest.raises(DTypeError, match="x0"):
         descend(bowl, ["a"])
+
+
+def test_a_callback_that_is_none_is_refused_at_once():
+    calls = []
+    with pytest.raises(DTypeError, match="callback"):
+        descend(lambda x: calls.append(x), [1.0], callback=3)
+    assert not calls

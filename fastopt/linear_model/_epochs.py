@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from fastopt._arrays import Array, check_finite
-from fastopt._options import choice, integer, number
+from fastopt._options import choice, flag, integer, number
 from fastopt.errors import ArrayError, DivergedError, DTypeError, OptionError
 from fastopt.linear_model._estimator import (
     LinearEstimator,
@@ -78,6 +78,12 @@ class SGD(LinearEstimator):
             high_open=True,
         )
         integer(self.n_iter_no_change, "n_iter_no_change", low=1)
+        if not isinstance(self.average, (bool, np.bool_)):
+            integer(self.average, "average", low=0)
+        flag(self.fit_intercept, "fit_intercept")
+        flag(self.warm_start, "warm_start")
+        if self.threads is not None:
+            integer(self.threads, "threads", low=1)
         choice(self.solver, "solver", RULES)
         number(self.momentum, "momentum", low=0, high=1, high_open=True)
         if self.batch_size is not None:

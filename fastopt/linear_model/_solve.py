@@ -11,7 +11,7 @@ import numpy as np
 from fastopt import _threads
 from fastopt._arrays import Array
 from fastopt._kernels import linear_gram
-from fastopt._options import choice, integer, number
+from fastopt._options import choice, flag, integer, number
 from fastopt.errors import ArrayError, OptionError
 from fastopt.linear_model._estimator import key_of_state, warn_not_converged
 from fastopt.linear_model._rows import CSR, dense_pieces
@@ -316,6 +316,8 @@ class Solver:
     @classmethod
     def of(cls, model: Any, names: Iterable[str]) -> Solver:
         """From the attributes of the estimator, which takes the solvers of those names."""
+        flag(model.fit_intercept, "fit_intercept")
+        flag(model.warm_start, "warm_start")
         return cls(
             choice(model.solver, "solver", names),
             integer(model.max_iter, "max_iter", low=1),

@@ -144,6 +144,8 @@ def descend(
     check_finite(x, "x0")
     max_iter = integer(max_iter, "max_iter", low=0)
     tol = number(tol, "tol", low=0.0)
+    if callback is not None and not callable(callback):
+        raise DTypeError(f"callback: expected a function, got {type(callback).__name__}")
     budget_s = math.inf if max_time is None else number(max_time, "max_time", low=0.0)
     counted = _Counted(value_and_grad, x.shape, x.dtype)
     make = _method(optimizer, lr, options)

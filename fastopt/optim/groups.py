@@ -9,6 +9,7 @@ from typing import Any, TypeAlias, TypedDict
 
 import numpy as np
 
+from fastopt import _options
 from fastopt._arrays import Array, as_array, as_target
 from fastopt._options import number
 from fastopt._random import Seed
@@ -62,12 +63,7 @@ def real(name: str) -> Validator:
 
 
 def flag(name: str) -> Validator:
-    def check(value: Any) -> bool:
-        if not isinstance(value, (bool, np.bool_)):
-            raise DTypeError(f"{name}: expected True or False, got {value!r}")
-        return bool(value)
-
-    return check
+    return lambda value: _options.flag(value, name)
 
 
 def betas(value: Any) -> tuple[float, float]:
