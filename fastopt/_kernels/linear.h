@@ -22,7 +22,7 @@ static inline uint64_t fo_high_product(uint64_t a, uint64_t b) {
 
 /* codes[i] = whether a label's bytes are those of few[1], for the sixteens first..last-1 of n >= 16
    labels (the last begins at n - 16); true if one's bytes are those of neither. */
-static int fo_label(uint8_t *restrict codes, const void *labels, const void *few, int size,
+static inline int fo_label(uint8_t *restrict codes, const void *labels, const void *few, int size,
                     ptrdiff_t n, ptrdiff_t first, ptrdiff_t last) {
     int other = 0;
 #define EACH(T)                                                                     \
