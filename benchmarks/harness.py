@@ -57,6 +57,7 @@ Contender = Callable[[], object]
 
 ROUNDS = 9
 SHORTEST_ROUND_S = 2e-3  # a call shorter than this is repeated
+MOST_CALLS = 10_000
 BURST_S = 0.05  # a round longer than this is not worth stalling the machine for
 PROBE_S = 0.012  # three scheduler ticks: a thread that works is seen to work
 SPIN_S = 0.15  # after this the pools of the other contenders sleep
@@ -137,7 +138,7 @@ def measure(
 ) -> dict[str, list[float]]:
     """Seconds a call for each contender, one figure a round, interleaved."""
     alone = [threading.get_native_id()]
-    repeat: dict[str, int] = {}
+    repeat = dict.fromkeys(contenders, 1)
     estimate: dict[str, float] = {}
     tasks: dict[str, list[int]] = {}
     for name, call in contenders.items():
@@ -145,7 +146,9 @@ def measure(
         tasks[name] = alone if threads == 1 else workers(call) if first < 1.0 else []
         with burst(tasks[name]):
             estimate[name] = min(timed(call, 1) for _ in range(2)) if first < 1.0 else first
-        repeat[name] = max(1, min(10_000, int(SHORTEST_ROUND_S / max(estimate[name], 1e-9))))
+            while estimate[name] * repeat[name] < SHORTEST_ROUND_S and repeat[name] < MOST_CALLS:
+                repeat[name] *= 2  # a short call's time is that of many, warm
+                estimate[name] = timed(call, repeat[name])
         if estimate[name] > BURST_S:
             tasks[name] = []
     times: dict[str, list[float]] = {name: [] for name in contenders}
@@ -157,8 +160,8 @@ def measure(
                 if estimate[name] > 1.0 and k >= 3:
                     continue
                 with burst(tasks[name]):
-                    if tasks[name]:
-                        call()  # the threads find their processors
+                    if tasks[name]:  # the threads find their processors, the caches their lines
+                        timed(call, 1 + repeat[name] // 8)
                     times[name].append(timed(call, repeat[name]))
                 time.sleep(PAUSE_S)
     finally:

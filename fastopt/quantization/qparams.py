@@ -25,6 +25,7 @@ from fastopt.quantization.narrow import narrow_scale
 
 __all__ = ["METHODS", "QParams", "choose_qparams", "qparams_from_range"]
 
+SMALL = 1 << 15  # elements below which NumPy's pass costs less than the kernel's call
 METHODS = ("minmax", "percentile", "mse", "entropy")
 
 
@@ -228,6 +229,8 @@ def ranges(
 
 def holds_nan(x: Array, threads: int | None) -> bool:
     """Whether x holds NaN; infinities, which a range does not tell from it, cost a second pass."""
+    if x.size < SMALL:
+        return bool(np.isnan(x).any())
     low, _ = ranges(x, axis=None, group_size=None, threads=threads)
     return bool(np.isnan(low)) and bool(np.isnan(x).any())
 
