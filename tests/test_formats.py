@@ -532,3 +532,10 @@ def test_gguf_refuses(rng):
         Q.from_gguf(np.zeros(34, np.float32))
     with pytest.raises(ArrayError, match="NaN"):
         Q.from_gguf(np.full(17, 255, np.uint8), "MXFP4")
+
+
+@pytest.mark.parametrize("name", ["nf4", "mxfp4"])
+@pytest.mark.parametrize("how", [{}, {"axis": 0}, {"axis": 1}, {"group_size": 8}], ids=str)
+def test_empty_arrays(name, how):
+    for shape in ((4, 0), (0, 4)):
+        assert fastopt.quantize(np.zeros(shape, "f4"), name, **how).dequantize().shape == shape

@@ -269,3 +269,16 @@ def test_a_layer_without_outputs_and_a_weight_that_is_not_finite() -> None:
     for bad in (np.nan, np.inf):
         with pytest.raises(ArrayError, match=r"^w: "):
             QuantizedLinear(np.full((2, 4), bad, "f4"))
+
+
+def test_weights_without_inputs_and_scales_beyond_float32():
+    for size in (None, 8):
+        w = quantize(
+            np.zeros((4, 0), "f4"), "int8", axis=0 if size is None else 1, group_size=size
+        )
+        assert (
+            QuantizedLinear(w, np.arange(4.0))(np.zeros((2, 0), "f4")).tolist()
+            == [[0, 1, 2, 3]] * 2
+        )
+    with pytest.raises(ArrayError, match="w"):
+        QuantizedLinear(quantize(np.full((4, 3), 1e100), "int8", axis=0))

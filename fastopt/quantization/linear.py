@@ -304,7 +304,12 @@ def _quantised_weight(q: QuantizedArray, bits: int) -> tuple[Array, Array, Array
     move = 0 if fmt.signed else 1 << (bits - 1)
     raw = q.unpacked() if hasattr(q, "unpacked") else q.codes
     codes = (raw.astype(np.int16) - move).astype(np.int8)
-    scale, zero = q.scale.astype(np.float32), q.zero_point.astype(np.int16) - move
+    with np.errstate(over="ignore"):
+        scale = q.scale.astype(np.float32)
+    check_finite(scale, "w")
+    zero = q.zero_point.astype(np.int16) - move
+    if not codes.size:
+        scale, zero = np.ones((n, 1), np.float32), np.zeros((n, 1), np.int8)
     shape = (n, -1) if scale.ndim else (n, 1)
     if not scale.ndim:
         scale, zero = np.broadcast_to(scale, shape), np.broadcast_to(zero, shape)

@@ -131,6 +131,8 @@ def decode_narrow(
     threads: int | None = None,
 ) -> None:
     """out = value of the codes (bare, or packed where the format is) * scale."""
+    if not out.size:
+        return
     if fmt.kind == "codebook":
         book, layout = CODEBOOKS[fmt.name], layout_of(out.shape, axis, group_size)
         if codes.shape == out.shape and codes.shape != (1,):  # one code a byte
@@ -164,6 +166,10 @@ def _codebook_codes(
 ) -> Array:
     book, layout = CODEBOOKS[fmt.name], layout_of(x.shape, axis, group_size)
     codes = np.empty((x.size + 1) // 2, np.uint8)
+    if not x.size:
+        if derive:
+            scale[...] = 1
+        return codes
     finite = kernel.encode(
         codes, scale, x, book.bound, book.value, book.sign, *layout.loops,
         derive, book.power, book.unit, _threads.resolve(threads, x.size),
