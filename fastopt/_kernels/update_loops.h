@@ -35,6 +35,12 @@ static inline __attribute__((always_inline)) void fo_will_write(const void *p) {
 #endif
 }
 
+/* A flag in a register: a test of it is cheaper than the comparison it came from, each time. */
+static inline __attribute__((always_inline)) int fo_flag(int x) {
+    __asm__("" : "+r"(x));
+    return x;
+}
+
 #define FO_LOAD(q) (*(const FO_V *)((q) + i))
 #define FO_STORE(q, x) (*(FO_V *)((q) + i) = (x))
 #define FO_ALL(x) ((FO_V){0} + (FO_REAL)(x))
@@ -42,16 +48,8 @@ static inline __attribute__((always_inline)) void fo_will_write(const void *p) {
 #define FO_SIZE(x) ((FO_V)((FO_I)(x) & ~(FO_I)(-(FO_V){0})))
 /* max(x, y), NaN where either is, as torch.maximum */
 #define FO_LARGER(x, y) FO_PICK(((x) > (y)) | ((x) != (x)), x, y)
-#define FO_EACH(COUNT, ...)                                                                       \
-    for (ptrdiff_t i = 0; i < n; i += (ptrdiff_t)(FO_BYTES / sizeof(FO_REAL))) {                  \
-        if ((i & between) == 0) {                                                                 \
-            const ptrdiff_t to = i + FO_AHEAD_BYTES / (ptrdiff_t)sizeof(FO_REAL);                 \
-            __builtin_prefetch(g + to);                                                           \
-            fo_will_write(p + to);                                                                \
-            if (COUNT > 0) fo_will_write(a + to);                                                 \
-            if (COUNT > 1) fo_will_write(b + to);                                                 \
-            if (COUNT > 2) fo_will_write(c + to);                                                 \
-        }                                                                                         \
+#define FO_ONE(COUNT, ...)                                                                        \
+    {                                                                                             \
         FO_V w = FO_LOAD(p), x = h[0] * FO_LOAD(g), s0 = w, s1 = w, s2 = w;                       \
         if (decays) x = x + h[1] * w;                                                             \
         if (COUNT > 0) s0 = FO_LOAD(a);                                                           \
@@ -62,35 +60,71 @@ static inline __attribute__((always_inline)) void fo_will_write(const void *p) {
         if (COUNT > 1) FO_STORE(b, s1);                                                           \
         if (COUNT > 2) FO_STORE(c, s2);                                                           \
         FO_STORE(p, w);                                                                           \
+        i += (ptrdiff_t)(FO_BYTES / sizeof(FO_REAL));                                             \
+    }
+#define FO_EACH(COUNT, ...) /* two vectors a turn where the code may grow: a line of the cache */  \
+    for (ptrdiff_t i = 0; i < n;) {                                                               \
+        if (far && (FO_BYTES >= 32 || i * (ptrdiff_t)sizeof(FO_REAL) % 64 == 0)) {                \
+            const ptrdiff_t to = i + FO_AHEAD_BYTES / (ptrdiff_t)sizeof(FO_REAL);                 \
+            __builtin_prefetch(g + to);                                                           \
+            fo_will_write(p + to);                                                                \
+            if (COUNT > 0) fo_will_write(a + to);                                                 \
+            if (COUNT > 1) fo_will_write(b + to);                                                 \
+            if (COUNT > 2) fo_will_write(c + to);                                                 \
+        }                                                                                         \
+        FO_ONE(COUNT, __VA_ARGS__)                                                                \
+        if (FO_BYTES < 32) continue;                                                              \
+        if (i >= n) break;                                                                        \
+        FO_ONE(COUNT, __VA_ARGS__)                                                                \
     }                                                                                             \
     break;
 
 /* FO_NAME(root); FO_NAME(apply): a rule over n elements, what is no whole vector by way of one. */
-#define FO_TYPES(REAL, INT, NAME, ROOT, ROOT_128, ROOT_256)                                       \
+#define FO_TYPES(REAL, INT, NAME, ROOT, KIND)                                                     \
     typedef REAL NAME##_v                                                                         \
         __attribute__((vector_size(FO_BYTES), aligned(sizeof(REAL)), may_alias));                 \
     typedef INT NAME##_i __attribute__((vector_size(FO_BYTES)));                                  \
     static inline __attribute__((always_inline)) NAME##_v NAME##_root(NAME##_v x) {               \
-        FO_ROOTS(ROOT, ROOT_128, ROOT_256)                                                        \
+        FO_ROOTS(ROOT, KIND)                                                                      \
+    }                                                                                             \
+    static inline __attribute__((always_inline)) NAME##_v NAME##_sign(NAME##_v x) {               \
+        NAME##_i bit = (NAME##_i)(-(NAME##_v){0}) & (NAME##_i)x;                                  \
+        NAME##_v one = (NAME##_v)(bit | (NAME##_i)((NAME##_v){0} + 1));                           \
+        FO_SIGNS(NAME##_i, KIND)                                                                  \
     }
 #if defined(__AVX2__)
-#define FO_ROOTS(ROOT, ROOT_128, ROOT_256) return ROOT_256(x);
+#define FO_ROOTS(ROOT, KIND) return _mm256_sqrt_##KIND(x);
 #elif defined(__x86_64__)
-#define FO_ROOTS(ROOT, ROOT_128, ROOT_256) return ROOT_128(x);
+#define FO_ROOTS(ROOT, KIND) return _mm_sqrt_##KIND(x);
 #else
-#define FO_ROOTS(ROOT, ROOT_128, ROOT_256)                                                        \
+#define FO_ROOTS(ROOT, KIND)                                                                      \
     for (int k = 0; k < (int)(sizeof x / sizeof x[0]); k++) x[k] = ROOT(x[k]);                    \
     return x;
+#endif
+/* Ones with the sign of x where it has one; zeros and NaN stay. */
+#if defined(__AVX512VL__)
+#define FO_SIGNS(I, KIND)                                                                         \
+    return _mm256_mask_mov_##KIND(                                                                \
+        one, _mm256_cmp_##KIND##_mask(x, _mm256_setzero_##KIND(), _CMP_EQ_UQ), x);
+#elif defined(__AVX2__)
+#define FO_SIGNS(I, KIND)                                                                         \
+    return _mm256_blendv_##KIND(                                                                  \
+        one, x, _mm256_cmp_##KIND(x, _mm256_setzero_##KIND(), _CMP_EQ_UQ));
+#else
+#define FO_SIGNS(I, KIND)                                                                         \
+    I stays = (x == 0) | (x != x);                                                                \
+    __typeof__(x) y = (__typeof__(x))((stays & (I)x) | (~stays & (I)one));                        \
+    return y;
 #endif
 #define FO_APPLY(REAL, NAME)                                                                      \
     static void NAME##_apply(int rule, REAL *p, const REAL *g, REAL *a, REAL *b, REAL *c,         \
                              ptrdiff_t n, const double *h) {                                      \
         enum { WIDE = FO_BYTES / sizeof(REAL) };                                                  \
         ptrdiff_t rest = n % WIDE;                                                                \
-        REAL *all[4] = {p, a, b, c}, own[5][WIDE] = {{0}};                                        \
         NAME##_loop(rule, p, g, a, b, c, n - rest, h);                                            \
         if (rest == 0)                                                                            \
             return;                                                                               \
+        REAL *all[4] = {p, a, b, c}, own[5][WIDE] = {{0}};                                        \
         memcpy(own[4], g + n - rest, (size_t)rest * sizeof(REAL));                                \
         for (int k = 0; k <= fo_states[rule]; k++)                                                \
             memcpy(own[k], all[k] + n - rest, (size_t)rest * sizeof(REAL));                       \
@@ -98,8 +132,8 @@ static inline __attribute__((always_inline)) void fo_will_write(const void *p) {
         for (int k = 0; k <= fo_states[rule]; k++)                                                \
             memcpy(all[k] + n - rest, own[k], (size_t)rest * sizeof(REAL));                       \
     }
-FO_TYPES(float, int32_t, fo_single, sqrtf, _mm_sqrt_ps, _mm256_sqrt_ps)
-FO_TYPES(double, int64_t, fo_double, sqrt, _mm_sqrt_pd, _mm256_sqrt_pd)
+FO_TYPES(float, int32_t, fo_single, sqrtf, ps)
+FO_TYPES(double, int64_t, fo_double, sqrt, pd)
 
 #define FO_REAL float
 #define FO_V fo_single_v

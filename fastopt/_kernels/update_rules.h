@@ -18,8 +18,8 @@ static __attribute__((noinline)) void FO_NAME(loop)(int rule, FO_REAL *p, const 
     for (int k = 0; k < FO_SCALARS; k++)
         h[k] = (FO_REAL)scalars[k];
     const FO_REAL step = (FO_REAL)(scalars[9] * scalars[FO_TRUST]); /* LAMB's */
-    const int decays = h[1] != 0, nesterov = h[7] != 0;
-    const ptrdiff_t between = scalars[FO_FAR] != 0 ? 64 / sizeof(FO_REAL) - 1 : PTRDIFF_MAX;
+    const int far = fo_flag(scalars[FO_FAR] != 0), decays = fo_flag(h[1] != 0),
+              nesterov = fo_flag(h[7] != 0);
     if (rule == RADAM) /* its first steps gather the second moment but do not use it */
         rule = scalars[9] != 0 ? ADAM : RADAM;
     switch (rule) {
@@ -35,8 +35,7 @@ static __attribute__((noinline)) void FO_NAME(loop)(int rule, FO_REAL *p, const 
         FO_EACH(1,
                 FO_V u = h[4] * s0 + h[5] * x;
                 s0 = h[6] * s0 + h[7] * x;
-                u = FO_PICK(u > 0, FO_ALL(1), FO_PICK(u < 0, FO_ALL(-1), u));
-                w = h[2] * w - h[3] * u;)
+                w = h[2] * w - h[3] * FO_NAME(sign)(u);)
     case ADAM:
         FO_EACH(2, FO_MOMENTS
                 w = h[2] * w + (h[8] * s0) / (FO_NAME(root)(s1) * h[6] + h[7]);)
