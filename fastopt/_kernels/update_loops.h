@@ -48,10 +48,10 @@ static inline __attribute__((always_inline)) int fo_flag(int x) {
 #define FO_SIZE(x) ((FO_V)((FO_I)(x) & ~(FO_I)(-(FO_V){0})))
 /* max(x, y), NaN where either is, as torch.maximum */
 #define FO_LARGER(x, y) FO_PICK(((x) > (y)) | ((x) != (x)), x, y)
-#define FO_ONE(COUNT, ...)                                                                        \
+#define FO_ONE(COUNT, DECAYS, ...)                                                                \
     {                                                                                             \
         FO_V w = FO_LOAD(p), x = h[0] * FO_LOAD(g), s0 = w, s1 = w, s2 = w;                       \
-        if (decays) x = x + h[1] * w;                                                             \
+        if (DECAYS) x = x + h[1] * w;                                                             \
         if (COUNT > 0) s0 = FO_LOAD(a);                                                           \
         if (COUNT > 1) s1 = FO_LOAD(b);                                                           \
         if (COUNT > 2) s2 = FO_LOAD(c);                                                           \
@@ -62,9 +62,9 @@ static inline __attribute__((always_inline)) int fo_flag(int x) {
         FO_STORE(p, w);                                                                           \
         i += (ptrdiff_t)(FO_BYTES / sizeof(FO_REAL));                                             \
     }
-#define FO_EACH(COUNT, ...) /* two vectors a turn where the code may grow: a line of the cache */  \
+#define FO_TURNS(COUNT, DECAYS, ...) /* of two vectors, a line of the cache; on SSE of one */      \
     for (ptrdiff_t i = 0; i < n;) {                                                               \
-        if (far && (FO_BYTES >= 32 || i * (ptrdiff_t)sizeof(FO_REAL) % 64 == 0)) {                \
+        if (i < until && (FO_BYTES >= 32 || i * (ptrdiff_t)sizeof(FO_REAL) % 64 == 0)) {                \
             const ptrdiff_t to = i + FO_AHEAD_BYTES / (ptrdiff_t)sizeof(FO_REAL);                 \
             __builtin_prefetch(g + to);                                                           \
             fo_will_write(p + to);                                                                \
@@ -72,12 +72,22 @@ static inline __attribute__((always_inline)) int fo_flag(int x) {
             if (COUNT > 1) fo_will_write(b + to);                                                 \
             if (COUNT > 2) fo_will_write(c + to);                                                 \
         }                                                                                         \
-        FO_ONE(COUNT, __VA_ARGS__)                                                                \
+        FO_ONE(COUNT, DECAYS, __VA_ARGS__)                                                        \
         if (FO_BYTES < 32) continue;                                                              \
         if (i >= n) break;                                                                        \
-        FO_ONE(COUNT, __VA_ARGS__)                                                                \
-    }                                                                                             \
+        FO_ONE(COUNT, DECAYS, __VA_ARGS__)                                                        \
+    }
+#define FO_EACH(COUNT, ...)                                                                       \
+    FO_TURNS(COUNT, decays, __VA_ARGS__)                                                          \
     break;
+#define FO_QUICK(COUNT, ...) /* a rule so short that the question counts */                       \
+    {                                                                                             \
+        if (decays)                                                                               \
+            FO_TURNS(COUNT, 1, __VA_ARGS__)                                                       \
+        else                                                                                      \
+            FO_TURNS(COUNT, 0, __VA_ARGS__)                                                       \
+        break;                                                                                    \
+    }
 
 /* FO_NAME(root); FO_NAME(apply): a rule over n elements, what is no whole vector by way of one. */
 #define FO_TYPES(REAL, INT, NAME, ROOT, KIND)                                                     \

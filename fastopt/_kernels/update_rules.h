@@ -18,24 +18,27 @@ static __attribute__((noinline)) void FO_NAME(loop)(int rule, FO_REAL *p, const 
     for (int k = 0; k < FO_SCALARS; k++)
         h[k] = (FO_REAL)scalars[k];
     const FO_REAL step = (FO_REAL)(scalars[9] * scalars[FO_TRUST]); /* LAMB's */
-    const int far = fo_flag(scalars[FO_FAR] != 0), decays = fo_flag(h[1] != 0),
-              nesterov = fo_flag(h[7] != 0);
+    const int decays = fo_flag(h[1] != 0);
+    const ptrdiff_t until = scalars[FO_FAR] != 0 ? n : 0; /* elements before it ask ahead */
     if (rule == RADAM) /* its first steps gather the second moment but do not use it */
         rule = scalars[9] != 0 ? ADAM : RADAM;
     switch (rule) {
     case SGD_PLAIN:
-        FO_EACH(0, w = w - h[3] * x;)
+        FO_QUICK(0, w = w - h[3] * x;)
     case SGD_MOMENTUM:
-        FO_EACH(1,
-                s0 = h[4] * s0 + h[5] * x;
-                FO_V u = s0;
-                if (nesterov) u = x + h[6] * s0;
-                w = w - h[3] * u;)
-    case LION: /* the sign of u; zeros and NaN stay */
-        FO_EACH(1,
-                FO_V u = h[4] * s0 + h[5] * x;
-                s0 = h[6] * s0 + h[7] * x;
-                w = h[2] * w - h[3] * FO_NAME(sign)(u);)
+        if (h[7] != 0) /* Nesterov's */
+            FO_QUICK(1,
+                     s0 = h[4] * s0 + h[5] * x;
+                     w = w - h[3] * (x + h[6] * s0);)
+        FO_QUICK(1,
+                 s0 = h[4] * s0 + h[5] * x;
+                 w = w - h[3] * s0;)
+    case LION: /* its decay is never coupled */
+        FO_TURNS(1, 0,
+                 FO_V u = h[4] * s0 + h[5] * x;
+                 s0 = h[6] * s0 + h[7] * x;
+                 w = h[2] * w - h[3] * FO_NAME(sign)(u);)
+        break;
     case ADAM:
         FO_EACH(2, FO_MOMENTS
                 w = h[2] * w + (h[8] * s0) / (FO_NAME(root)(s1) * h[6] + h[7]);)
