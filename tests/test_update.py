@@ -25,6 +25,10 @@ SGD = {
         {"lr": 0.1, "momentum": 0.9, "dampening": 0.4, "weight_decay": 0.2},
     ),
     "nesterov": ((0.1, 1, 0, 0, 0.9, 0, 1), {"lr": 0.1, "momentum": 0.9, "nesterov": True}),
+    "nesterov, decay": (
+        (0.1, 1, 0.2, 0, 0.9, 0, 1),
+        {"lr": 0.1, "momentum": 0.9, "nesterov": True, "weight_decay": 0.2},
+    ),
 }
 ADAM = {
     "plain": ((1e-2, 1, 0, 0, 0.9, 0.999, 1e-8), {}),

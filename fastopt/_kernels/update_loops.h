@@ -62,9 +62,10 @@ static inline __attribute__((always_inline)) int fo_flag(int x) {
         FO_STORE(p, w);                                                                           \
         i += (ptrdiff_t)(FO_BYTES / sizeof(FO_REAL));                                             \
     }
-#define FO_TURNS(COUNT, DECAYS, ...) /* of two vectors, a line of the cache; on SSE of one */      \
+/* Turns of two vectors, a line of the cache; on SSE of one. */
+#define FO_TURNS(COUNT, DECAYS, ...)                                                              \
     for (ptrdiff_t i = 0; i < n;) {                                                               \
-        if (i < until && (FO_BYTES >= 32 || i * (ptrdiff_t)sizeof(FO_REAL) % 64 == 0)) {                \
+        if (i < until && (FO_BYTES >= 32 || i * (ptrdiff_t)sizeof(FO_REAL) % 64 == 0)) {          \
             const ptrdiff_t to = i + FO_AHEAD_BYTES / (ptrdiff_t)sizeof(FO_REAL);                 \
             __builtin_prefetch(g + to);                                                           \
             fo_will_write(p + to);                                                                \
@@ -80,7 +81,8 @@ static inline __attribute__((always_inline)) int fo_flag(int x) {
 #define FO_EACH(COUNT, ...)                                                                       \
     FO_TURNS(COUNT, decays, __VA_ARGS__)                                                          \
     break;
-#define FO_QUICK(COUNT, ...) /* a rule so short that the question counts */                       \
+/* A rule so short that it asks about the decay once, not at each vector. */
+#define FO_QUICK(COUNT, ...)                                                                      \
     {                                                                                             \
         if (decays)                                                                               \
             FO_TURNS(COUNT, 1, __VA_ARGS__)                                                       \
@@ -89,7 +91,8 @@ static inline __attribute__((always_inline)) int fo_flag(int x) {
         break;                                                                                    \
     }
 
-/* FO_NAME(root); FO_NAME(apply): a rule over n elements, what is no whole vector by way of one. */
+/* FO_NAME(root); FO_NAME(sign); FO_NAME(apply): a rule over n elements, what is no whole vector by
+   way of one. */
 #define FO_TYPES(REAL, INT, NAME, ROOT, KIND)                                                     \
     typedef REAL NAME##_v                                                                         \
         __attribute__((vector_size(FO_BYTES), aligned(sizeof(REAL)), may_alias));                 \
