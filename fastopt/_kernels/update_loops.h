@@ -100,9 +100,9 @@ static inline __attribute__((always_inline)) int fo_flag(int x) {
     static inline __attribute__((always_inline)) NAME##_v NAME##_root(NAME##_v x) {               \
         FO_ROOTS(ROOT, KIND)                                                                      \
     }                                                                                             \
-    static inline __attribute__((always_inline)) NAME##_v NAME##_sign(NAME##_v x) {               \
+    static inline __attribute__((always_inline)) NAME##_v NAME##_sign(NAME##_v x, REAL size) {    \
         NAME##_i bit = (NAME##_i)(-(NAME##_v){0}) & (NAME##_i)x;                                  \
-        NAME##_v one = (NAME##_v)(bit | (NAME##_i)((NAME##_v){0} + 1));                           \
+        NAME##_v all = (NAME##_v)(bit ^ (NAME##_i)((NAME##_v){0} + size));                        \
         FO_SIGNS(NAME##_i, KIND)                                                                  \
     }
 #if defined(__AVX2__)
@@ -114,19 +114,19 @@ static inline __attribute__((always_inline)) int fo_flag(int x) {
     for (int k = 0; k < (int)(sizeof x / sizeof x[0]); k++) x[k] = ROOT(x[k]);                    \
     return x;
 #endif
-/* Ones with the sign of x where it has one; zeros and NaN stay. */
+/* `size` with the sign of x where x has one; zeros and NaN stay. */
 #if defined(__AVX512VL__)
 #define FO_SIGNS(I, KIND)                                                                         \
     return _mm256_mask_mov_##KIND(                                                                \
-        one, _mm256_cmp_##KIND##_mask(x, _mm256_setzero_##KIND(), _CMP_EQ_UQ), x);
+        all, _mm256_cmp_##KIND##_mask(x, _mm256_setzero_##KIND(), _CMP_EQ_UQ), x);
 #elif defined(__AVX2__)
 #define FO_SIGNS(I, KIND)                                                                         \
     return _mm256_blendv_##KIND(                                                                  \
-        one, x, _mm256_cmp_##KIND(x, _mm256_setzero_##KIND(), _CMP_EQ_UQ));
+        all, x, _mm256_cmp_##KIND(x, _mm256_setzero_##KIND(), _CMP_EQ_UQ));
 #else
 #define FO_SIGNS(I, KIND)                                                                         \
     I stays = (x == 0) | (x != x);                                                                \
-    __typeof__(x) y = (__typeof__(x))((stays & (I)x) | (~stays & (I)one));                        \
+    __typeof__(x) y = (__typeof__(x))((stays & (I)x) | (~stays & (I)all));                        \
     return y;
 #endif
 #define FO_APPLY(REAL, NAME)                                                                      \

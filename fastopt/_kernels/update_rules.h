@@ -37,7 +37,7 @@ static __attribute__((noinline)) void FO_NAME(loop)(int rule, FO_REAL *p, const 
         FO_TURNS(1, 0,
                  FO_V u = h[4] * s0 + h[5] * x;
                  s0 = h[6] * s0 + h[7] * x;
-                 w = h[2] * w - h[3] * FO_NAME(sign)(u);)
+                 w = h[2] * w - FO_NAME(sign)(u, h[3]);)
         break;
     case ADAM:
         FO_EACH(2, FO_MOMENTS
