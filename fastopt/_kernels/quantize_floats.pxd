@@ -90,9 +90,10 @@ cdef inline void widen_run(
     """n numbers of codes."""
     cdef char[2 * BLOCK] pad
     cdef float[BLOCK] made
-    cdef Py_ssize_t j = 0
+    cdef Py_ssize_t j = 0, k
     while j + BLOCK <= n:
-        prefetch(codes + (j + AHEAD) * item)
+        for k in range(BLOCK * item // 64):
+            prefetch(codes + (j + AHEAD) * item + 64 * k)
         widened(out + j, codes + j * item, item, s)
         j += BLOCK
     if j < n:
