@@ -90,7 +90,7 @@ class _OnTensors(torch.optim.Optimizer):  # type: ignore[misc]
     def _bind(self, fast: optim.Optimizer) -> None:
         self._fast, self._tensors = fast, self._grouped()
         self._orders = tuple(map(self._order, self._tensors))
-        self._permuted = tuple(i for i, order in enumerate(self._orders) if order)
+        self._permuted = any(self._orders)
         self._seen = [dict.copy(group) for group in fast.param_groups]
         self._numbers = np.zeros((2, len(self._tensors)))
         self._shown: tuple[torch.Tensor, ...] = ()

@@ -454,7 +454,8 @@ class Optimizer:
             new_groups.append({**old, **{k: self._checked(k, v) for k, v in kept.items()}})
         self._check_groups(new_groups)
         ids = [i for g in groups for i in g["params"]]
-        unknown = [k for k in state if k not in ids]
+        known = set(ids)
+        unknown = [k for k in state if k not in known]
         if unknown:
             raise FormatError(f"state_dict: state for unknown parameters {unknown}")
         states.check_format(state.values(), extra)

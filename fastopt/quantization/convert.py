@@ -217,8 +217,7 @@ def decode(
     *,
     packed: bool = False,
 ) -> None:
-    """out = (codes - zero_point) * scale. ``packed``: two 4-bit
-    codes a byte, the first one low."""
+    """out = (codes - zero_point) * scale. ``packed``: two 4-bit codes a byte, the first low."""
     decode_kernel.decode(
         out,
         codes,

@@ -302,8 +302,7 @@ def _quantised_weight(q: QuantizedArray, bits: int) -> tuple[Array, Array, Array
             f"axis {q.axis} and group_size {q.group_size}"
         )
     move = 0 if fmt.signed else 1 << (bits - 1)
-    raw = q.unpacked() if hasattr(q, "unpacked") else q.codes
-    codes = (raw.astype(np.int16) - move).astype(np.int8)
+    codes = (q.unpacked().astype(np.int16) - move).astype(np.int8)
     with np.errstate(over="ignore"):
         scale = q.scale.astype(np.float32)
     check_finite(scale, "w")
