@@ -384,12 +384,12 @@ class Optimizer:
         self._stale = False
 
     def _bind_averages(self) -> None:
-        """Check arrays that were put into ``ema`` since the last step and hand them to the plan."""
+        """Check arrays that were put into ``ema`` since the last step; hand them to the plan."""
         given, bound = self.ema, self._averages
-        if given is not None and len(given) == len(bound) and all(map(operator.is_, given, bound)):
-            return
         if not isinstance(given, (list, tuple)) or len(given) != len(self._params):
             raise ArrayError(f"ema: expected a list of {len(self._params)} arrays like params")
+        if len(bound) == len(given) and all(map(operator.is_, given, bound)):
+            return
         arrays = [
             as_target(e, f"ema[{i}]", dtypes=(name_of(p.dtype),), shape=p.shape)
             for i, (e, p) in enumerate(zip(given, self._params, strict=True))
