@@ -1,4 +1,4 @@
-"""The pool of threads: many callers, nesting, forks, exits, refused threads; the same bits always."""
+"""The pool of threads: many callers, nesting, forks, exits, refused threads; the same bits."""
 
 from __future__ import annotations
 
