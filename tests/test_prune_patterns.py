@@ -130,7 +130,7 @@ def test_data_beats_magnitudes(pattern: str, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_eliminate_matches_its_twin(level: str) -> None:
-    k = kernel("calibrate", level)
+    k = kernel("obs", level)
     for n, rows in ((1, 3), (2, 1), (7, 5), (30, 4)):
         _, w, g = layer(n, rows)
         h = np.linalg.inv(obs.moment(g, 1e-3))

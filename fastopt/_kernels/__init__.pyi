@@ -1,7 +1,9 @@
 """What row 0 offers, for type checkers; ``__init__.py`` picks the build."""
 
-from fastopt._kernels.calibrate import calibrate as calibrate
+from fastopt._kernels.calibrate import clip as clip
+from fastopt._kernels.calibrate import gptq as gptq
 from fastopt._kernels.calibrate import histogram as histogram
+from fastopt._kernels.calibrate import obs as obs
 from fastopt._kernels.genetic import genetic as genetic
 from fastopt._kernels.genetic import genetic_bits as genetic_bits
 from fastopt._kernels.genetic import genetic_select as genetic_select

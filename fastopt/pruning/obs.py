@@ -14,7 +14,7 @@ from collections.abc import Callable
 import numpy as np
 
 from fastopt._arrays import Array
-from fastopt._kernels import calibrate as kernel
+from fastopt._kernels import obs as kernel
 from fastopt.calibration import Gram
 from fastopt.pruning.units import inverse, solve
 

@@ -1,4 +1,4 @@
-/* The part of a row's range that rounds it with the least weighted squared error; see calibrate.pyx.
+/* The part of a row's range that rounds it with the least weighted squared error; see clip.pyx.
  * The lanes are the candidates, so nothing is summed across lanes: every level and width gives the
  * same bits. Sums run in float, in units of the scale, and go to a double every 256 values. */
 #ifndef FO_CLIP_H

@@ -1,4 +1,4 @@
-/* Rounding with feedback, a tile of rows at a time; see calibrate.pyx. The rows are the lanes and every
+/* Rounding with feedback, a tile of rows at a time; see gptq.pyx. The rows are the lanes and every
  * sum runs over the columns in order, so tiles of any width give the same bits. */
 #ifndef FO_GPTQ_H
 #define FO_GPTQ_H
