@@ -51,6 +51,7 @@ DIRECTIVES = {
 ONCE: dict[str, list[str]] = {}
 KERNELS = [
     ("shared/cpu", ONCE, []),  # asked before any level is known
+    ("shared/pool", ONCE, []),  # one pool of threads for the process
     ("update/update", LEVELS, []),
     ("update/update_state", LEVELS, []),
     ("linear/linear", LEVELS, []),

@@ -7,10 +7,10 @@ bits depend on that number and not on the threads.
 """
 
 from fastopt._kernels.shared cimport numpy as cnp
-from cython.parallel cimport prange
 from libc.stdlib cimport free, malloc
 
 from fastopt._kernels.shared.arguments cimport data_of
+from fastopt._kernels.shared.pool cimport run
 
 cnp.import_array()
 
@@ -36,8 +36,9 @@ cdef struct Work:
     Py_ssize_t room, n, d, k, pad, n_runs
 
 
-cdef void run(const Work* w, Py_ssize_t c) noexcept nogil:
+cdef void one_run(void* context, Py_ssize_t c, int worker) noexcept nogil:
     """Run c of the rows."""
+    cdef const Work* w = <const Work*> context
     cdef double* out = w.out + c * w.pad * w.pad
     cdef void* block = w.blocks + c * w.room
     cdef Py_ssize_t first = w.n * c // w.n_runs, last = w.n * (c + 1) // w.n_runs
@@ -79,12 +80,6 @@ def gram(
     if memory == NULL:
         raise MemoryError
     w.blocks = memory + (-<Py_ssize_t> memory & 63)
-    cdef Py_ssize_t c
     with nogil:
-        if threads == 1:
-            for c in range(w.n_runs):
-                run(&w, c)
-        else:
-            for c in prange(w.n_runs, num_threads=threads, schedule="dynamic", chunksize=1):
-                run(&w, c)
+        run(one_run, &w, w.n_runs, threads)
         free(memory)

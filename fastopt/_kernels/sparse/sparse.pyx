@@ -6,12 +6,15 @@ Group g of the rows owns the entries start[g] .. start[g + 1]; entry p has the c
 """
 
 from fastopt._kernels.shared cimport numpy as cnp
-from cython.parallel cimport prange
 from libc.stdint cimport int32_t, int64_t
 
 from fastopt._kernels.shared.arguments cimport data_of
+from fastopt._kernels.shared.pool cimport run
 
 cnp.import_array()
+
+cdef enum:
+    GROUPS = 16  # a thread takes at a time
 
 ctypedef fused real:
     float
@@ -48,23 +51,29 @@ cdef void _group(
             fo_sparse4_d(y, value, index, count, x, n)
 
 
-cdef void _product_block(
-    real* y, const real* value, const int32_t* index, const int64_t* start, const real* x,
-    Py_ssize_t groups, Py_ssize_t n, int rows, int threads,
-) noexcept nogil:
-    cdef Py_ssize_t g
-    if threads == 1:
-        for g in range(groups):
-            _group(
-                y + g * rows * n, value + start[g] * rows, index + start[g],
-                start[g + 1] - start[g], x, n, rows,
-            )
-    else:
-        for g in prange(groups, num_threads=threads, schedule="dynamic", chunksize=16):
-            _group(
-                y + g * rows * n, value + start[g] * rows, index + start[g],
-                start[g + 1] - start[g], x, n, rows,
-            )
+cdef struct Work:
+    bint single
+    void* y
+    const void* value
+    const int32_t* index
+    const int64_t* start
+    const void* x
+    Py_ssize_t groups, n
+    int rows
+
+
+cdef void some_groups(void* context, Py_ssize_t k, int worker) noexcept nogil:
+    """GROUPS groups of rows."""
+    cdef Work* w = <Work*> context
+    cdef Py_ssize_t g, at, count
+    for g in range(k * GROUPS, min(w.groups, (k + 1) * GROUPS)):
+        at, count = w.start[g], w.start[g + 1] - w.start[g]
+        if w.single:
+            _group(<float*> w.y + g * w.rows * w.n, <const float*> w.value + at * w.rows,
+                   w.index + at, count, <const float*> w.x, w.n, w.rows)
+        else:
+            _group(<double*> w.y + g * w.rows * w.n, <const double*> w.value + at * w.rows,
+                   w.index + at, count, <const double*> w.x, w.n, w.rows)
 
 
 def product(
@@ -73,28 +82,18 @@ def product(
 ):
     """y (groups * rows, n) = W x (columns, n); rows is 1 or 4. The caller vouches for index."""
     cdef Py_ssize_t groups = cnp.PyArray_SIZE(start) - 1, count = cnp.PyArray_SIZE(index)
-    cdef int64_t* ps = <int64_t*> data_of(start, cnp.NPY_INT64, -1, False, "start")
-    cdef int32_t* pi = <int32_t*> data_of(index, cnp.NPY_INT32, -1, False, "index")
     cdef int kind = cnp.PyArray_TYPE(x)
-    cdef void* py
-    cdef void* pv
-    cdef void* px
+    cdef Work w
     if rows != 1 and rows != 4:
         from fastopt.errors import OptionError
         raise OptionError(f"rows: expected 1 or 4, got {rows}")
     if kind != cnp.NPY_FLOAT64:
         kind = cnp.NPY_FLOAT32
-    py = data_of(y, kind, groups * rows * n, True, "y")
-    pv = data_of(value, kind, count * rows, False, "value")
-    px = data_of(x, kind, -1, False, "x")
+    w.single, w.groups, w.n, w.rows = kind == cnp.NPY_FLOAT32, groups, n, rows
+    w.y = data_of(y, kind, groups * rows * n, True, "y")
+    w.value = data_of(value, kind, count * rows, False, "value")
+    w.x = data_of(x, kind, -1, False, "x")
+    w.index = <const int32_t*> data_of(index, cnp.NPY_INT32, -1, False, "index")
+    w.start = <const int64_t*> data_of(start, cnp.NPY_INT64, -1, False, "start")
     with nogil:
-        if kind == cnp.NPY_FLOAT32:
-            _product_block(
-                <float*> py, <const float*> pv, pi, ps, <const float*> px, groups, n, rows,
-                threads,
-            )
-        else:
-            _product_block(
-                <double*> py, <const double*> pv, pi, ps, <const double*> px, groups, n, rows,
-                threads,
-            )
+        run(some_groups, &w, (groups + GROUPS - 1) // GROUPS, threads)
