@@ -136,7 +136,7 @@ def test_refusals() -> None:
     broken = w.copy()
     broken[0, 0] = np.nan
     for args, options, error, word in (
-        ((w, g, 3), {}, DTypeError, "gram"), ((g, w.T, 3), {}, ArrayError, "one column per feature"),
+        ((w, g, 3), {}, DTypeError, "gram"), ((g, w.T, 3), {}, ArrayError, "one column per"),
         ((g, w, 0), {}, OptionError, "n_keep"), ((g, w, 9), {}, OptionError, "n_keep"),
         ((g, broken, 3), {}, ArrayError, "NaN"), ((Gram(8), w, 3), {}, ArrayError, "no rows"),
         ((g, w[0], 3), {}, ArrayError, "dimensions"), ((g, w, 3), {"damp": -1}, OptionError, "da"),

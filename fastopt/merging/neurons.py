@@ -57,8 +57,8 @@ def merge_neurons(
 
     Without ``gram`` units i, j of least cost m_i m_j / (m_i + m_j) ||v_i - v_j||^2 become one at
     their centre of mass, where v = (row of w_in, bias) and m = ||column of w_out||^2; their
-    columns of w_out are added. With ``gram`` the unit j goes whose activations another unit i explains
-    best, cost m_j S_jj (1 - corr_ij^2); i stays as it is, takes over beta w_out_j with
+    columns of w_out are added. With ``gram`` the unit j goes whose activations another unit i
+    explains best, cost m_j S_jj (1 - corr_ij^2); i stays as it is, takes over beta w_out_j with
     beta = S_ij / S_ii, and at the end w_out is refitted by least squares with a bias shift.
 
     Parameters
