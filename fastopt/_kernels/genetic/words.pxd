@@ -135,5 +135,8 @@ cdef inline Plan plan_of(
     plan.mutation_rate = mutation_rate
     plan.mutation_scale = mutation_scale
     plan.mutation_limit = limit_of(mutation_rate)
-    plan.skip = 1.0 / fo_log2(1.0 - mutation_rate) if 0 < mutation_rate < 1 else 0.0
+    if mutation_rate < 1e-9:  # 1 - rate loses its digits, and is 1 below 1e-16: log2's first term
+        plan.skip = -1.0 / (mutation_rate * 1.4426950408889634) if mutation_rate > 0 else 0.0
+    else:
+        plan.skip = 1.0 / fo_log2(1.0 - mutation_rate) if mutation_rate < 1 else 0.0
     return plan

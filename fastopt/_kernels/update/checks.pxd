@@ -49,3 +49,12 @@ cdef inline bint same_shape(cnp.ndarray a, cnp.ndarray b) noexcept:
         if cnp.PyArray_DIMS(a)[k] != cnp.PyArray_DIMS(b)[k]:
             return False
     return True
+
+
+cdef inline bint moved(cnp.ndarray a, const char* data, Py_ssize_t n) noexcept:
+    """Whether an array that is held is no longer the memory that was bound (ndarray.resize), or
+    may no longer be written."""
+    return (
+        <const char*> cnp.PyArray_DATA(a) != data or cnp.PyArray_SIZE(a) != n
+        or not cnp.PyArray_ISWRITEABLE(a)
+    )

@@ -24,11 +24,9 @@ cdef inline int refuse_shape(Py_ssize_t i, cnp.ndarray param, object grad) excep
     )
 
 
-cdef inline int refuse_change(Py_ssize_t i) except -1:
+cdef inline int refuse_change(str name) except -1:
     from fastopt.errors import ArrayError
-    raise ArrayError(
-        f"params[{i}]: was resized or made read-only since the optimizer was built"
-    )
+    raise ArrayError(f"{name}: was resized or made read-only since the optimizer was built")
 
 
 cdef inline int refuse_overlap(Py_ssize_t i, str other) except -1:

@@ -25,7 +25,7 @@ from libc.string cimport memcmp
 
 from fastopt._kernels.shared.arguments cimport data_of
 from fastopt._kernels.update.dlpack cimport BRAIN_FLOAT, FLOAT, Borrow, Tensor, borrow_of, is_dense
-from fastopt._kernels.update.checks cimport Span, by_address, overlapped, same_shape, usable
+from fastopt._kernels.update.checks cimport Span, by_address, moved, overlapped, same_shape, usable
 from fastopt._kernels.update.factored cimport BROAD, TALL
 from fastopt._kernels.update.refusals cimport (
     refuse_change, refuse_count, refuse_overlap, refuse_shape, refuse_type,
@@ -106,7 +106,7 @@ cdef class Plan:
     cdef readonly Py_ssize_t n_missing  # gradients that were None at the last step
     cdef uint64_t seed
     cdef bint busy, scaled  # scaled: its rules need a pass for norms
-    cdef tuple rules, params, held
+    cdef tuple rules, params, held, emas, copies
     cdef type kind  # of the last tensor, and how to look at its like
     cdef Borrow borrow
 
@@ -234,23 +234,24 @@ cdef class Plan:
         cdef Py_ssize_t i
         cdef Row* r
         cdef cnp.ndarray a
+        self.emas = None if emas is None else tuple(emas)  # the caller's list may change
+        self.copies = None if copies is None else tuple(copies)
         for i in range(self.work.n_rows):
             r = &self.work.rows[i]
             r.ema, r.copy, r.copy_kind = NULL, NULL, SAME
             if emas is not None:
-                a = emas[i]
+                a = self.emas[i]
                 r.ema = <char*> data_of(
                     a, cnp.PyArray_TYPE(<cnp.ndarray> self.params[i]), r.n, True, f"emas[{i}]"
                 )
-            if copies is not None and copies[i] is not None and r.wide == 4:
-                a = copies[i]
+            if copies is not None and self.copies[i] is not None and r.wide == 4:
+                a = self.copies[i]
                 r.copy_kind = narrow_kind(a)
                 r.copy = <char*> data_of(
                     a, cnp.PyArray_TYPE(a) if r.copy_kind != SAME else cnp.NPY_FLOAT16, r.n, True,
                     f"copies[{i}]",
                 )
         self.work.ema_share, self.work.zero_grads = ema_share, zero_grads
-        self.held = (*self.held[:2], emas, copies)
         self.set_spans()
 
     cdef void set_spans(self) noexcept:
@@ -351,11 +352,12 @@ cdef class Plan:
                 self.n_missing += 1
                 continue
             a = <cnp.ndarray> PyTuple_GET_ITEM(self.params, i)
-            if (
-                <char*> cnp.PyArray_DATA(a) != r.p or cnp.PyArray_SIZE(a) != r.n
-                or not cnp.PyArray_ISWRITEABLE(a)
-            ):
-                return refuse_change(i)
+            if moved(a, r.p, r.n):
+                return refuse_change(f"params[{i}]")
+            if r.ema != NULL and moved(<cnp.ndarray> self.emas[i], r.ema, r.n):
+                return refuse_change(f"ema[{i}]")
+            if r.copy != NULL and moved(<cnp.ndarray> self.copies[i], r.copy, r.n):
+                return refuse_change(f"copy_out[{i}]")
             r.grad_kind = SAME
             if type(item) is cnp.ndarray:  # a subclass may hide some of its values
                 g = <cnp.ndarray> item
