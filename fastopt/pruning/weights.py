@@ -11,7 +11,7 @@ import numpy as np
 from fastopt import _threads
 from fastopt._arrays import Array, as_array, as_target, check_disjoint, check_finite
 from fastopt._options import choice, integer, number
-from fastopt.calibration import Gram
+from fastopt.calibration import Gram, check_gram
 from fastopt.errors import ArrayError, DTypeError
 from fastopt.pruning import magnitude, obs
 from fastopt.pruning.patterns import Blocks, NofM, block_masks, pattern_of
@@ -277,15 +277,12 @@ def _grams(gram: Any, names: list[str], arrays: list[Array]) -> list[Gram]:
     if len(given) != len(arrays):
         raise DTypeError(f"gram: expected one Gram for each of {len(arrays)} arrays")
     for g, a, name in zip(given, arrays, names, strict=True):
-        if not isinstance(g, Gram):
-            raise DTypeError(f"gram: expected a fastopt.calibration.Gram, got {type(g).__name__}")
+        check_gram(g)
         if a.ndim != 2 or a.shape[1] != g.n:
             raise ArrayError(
                 f"{name}: expected shape (n_out, {g.n}), one column per input of the Gram, "
                 f"got {a.shape}"
             )
-        if g.count == 0:
-            raise ArrayError("gram: holds no rows; call gram.update(x) first")
     return list(given)
 
 
