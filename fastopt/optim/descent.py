@@ -220,7 +220,7 @@ def _result(
         f,
         len(history) - 1,
         counted.calls,
-        np.array(history),
+        np.fromiter(history, np.float64),
         ok,
         why,
         time.perf_counter() - start,
