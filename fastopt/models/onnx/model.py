@@ -21,6 +21,13 @@ from fastopt.models.onnx.endings import Ending, ending_of
 from fastopt.models.onnx.files import load_onnx, read_model
 from fastopt.models.onnx.forms import forms_of, round_plainly, unsigned_codes
 from fastopt.models.onnx.graph import Graph, Node
+from fastopt.models.onnx.integer import (
+    Rows8,
+    can_run_dynamic,
+    int8_rows,
+    rows_to_int8,
+    run_dynamic,
+)
 from fastopt.models.onnx.layers import Site, bias_of, find_sites
 from fastopt.models.onnx.rows import input_rows, output_positions
 from fastopt.models.onnx.run import Feeds, evaluate, execute, inputs_of, session
@@ -38,6 +45,7 @@ class Stored:
     matrix: Array
     codes: QuantizedArray | None = None
     coded: Coded | None = None
+    rows8: Rows8 | None = None
     ranges: Mapping[str, tuple[float, float]] | None = None
 
 
@@ -184,7 +192,11 @@ class OnnxModel:
         given = set(wanted) & {i.name for i in self.inputs}
         inner = tuple(t for t in wanted if t not in given)
         self._observe(feeds)
-        runner = self._session(inner, _threads.resolve(None, 1 << 30, 1))
+        # onnxruntime quantises an LSTM's states thread by thread: one thread, one answer
+        alone = any(
+            s.rows8 is not None and len(s.rows8.view.shape) > 2 for s in self._stored.values()
+        )
+        runner = self._session(inner, 1 if alone else _threads.resolve(None, 1 << 30, 1))
         names = [*self.outputs, *inner]
         for feed in feeds.batches(size):
             found = dict(zip(names, execute(runner, names, feed), strict=True))
@@ -241,10 +253,19 @@ class OnnxModel:
             if scale.size and not np.abs(scale).max() <= LARGEST_SCALE:
                 raise ArrayError(f"codes: scales above {LARGEST_SCALE:.0f} cannot be stored")
             dtype = self._value(site.anchor).dtype.name
-            coded = Coded(
-                site.anchor, site.view, dtype, chosen.bits, unsigned, scale_kept(scale)
-            )  # fmt: skip
-            self._stored[layer] = Stored(chosen, coded.matrix(), codes, coded, ranges)
+            scale = scale_kept(scale)
+            coded = Coded(site.anchor, site.view, dtype, chosen.bits, unsigned, scale)
+            matrix, rows8 = coded.matrix(), None
+            if chosen.activations == "dynamic":
+                bare = chosen.bits == 8 and chosen.group_size is None
+                signed = (unsigned.astype(np.int16) - 128).astype(np.int8)
+                rows8 = (
+                    int8_rows(site, signed, scale[:, 0]) if bare else rows_to_int8(site, matrix)
+                )
+                matrix = rows8.matrix()
+                rows = None if bare else f"{rows8.name}/scale"
+                coded = replace(coded, name=rows8.name, view=rows8.view, dtype="int8", rows=rows)
+            self._stored[layer] = Stored(chosen, matrix, codes, coded, rows8, ranges)
         self._forget(keep_sites=True)
 
     def copy(self) -> OnnxModel:
@@ -347,7 +368,7 @@ class OnnxModel:
         )
 
     def _int8_runs(self, site: Site) -> tuple[bool, bool]:
-        return False, False
+        return can_run_dynamic(self._graph, site), False
 
     def _own_form(self, site: Site, matrix: Array, forms: tuple[Form, ...]) -> Form:
         """The form that the file has now."""
@@ -414,12 +435,17 @@ class OnnxModel:
             if name in maker:  # the expression that made it goes
                 node = maker[name]
                 change[node] = []
-            graph.values[name] = site.view.tensor(stored.matrix).astype(dtype, copy=False)
+            tensor = site.view.tensor(stored.matrix).astype(dtype, copy=False)
+            graph.values[name] = tensor
         graph.rewrite(change)
+        rows8 = {k: s.rows8 for k, s in self._stored.items() if s.rows8 is not None}
+        run_dynamic(graph, self._sites, rows8)
 
     def _run_graph(self) -> Graph:
         graph = self._graph.copy()
-        self._float_values(graph)
+        if self._stored:
+            self._float_values(graph)
+            graph.prune()
         return graph
 
     def _file_proto(self) -> Any:
