@@ -96,7 +96,8 @@ def split_depthwise(w: Any, multiplier: int = 1) -> tuple[Array, Array]:
     w : (n_out, n_in, ...) float32 or float64
         The weight of a convolution with one group. Not changed.
     multiplier : int
-        Depthwise kernels per input channel, 1..prod(kernel shape); the largest is lossless.
+        Depthwise kernels per input channel, 1..min(prod(kernel shape), n_out); the largest is
+        lossless.
 
     Returns
     -------
@@ -120,9 +121,9 @@ def split_depthwise(w: Any, multiplier: int = 1) -> tuple[Array, Array]:
     >>> import numpy as np
     >>> from fastopt.layering import split_depthwise
     >>> w = np.random.default_rng(0).standard_normal((6, 4, 3, 3))
-    >>> depth, point = split_depthwise(w, 9)
+    >>> depth, point = split_depthwise(w, 2)
     >>> depth.shape, point.shape
-    ((36, 1, 3, 3), (6, 36, 1, 1))
+    ((8, 1, 3, 3), (6, 8, 1, 1))
     """
     weight = _kernel(w)
     n_out, n_in, *window = weight.shape
