@@ -119,6 +119,21 @@ class Cascade:
         best: Array = self.route(X)[0].argmax(axis=1)
         return best if self.classes_ is None else self.classes_[best]
 
+    def mean_cost(self, X: Any, costs: Sequence[float]) -> float:
+        """Mean cost per row of X when level i costs ``costs[i]`` for each row that it sees.
+
+        Parameters
+        ----------
+        X : array
+            Rows.
+        costs : sequence of float
+            Of each level, in any unit: multiply-adds, seconds. A row pays every level it reaches.
+        """
+        if len(costs) != len(self.levels):
+            raise OptionError(f"costs: expected {len(self.levels)} numbers, got {len(costs)}")
+        paid = np.cumsum([number(c, "costs", low=0.0) for c in costs])
+        return float(np.dot(self.shares(X), paid))
+
     def shares(self, X: Any) -> list[float]:
         """Share of the rows that each level answers."""
         answered = self.route(X)[1]
