@@ -447,6 +447,21 @@ def test_new_weights_and_biases() -> None:
         loaded.set_weight("w1", w * np.nan)
 
 
+@pytest.mark.parametrize("name", list(FLOATS))
+def test_weights_can_be_tried_without_an_edit(name: str) -> None:
+    loaded = OnnxModel(FLOATS[name][0])
+    plain = next(loaded.run(FEEDS[name]))[0]
+    for layer in loaded.layers.values():
+        tried = next(loaded.run(FEEDS[name], weights={layer.name: 0.5 * layer.weight}))[0]
+        edited = loaded.copy()
+        edited.set_weight(layer.name, 0.5 * layer.weight)
+        expected = next(edited.run(FEEDS[name]))[0]
+        for output in loaded.outputs:
+            np.testing.assert_allclose(tried[output], expected[output], atol=1e-5)
+    again = next(loaded.run(FEEDS[name]))[0]
+    assert all(np.array_equal(plain[k], again[k]) for k in plain)
+
+
 def test_names_metadata_and_functions_stay(tmp_path: Path) -> None:
     proto = graphs.mlp()
     entry = proto.metadata_props.add()

@@ -31,7 +31,7 @@ from fastopt.models.onnx.integer import (
 )
 from fastopt.models.onnx.layers import Site, bias_of, find_sites
 from fastopt.models.onnx.rows import input_rows, output_positions
-from fastopt.models.onnx.run import Feeds, evaluate, execute, inputs_of, session
+from fastopt.models.onnx.run import Feeds, evaluate, execute, inputs_of, session, tensor_info
 from fastopt.models.protocol import FLOAT32, Form, Group, Input, Layer
 from fastopt.quantization import QuantizedArray
 
@@ -182,9 +182,16 @@ class OnnxModel:
         return Feeds(data, self.inputs).take(index)
 
     def run(
-        self, data: Any, taps: Sequence[str] = (), batch_size: int | None = None
+        self,
+        data: Any,
+        taps: Sequence[str] = (),
+        batch_size: int | None = None,
+        weights: Mapping[str, Array] | None = None,
     ) -> Iterator[tuple[dict[str, Array], dict[str, Array]]]:
-        """Outputs and tapped activations by name, batch by batch, in constant memory."""
+        """Outputs and tapped activations by name, batch by batch, in constant memory.
+
+        ``weights`` gives layers other weights for this run alone (they then run in float).
+        """
         feeds = Feeds(data, self.inputs)
         size = None if batch_size is None else integer(batch_size, "batch_size", low=1)
         wanted = tuple(dict.fromkeys(t for t in taps if t not in self.outputs))
@@ -199,10 +206,12 @@ class OnnxModel:
         alone = any(
             s.rows8 is not None and len(s.rows8.view.shape) > 2 for s in self._stored.values()
         )
-        runner = self._session(inner, 1 if alone else _threads.resolve(None, 1 << 30, 1))
+        threads = 1 if alone else _threads.resolve(None, 1 << 30, 1)
+        tried = {name: self._tried(name, a) for name, a in (weights or {}).items()}
+        runner = self._session(inner, threads, probe=bool(tried))
         names = [*self.outputs, *inner]
         for feed in feeds.batches(size):
-            found = dict(zip(names, execute(runner, names, feed), strict=True))
+            found = dict(zip(names, execute(runner, names, feed | tried), strict=True))
             outputs = {name: found[name] for name in self.outputs}
             yield outputs, {t: feed[t] if t in given else found[t] for t in taps}
 
@@ -319,7 +328,7 @@ class OnnxModel:
         """After an edit: drop what was derived from the graph."""
         self._changed = True
         self._layers, self._nbytes = None, None
-        self._sessions: dict[tuple[tuple[str, ...], int], Any] = {}
+        self._sessions: dict[tuple[tuple[str, ...], int, bool], Any] = {}
         if not keep_sites:
             self._consumers = self._graph.consumers()
             self._sites, self._constant = find_sites(self._graph, self._value)
@@ -479,14 +488,29 @@ class OnnxModel:
         ]
         return compact(encode(graph, coded, narrow)).to_proto()
 
-    def _session(self, taps: tuple[str, ...], threads: int) -> Any:
-        key = (taps, threads)
+    def _tried(self, layer: str, weight: Array) -> Array:
+        site, shape = self._site(layer), self.layers[layer].weight.shape
+        fresh = as_array(weight, "weights", cast="float32", shape=shape)
+        return site.view.tensor(fresh).astype(self._value(layer).dtype, copy=False)
+
+    def _session(self, taps: tuple[str, ...], threads: int, *, probe: bool = False) -> Any:
+        """A session for the model as it is; with ``probe`` every weight can be fed."""
+        key = (taps, threads, probe)
         if key not in self._sessions:
-            proto = self._run_graph().to_proto()
+            if probe:
+                graph = self._graph.copy()
+                every = {k: Stored(v.form, v.weight) for k, v in self.layers.items()}
+                self._float_values(graph, every)
+                proto = graph.to_proto()
+                for name in every:
+                    proto.graph.input.append(tensor_info(name, graph.values[name]))
+            else:
+                proto = self._run_graph().to_proto()
             for name in taps:
                 proto.graph.output.add(name=name)
             where = "" if self._graph.path is None else str(self._graph.path)
-            self._sessions = {key: session(proto.SerializeToString(), threads, where=where)}
+            kept = {k: s for k, s in self._sessions.items() if k[2] != probe}
+            self._sessions = kept | {key: session(proto.SerializeToString(), threads, where=where)}
         return self._sessions[key]
 
     def _observe(self, feeds: Feeds) -> None:
