@@ -25,7 +25,7 @@ from fastopt.errors import (  # noqa: E402
 )
 from fastopt.models import OnnxModel  # noqa: E402
 from tests import onnx_graphs as graphs  # noqa: E402
-from tests.onnx_graphs import model, node, value, weights  # noqa: E402
+from tests.onnx_graphs import model, node, ranges_of, value, weights  # noqa: E402
 
 RNG = np.random.default_rng(0)
 FLOATS = {
@@ -358,9 +358,10 @@ def test_what_is_measured_is_what_is_saved(name: str, tmp_path: Path) -> None:
     forms = sorted({form.name for layer in original.layers.values() for form in layer.forms})
     for form in forms:
         stored = original.copy()
+        ranges = ranges_of(original, FEEDS[name]) if form.endswith("static") else None
         for layer in original.layers.values():
             if layer.form_named(form):
-                stored.store(layer.name, form)
+                stored.store(layer.name, form, ranges=ranges)
         path = tmp_path / f"{form}.onnx"
         stored.save(path)
         assert stored.nbytes == path.stat().st_size

@@ -32,6 +32,7 @@ from fastopt.models.onnx.integer import (
 from fastopt.models.onnx.layers import Site, bias_of, find_sites
 from fastopt.models.onnx.rows import input_rows, output_positions
 from fastopt.models.onnx.run import Feeds, evaluate, execute, inputs_of, session, tensor_info
+from fastopt.models.onnx.static import Static, can_run_static, check_ranges, run_static
 from fastopt.models.protocol import FLOAT32, Form, Group, Input, Layer
 from fastopt.quantization import QuantizedArray
 
@@ -268,16 +269,31 @@ class OnnxModel:
             scale = scale_kept(scale)
             coded = Coded(site.anchor, site.view, dtype, chosen.bits, unsigned, scale)
             matrix, rows8 = coded.matrix(), None
-            if chosen.activations == "dynamic":
+            if chosen.activations == "static":
+                check_ranges(site, ranges)
+            if chosen.activations is not None:
                 bare = chosen.bits == 8 and chosen.group_size is None
                 signed = (unsigned.astype(np.int16) - 128).astype(np.int8)
                 rows8 = (
                     int8_rows(site, signed, scale[:, 0]) if bare else rows_to_int8(site, matrix)
                 )
                 matrix = rows8.matrix()
-                rows = None if bare else f"{rows8.name}/scale"
-                coded = replace(coded, name=rows8.name, view=rows8.view, dtype="int8", rows=rows)
-            self._stored[layer] = Stored(chosen, matrix, codes, coded, rows8, ranges)
+                coded = replace(
+                    coded,
+                    name=rows8.name,
+                    view=rows8.view,
+                    dtype="int8",
+                    rows=None if bare else rows8.scale_kept,
+                    rows_shape=rows8.scale_shape,
+                )
+            self._stored[layer] = Stored(
+                chosen,
+                matrix,
+                codes,
+                coded,
+                rows8,
+                ranges if chosen.activations == "static" else None,
+            )
         self._forget(keep_sites=True)
 
     def fold(self) -> tuple[str, ...]:
@@ -396,7 +412,9 @@ class OnnxModel:
         )
 
     def _int8_runs(self, site: Site) -> tuple[bool, bool]:
-        return can_run_dynamic(self._graph, site), False
+        if self._value(site.anchor).dtype != np.float32:
+            return False, False
+        return can_run_dynamic(self._graph, site), can_run_static(self._graph, site)
 
     def _own_form(self, site: Site, matrix: Array, forms: tuple[Form, ...]) -> Form:
         """The form that the file has now."""
@@ -466,8 +484,11 @@ class OnnxModel:
             tensor = site.view.tensor(entry.matrix).astype(dtype, copy=False)
             graph.values[name] = tensor
         graph.rewrite(change)
-        rows8 = {k: s.rows8 for k, s in stored.items() if s.rows8 is not None}
-        run_dynamic(graph, self._sites, rows8)
+        integer = {k: s for k, s in stored.items() if s.rows8 is not None}
+        dynamic = {k: s.rows8 for k, s in integer.items() if s.rows8 and not s.ranges}
+        static = {k: Static(s.rows8, s.ranges) for k, s in integer.items() if s.rows8 and s.ranges}
+        run_static(graph, self._sites, static)
+        run_dynamic(graph, self._sites, dynamic)
 
     def _run_graph(self) -> Graph:
         graph = self._graph.copy()
