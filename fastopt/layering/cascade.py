@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from fastopt._arrays import Array
+from fastopt._arrays import Array, as_array, as_labels, as_ndarray
 from fastopt._options import number
 from fastopt.errors import ArrayError, DTypeError, OptionError
 
@@ -63,7 +63,12 @@ class Cascade:
             for t in ([threshold] * n if given is None else given)
         ]
         self.classes_ = next(
-            (np.asarray(m.classes_) for m in self.levels if hasattr(m, "classes_")), None
+            (
+                as_ndarray(m.classes_, "levels: classes_")
+                for m in self.levels
+                if hasattr(m, "classes_")
+            ),
+            None,
         )
 
     def route(self, X: Any) -> tuple[Array, Array]:
@@ -76,7 +81,9 @@ class Cascade:
         ArrayError
             A level's answer has another number of rows or classes.
         """
-        x = X if hasattr(X, "iloc") else np.asarray(X)
+        x = X if hasattr(X, "iloc") else as_ndarray(X, "X")
+        if not hasattr(x, "iloc") and x.ndim == 0:
+            raise ArrayError("X: expected rows, got a scalar")
         rows = np.arange(len(x))
         answered = np.zeros(len(x), np.int64)
         result: Array | None = None
@@ -85,7 +92,7 @@ class Cascade:
                 break
             part = x.iloc[rows] if hasattr(x, "iloc") else x[rows]
             ask: Callable[[Any], Any] = getattr(level, "predict_proba", level)
-            p = np.asarray(ask(part))
+            p = as_array(ask(part), f"levels[{i}]", cast="float64")
             if (
                 p.ndim != 2
                 or len(p) != len(rows)
@@ -152,7 +159,7 @@ class Cascade:
         seen, so the answer is exact for one level and this data. Level 0 is asked first.
         """
         drop = number(max_drop, "max_drop", low=0.0, high=1.0)
-        labels = np.asarray(y)
+        labels = as_labels(y, "y")
         tail = cls(levels[-1:], 1.0)
         floor = float((tail.predict(X) == labels).mean()) - drop
         thresholds: list[float] = []

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from fastopt import _threads
-from fastopt._arrays import Array, as_array
+from fastopt._arrays import Array, as_array, as_ndarray, as_numbers
 from fastopt._kernels import matmul as _kernel
 from fastopt.errors import ArrayError, DTypeError
 
@@ -155,7 +155,7 @@ def zero_points(value: Any, operand: Any, axis: int, name: str) -> Array:
     """int32 zero points in the range of the operand's dtype."""
     if value is None:
         return np.zeros((), np.int32)
-    zero = np.asarray(value)
+    zero = as_ndarray(value, name)
     info = np.iinfo(operand.dtype)
     plain = isinstance(value, int) and not isinstance(value, bool)
     if not plain and zero.dtype != operand.dtype:
@@ -167,9 +167,10 @@ def zero_points(value: Any, operand: Any, axis: int, name: str) -> Array:
 
 def scales(value: Any, operand: Any, axis: int, name: str) -> Array:
     """Finite positive scales, in their own float dtype (float32 for plain numbers)."""
-    scale = np.asarray(value)
+    scale = as_ndarray(value, name)
     if isinstance(value, (int, float, list, tuple)):
-        scale = scale.astype(np.float32)
+        with np.errstate(over="ignore"):
+            scale = as_numbers(scale, name).astype(np.float32)
     if scale.dtype.kind != "f" and scale.dtype.name != "bfloat16":
         raise DTypeError(f"{name}: expected floats, got dtype {scale.dtype}")
     if not (np.isfinite(scale) & (scale > 0)).all():
@@ -181,7 +182,7 @@ def output_zero_point(value: Any, default: Any) -> tuple[int, str]:
     """The result's zero point and dtype."""
     if value is None:
         return 0, str(np.dtype(default))
-    zero = np.asarray(value)
+    zero = as_ndarray(value, "y_zero_point")
     if isinstance(value, int) and not isinstance(value, bool):
         info = np.iinfo(default)
         if not info.min <= value <= info.max:

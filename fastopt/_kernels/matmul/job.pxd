@@ -75,7 +75,7 @@ cdef extern from "matmul/epilogue.h" nogil:
     void fo_expect(int mr, const uint8_t* out, Py_ssize_t stride, Py_ssize_t bytes)
 
 cdef extern from "matmul/activations.h" nogil:
-    int fo_quantize_row(Py_ssize_t k, const float* x, int wide_codes, void* codes, float* scale,
+    int fo_quantize_row(Py_ssize_t k, const float* x, int bits, void* codes, float* scale,
                         int32_t* zero)
     void fo_sums_u8(Py_ssize_t k, Py_ssize_t group, const uint8_t* x, int32_t za, int32_t* out)
     void fo_sums_s16(Py_ssize_t k, Py_ssize_t group, const int16_t* x, int32_t* out)

@@ -314,7 +314,7 @@ def linear(cnp.ndarray out not None, cnp.ndarray x not None, cnp.ndarray packed 
     """out = act(sa[m] * sum_g (float) (exact sum of group g of (codes - za)(b - zb)) * scale[g, n]
     + bias[n]); False, with nothing written, if x holds NaN or infinity.
 
-    out : (m, n) float32; x : (m, k) float32, quantised row by row to ``bits_a`` = 8 or 16 bits
+    out : (m, n) float32; x : (m, k) float32, quantised row by row to ``bits_a`` = 7, 8 or 16 bits
     (activations.h); packed, narrow : by ``pack`` with heads and the same ``group`` and
     ``bits``; bias : (n,) float32; activation : 0 none, 1 ReLU, 2 GELU. Group sums must fit in
     int32.
@@ -324,8 +324,8 @@ def linear(cnp.ndarray out not None, cnp.ndarray x not None, cnp.ndarray packed 
     j.layout = PACKED
     j.flip_a = j.flip_b = 0
     j.bits_a = bits_a
-    j.wide = bits_a == 16 or (FO_WIDE_A8 and bits == 8 and not narrow)
-    j.joint = j.head == 8 and bits_a == 8 and j.group <= 128  # 255 * 128 < 2^15
+    j.wide = bits_a == 16 or (FO_WIDE_A8 and bits == 8 and bits_a == 8 and not narrow)
+    j.joint = j.head == 8 and bits_a != 16 and j.group <= 128  # 255 * 128 < 2^15
     j.mode = TO_F32
     j.activation = activation
     j.out = <uint8_t*> data_of(out, cnp.NPY_FLOAT32, m * n, True, "out")

@@ -18,7 +18,7 @@ cdef inline int pack_panel(const Job* j, Py_ssize_t panel, uint8_t* codes) noexc
             fo_pack_row(mr, r, j.k, j.kp, j.wide, j.flip_a, j.a + row * j.k, out)
             j.ra[row] = fo_row_sum(j.k, j.flip_a, j.a + row * j.k) - <int32_t> j.k * j.za[row]
             continue
-        if not fo_quantize_row(j.k, j.x + row * j.k, j.bits_a == 16, codes, &j.sa[row], &j.za[row]):
+        if not fo_quantize_row(j.k, j.x + row * j.k, j.bits_a, codes, &j.sa[row], &j.za[row]):
             return 1
         if j.bits_a == 16:
             fo_pack_row16(mr, r, j.k, j.kp, <int16_t*> codes, out)
