@@ -18,7 +18,9 @@ __all__ = [
     "OptionError",
     "StorageError",
     "TrialError",
+    "TrialStopped",
     "UnsupportedError",
+    "WorkerDied",
 ]
 
 
@@ -71,6 +73,14 @@ class StorageError(FastoptError, OSError):
 
 class TrialError(FastoptError, RuntimeError):
     """An objective failed or returned something that is not a number."""
+
+
+class TrialStopped(FastoptError):
+    """Raised by ``report`` inside an objective whose trial is to end early."""
+
+
+class WorkerDied(FastoptError, RuntimeError):
+    """A process that evaluated a trial ended: killed, out of memory, or by itself."""
 
 
 class ConcurrentUseError(FastoptError, RuntimeError):
