@@ -10,7 +10,13 @@ import numpy as np
 
 from fastopt._options import choice, flag, integer, number
 from fastopt._random import Seed
-from fastopt.errors import DTypeError, OptionError, UnsupportedError
+from fastopt.errors import (
+    DTypeError,
+    FastoptError,
+    FormatError,
+    OptionError,
+    UnsupportedError,
+)
 from fastopt.search.engine import Engine, Random, fingerprint, space_of
 from fastopt.search.evaluation import Objective, as_numbers
 from fastopt.search.journal import Journal, stored_header
@@ -169,15 +175,21 @@ def minimize(
         raise OptionError('mode: "async" goes neither with vectorized nor with retry_failed')
 
     stored = {} if storage is None else stored_header(storage)
-    engine, reason = engine_for(
-        method,
-        space,
-        max_evals=max_evals,
-        vectorized=vectorized,
-        seed=seed,
-        x0=_first_trials(space, x0, seed),
-        stored=stored,
-    )
+    first = _first_trials(space, x0, seed)
+    try:
+        engine, reason = engine_for(
+            method,
+            space,
+            max_evals=max_evals,
+            vectorized=vectorized,
+            seed=seed,
+            x0=first,
+            stored=stored,
+        )
+    except TypeError as error:
+        if stored and not isinstance(error, FastoptError):
+            raise FormatError(f"options of no engine: {error}", str(storage), 0) from None
+        raise
     objectives = engine.n_objectives
     signs, maximize = _signs(maximize, objectives)
     if objectives > 1 and (target is not None or patience is not None):
@@ -280,8 +292,8 @@ def _known_results(objective: Objective, prior: Any) -> Known:
             raw, limits = raw
         shape = () if objective.objectives == 1 else (objective.objectives,)
         ys.append(as_numbers(raw, shape) * np.array(objective.signs).reshape(shape))
-        excess = np.maximum(as_numbers(limits, np.shape(limits)), 0.0) if objective.constraints else 0
-        violations.append(float(np.sum(excess)))
+        excess = as_numbers(limits, np.shape(limits)) if objective.constraints else np.zeros(1)
+        violations.append(float(np.maximum(excess, 0.0).sum()))
     return np.concatenate([np.empty((0, space.n_columns)), *rows]), ys, violations
 
 
@@ -326,7 +338,7 @@ def _header(
         "space": digest,
         "variables": variables,
         "method": engine.method,
-        "proposals": getattr(engine, "proposals", 1),
+        "proposals": engine.proposals,
         "key": engine.key,
         "options": engine.options(),
         "batch": batch,

@@ -232,9 +232,7 @@ def _parameters(f: Callable[..., Any]) -> Mapping[str, inspect.Parameter] | None
 
 def _pair(raw: Any) -> tuple[Any, Any]:
     if not isinstance(raw, (tuple, list)) or len(raw) != 2:
-        raise TrialError(
-            f"objective: expected (objective, constraints), got {type(raw).__name__}"
-        )
+        raise TrialError(f"objective: expected (objective, constraints), got {type(raw).__name__}")
     return raw[0], raw[1]
 
 

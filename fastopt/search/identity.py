@@ -63,7 +63,11 @@ def describe(value: Any, depth: int = 0) -> Any:
     if isinstance(value, Mapping):
         return [kind, [[describe(k, depth + 1), describe(v, depth + 1)] for k, v in value.items()]]
     if isinstance(value, (type, types.BuiltinFunctionType, np.ufunc)):
-        return [kind, getattr(value, "__module__", None), getattr(value, "__qualname__", str(value))]
+        return [
+            kind,
+            getattr(value, "__module__", None),
+            getattr(value, "__qualname__", str(value)),
+        ]
     if isinstance(value, types.FunctionType):
         return _function(value, kind, depth)
     if isinstance(value, types.MethodType):
@@ -104,7 +108,8 @@ def _state(value: Any, kind: str, depth: int) -> Any:
         for name in (slots,) if isinstance(slots, str) else slots:
             if not name.startswith("__") and hasattr(value, name):
                 attributes[name] = getattr(value, name)
-    if attributes or type(value).__dictoffset__ and type(value).__repr__ is object.__repr__:
+    bare: Any = object.__repr__
+    if attributes or (type(value).__dictoffset__ and type(value).__repr__ is bare):
         return [[k, describe(v, depth + 1)] for k, v in attributes.items()]
     text = repr(value)
     if " at 0x" in text:

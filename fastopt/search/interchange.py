@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import MISSING, fields
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -93,14 +94,14 @@ def load(path: Any) -> Space:
     text = path.read_bytes()
     if path.suffix == ".toml":
         try:
-            import tomllib
+            toml = import_module("tomllib")
         except ImportError:  # Python 3.10
             try:
-                import tomli as tomllib
+                toml = import_module("tomli")
             except ImportError:
                 raise ImportError("space: .toml needs tomli: pip install tomli") from None
         try:
-            return from_dict(tomllib.loads(text.decode()), str(path))
+            return from_dict(toml.loads(text.decode()), str(path))
         except ValueError as error:
             raise FormatError(f"no TOML: {error}", str(path)) from None
     if path.suffix != ".json":

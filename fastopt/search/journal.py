@@ -148,12 +148,14 @@ class Journal:
         if found is None:
             if data and not _line(header).startswith(data):
                 raise FormatError("not a journal of a search", self.path, 0)
+            os.ftruncate(self._file, 0)  # what there is of a torn first line
             self._end = 0
             self._write(_line(header))
             self._sync()
             self._sync_folder()
             return self._end
-        different = [k for k in header if found.get(k) != header[k]]
+        told = [k for k in header if k != "variables"]  # those are for readers; a digest counts
+        different = [k for k in told if found.get(k) != header[k]]
         if different:
             what = ", ".join(f"{k} {found.get(k)!r} (here {header[k]!r})" for k in different)
             raise FormatError(f"belongs to another search: {what[:2000]}", self.path, 0)
@@ -165,6 +167,7 @@ class Journal:
     def _write(self, data: bytes) -> None:
         if self._file < 0:
             raise StorageError(f"storage: {self.path} is closed, or held by the parent process")
+        self._check_size()
         done = 0
         try:
             while done < len(data):
@@ -181,20 +184,24 @@ class Journal:
 
     def _sync(self) -> None:
         try:
-            status = os.fstat(self._file)
             _sync(self._file)
         except OSError as error:
             raise StorageError(
                 error.errno, f"storage: cannot write: {error.strerror}", self.path
             ) from error
         self._synced = time.monotonic()
-        if status.st_size != self._end:
-            raise StorageError(
-                f"storage: {self.path} was changed by somebody else: {status.st_size} bytes, "
-                f"{self._end} were written"
-            )
+        status = self._check_size()
         if status.st_nlink == 0 or not _same_file(self.path, status):
             raise StorageError(f"storage: {self.path} was deleted or replaced during the search")
+
+    def _check_size(self) -> os.stat_result:
+        status = os.fstat(self._file)
+        if status.st_size != self._end:
+            raise StorageError(
+                f"storage: {self.path} was changed by somebody else: it has {status.st_size} "
+                f"bytes, {self._end} were written"
+            )
+        return status
 
     def _sync_folder(self) -> None:
         """The new file's name must survive a power cut, too."""
@@ -235,6 +242,8 @@ def stored_header(path: str | os.PathLike[str]) -> dict[str, Any]:
     except OSError:
         return {}
     header: dict[str, Any] | None = parse(line, os.fspath(path))[0]
+    if header is not None and not {"method", "options", "batch", "own_batch"} <= set(header):
+        raise FormatError("not the header of a journal of minimize", os.fspath(path), 0)
     return header or {}
 
 
@@ -290,9 +299,14 @@ def _header(record: dict[str, Any] | None, line: bytes, path: str) -> dict[str, 
         raise FormatError(what, path, 0)
     if record["format"] != FORMAT:
         raise FormatError(f"is a {record['format']!r}; this version reads {FORMAT!r}", path, 0)
-    options, batch = record.get("options", {}), record.get("batch", 1)
-    population = options.get("population", 2) if isinstance(options, dict) else None
-    if type(population) is not int or population < 2 or type(batch) is not int or batch < 1:
+    fits = (
+        isinstance(record.get("options", {}), dict)
+        and isinstance(record.get("method", ""), str)
+        and all(type(record.get(n, 1)) is int for n in ("batch", "own_batch"))
+        and record.get("batch", 0) >= 0
+        and record.get("own_batch", 1) >= 1
+    )
+    if not fits:
         raise FormatError("not the header of a journal", path, 0)
     return record
 

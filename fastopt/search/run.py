@@ -16,8 +16,8 @@ import time
 from array import array
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -169,10 +169,8 @@ class Run:
 
     def _attach(self, error: BaseException) -> None:
         """What was found goes with the exception, as ``error.result``."""
-        try:
+        with suppress(AttributeError):  # an exception of fixed slots
             error.result = self.result()  # type: ignore[attr-defined]
-        except AttributeError:
-            pass
 
     @contextmanager
     def _ctrl_c(self) -> Iterator[None]:
@@ -202,7 +200,7 @@ class Run:
         self._prepare()
         # Batches that the engine may propose before the oldest of them is told.
         finite = self.unseen is not None
-        ahead = 0 if finite or self.vectorized else getattr(self.engine, "lag", 0)
+        ahead = 0 if finite or self.vectorized else self.engine.lag
         open_: deque[Batch] = deque()
         try:
             while not self.message:
@@ -368,9 +366,7 @@ class Run:
         outcomes: list[Any] = y.tolist()
         if m > 1 or limits is not None or failure is not None:
             c = [()] * count if limits is None else [tuple(row) for row in limits.tolist()]
-            outcomes = [
-                Outcome(v if m == 1 else tuple(v), c[i]) for i, v in enumerate(outcomes)
-            ]
+            outcomes = [Outcome(v if m == 1 else tuple(v), c[i]) for i, v in enumerate(outcomes)]
         if failure is not None:
             message = f"{type(failure).__name__}: {failure}"
             outcomes[0] = outcomes[0]._replace(message=message, error=failure)
@@ -501,9 +497,7 @@ class Run:
             self.message = "target reached"
 
     def progress(self) -> Progress:
-        return Progress(
-            len(self.numbers), self._fun(), self._x(), time.monotonic() - self.start
-        )
+        return Progress(len(self.numbers), self._fun(), self._x(), time.monotonic() - self.start)
 
     def _learn(self, batch: Batch) -> None:
         """Tell the engine what of a batch is finished; points that it repeats are answered from
@@ -514,7 +508,9 @@ class Run:
             for number, outcome in zip(numbers, batch.outcomes, strict=True):
                 if outcome is not None:
                     self.told[number] = _told(outcome)
-            rows = [i for i, row in enumerate(batch.values) if self.seen[row.tobytes()] in self.told]
+            rows = [
+                i for i, row in enumerate(batch.values) if self.seen[row.tobytes()] in self.told
+            ]
             told = [self.told[self.seen[batch.values[i].tobytes()]] for i in rows]
         else:
             rows = [i for i, o in enumerate(batch.outcomes) if o is not None]
@@ -630,7 +626,7 @@ class Run:
         if self.keep:
             values = np.concatenate([np.empty((0, self.space.n_columns)), *self.kept])
         failed = np.isnan(history if m == 1 else history[:, 0])
-        return Result(
+        result = Result(
             x=self._x(),
             fun=self._fun(),
             n_evals=len(history),
@@ -650,6 +646,10 @@ class Run:
             numbers=np.array(self.numbers, dtype=np.int64),
             values=values,
         )
+        if m > 1 and self.keep:
+            x, fun = result.compromise()
+            result = replace(result, x=x, fun=fun, violation=math.nan if x is None else 0.0)
+        return result
 
 
 def _whole(outcome: float | Outcome) -> Outcome:

@@ -83,7 +83,7 @@ class Space:
     [{'opt': 'adam'}]
     """
 
-    def __init__(self, **variables: Variable) -> None:
+    def __init__(self, /, **variables: Variable) -> None:
         if not variables:
             raise OptionError("Space: expected at least one variable")
         for name, v in variables.items():

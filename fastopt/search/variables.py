@@ -18,10 +18,6 @@ __all__ = ["Bool", "Choice", "Float", "Int", "Permutation", "Variable", "Vector"
 When: TypeAlias = "Mapping[str, Any] | None"
 
 
-def _when() -> Any:
-    return field(default=None, repr=False, kw_only=True)
-
-
 class _Conditional:
     """What all variables share: the condition under which they are active."""
 
@@ -81,7 +77,7 @@ class Float(_Conditional):
     high: float
     log: bool = False
     step: float | None = None
-    when: When = _when()
+    when: When = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "low", number(self.low, "low"))
@@ -125,7 +121,7 @@ class Int(_Conditional):
     low: int
     high: int
     log: bool = False
-    when: When = _when()
+    when: When = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "low", integer(self.low, "low"))
@@ -167,7 +163,7 @@ class Choice(_Conditional):
     """
 
     options: tuple[Any, ...]
-    when: When = _when()
+    when: When = field(default=None, kw_only=True)
 
     def __init__(self, *options: Any, when: When = None) -> None:
         if len(options) == 1 and isinstance(options[0], (list, tuple)):
@@ -213,7 +209,7 @@ class Bool(_Conditional):
     Bool()
     """
 
-    when: When = _when()
+    when: When = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         self._take_when()
@@ -236,7 +232,7 @@ class Permutation(_Conditional):
     """
 
     n: int
-    when: When = _when()
+    when: When = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "n", integer(self.n, "n", low=1))
@@ -263,7 +259,7 @@ class Vector(_Conditional):
     n: int
     low: float
     high: float
-    when: When = _when()
+    when: When = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "n", integer(self.n, "n", low=1))

@@ -95,7 +95,7 @@ class _Pace:
         each = self.seconds / self.counted if self.counted else math.inf
         k = max(1, min(int(CHUNK_S / max(each, 1e-7)), math.ceil(len(waiting) / (2 * slots))))
         stop = waiting[0].stop
-        tasks = []
+        tasks: list[Task] = []
         while waiting and len(tasks) < k and waiting[0].stop is stop:
             tasks.append(waiting.popleft())
         return tasks
@@ -184,7 +184,7 @@ def _slots(executor: Any) -> int:
         if isinstance(known, int) and known > 0:
             return known
     with suppress(Exception):  # Dask
-        return max(1, sum(executor._client.ncores().values()))
+        return max(1, int(sum(executor._client.ncores().values())))
     return os.cpu_count() or 1
 
 
@@ -325,7 +325,7 @@ class Processes:
         if not p.ready and number < 0:
             self.bad_starts += 1
             if self.bad_starts >= BAD_STARTS:
-                raise WorkerDied(f"workers: a process ended before it was ready (exit code {code})")
+                raise WorkerDied(f"workers: processes end before they are ready, exit code {code}")
         task = p.tasks.pop(number, None)
         if task is not None:
             deaths = self.deaths[number] = self.deaths.get(number, 0) + 1
