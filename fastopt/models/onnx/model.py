@@ -19,6 +19,7 @@ from fastopt.models.onnx.compact import compact
 from fastopt.models.onnx.encode import LARGEST_SCALE, Coded, Narrow, encode, scale_kept
 from fastopt.models.onnx.endings import Ending, ending_of
 from fastopt.models.onnx.files import load_onnx, read_model
+from fastopt.models.onnx.fold import fold
 from fastopt.models.onnx.forms import forms_of, round_plainly, unsigned_codes
 from fastopt.models.onnx.graph import Graph, Node
 from fastopt.models.onnx.integer import (
@@ -90,6 +91,7 @@ class OnnxModel:
         proto, path = read_model(source)
         self._graph = Graph.from_proto(proto, path)
         self._stored: dict[str, Stored] = {}
+        self._changed = False
         self._shapes: dict[str, tuple[int, ...]] = {}  # of one input row, once seen
         self._seen_rows = 1
         self._constants: dict[str, Array] = {}
@@ -97,6 +99,7 @@ class OnnxModel:
         self._nbytes: int | None = None
         self._sites: dict[str, Site] = {}
         self._forget()
+        self._changed = False  # then the file is written as it was read
         self.inputs: tuple[Input, ...] = inputs_of(self._graph.inputs)
         self._session((), 1)  # onnxruntime must know all of it
 
@@ -268,6 +271,14 @@ class OnnxModel:
             self._stored[layer] = Stored(chosen, matrix, codes, coded, rows8, ranges)
         self._forget(keep_sites=True)
 
+    def fold(self) -> tuple[str, ...]:
+        """In place: merge operators where the function stays the same; what was done."""
+        self._settle()
+        done = fold(self._graph, frozenset(self._stored))
+        self._shapes = {}
+        self._forget()
+        return tuple(f"{n} {what}" for what, n in done.items())
+
     def copy(self) -> OnnxModel:
         """An independent copy; arrays and nodes are shared."""
         twin = object.__new__(OnnxModel)
@@ -297,8 +308,16 @@ class OnnxModel:
 
     # --- inside ---------------------------------------------------------------------------
 
+    def _settle(self) -> None:
+        """In place: put new float values into the graph itself, before its structure changes."""
+        plain = {k: s for k, s in self._stored.items() if s.form.name == FLOAT32}
+        if plain:
+            self._float_values(self._graph, plain)
+            self._stored = {k: s for k, s in self._stored.items() if k not in plain}
+
     def _forget(self, *, keep_sites: bool = False) -> None:
         """After an edit: drop what was derived from the graph."""
+        self._changed = True
         self._layers, self._nbytes = None, None
         self._sessions: dict[tuple[tuple[str, ...], int], Any] = {}
         if not keep_sites:
@@ -425,32 +444,32 @@ class OnnxModel:
         self._graph.values[name] = fresh.astype(dtype)
         self._graph.rewrite(change)
 
-    def _float_values(self, graph: Graph) -> None:
-        """In place: put the layers' values in ``graph`` as plain constants."""
+    def _float_values(self, graph: Graph, stored: Mapping[str, Stored]) -> None:
+        """In place: put layers' values in ``graph`` as plain constants."""
         change: dict[Node, list[Node]] = {}
         maker = self._graph.producers()
-        for name, stored in self._stored.items():
+        for name, entry in stored.items():
             site = self._sites[name]
             dtype = self._value(name).dtype
             if name in maker:  # the expression that made it goes
                 node = maker[name]
                 change[node] = []
-            tensor = site.view.tensor(stored.matrix).astype(dtype, copy=False)
+            tensor = site.view.tensor(entry.matrix).astype(dtype, copy=False)
             graph.values[name] = tensor
         graph.rewrite(change)
-        rows8 = {k: s.rows8 for k, s in self._stored.items() if s.rows8 is not None}
+        rows8 = {k: s.rows8 for k, s in stored.items() if s.rows8 is not None}
         run_dynamic(graph, self._sites, rows8)
 
     def _run_graph(self) -> Graph:
         graph = self._graph.copy()
         if self._stored:
-            self._float_values(graph)
+            self._float_values(graph, self._stored)
             graph.prune()
         return graph
 
     def _file_proto(self) -> Any:
         graph = self._run_graph()
-        if not self._stored:
+        if not self._changed:
             return graph.to_proto()
         coded = [s.coded for s in self._stored.values() if s.coded is not None]
         narrow = [
