@@ -18,8 +18,8 @@ __all__ = ["interruptible", "whole"]
 
 T = TypeVar("T")
 
-# Floating-point operations below which a call ends before anybody would notice, about 50 ms.
-SHORT = 1 << 29
+# Floating-point operations below which a call ends before anybody would notice, about 0.1 s.
+SHORT = 1 << 31
 
 
 def interruptible(work: float, function: Callable[..., T], *args: Any) -> T:
