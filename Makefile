@@ -8,11 +8,11 @@ PY := .venv/bin/python
 	$(PYTHON) -m venv .venv
 
 # torch is an optional peer of the tests: exactly this release, the CPU build.
-.venv/.test: pyproject.toml setup.py $(wildcard fastopt/_kernels/*.pyx fastopt/_kernels/*.pxd fastopt/_kernels/*.h) | .venv/bin/python
+.venv/.test: pyproject.toml setup.py $(wildcard $(foreach s,pyx pxd h,fastopt/_kernels/*/*.$s)) | .venv/bin/python
 	$(PY) -m pip install -q -e '.[test]'
 	touch $@
 
-.venv/.demo: pyproject.toml setup.py $(wildcard fastopt/_kernels/*.pyx fastopt/_kernels/*.pxd fastopt/_kernels/*.h) | .venv/bin/python
+.venv/.demo: pyproject.toml setup.py $(wildcard $(foreach s,pyx pxd h,fastopt/_kernels/*/*.$s)) | .venv/bin/python
 	$(PY) -m pip install -q -e '.[demo]'
 	touch $@
 
@@ -33,4 +33,4 @@ lint:
 	$(PY) -m ruff check . && $(PY) -m ruff format --check . && $(PY) -m mypy
 
 clean:
-	rm -rf build dist *.egg-info fastopt/_kernels/*/*.so fastopt/_kernels/*.so
+	rm -rf build dist *.egg-info fastopt/_kernels/*/*.so

@@ -18,7 +18,7 @@ from Cython.Build import cythonize
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
-KERNELS = Path("fastopt/_kernels")
+SOURCES = Path("fastopt/_kernels")
 X86_LEVELS = {
     "v2": ["-march=x86-64-v2"],
     "v3": ["-march=x86-64-v3"],
@@ -28,29 +28,10 @@ IS_X86 = platform.machine().lower() in {"x86_64", "amd64"}
 LEVELS = X86_LEVELS if IS_X86 else {"plain": []}
 
 OPENMP = [] if sys.platform == "darwin" else ["-fopenmp"]
-FLAGS = ["-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off", "-g0", *OPENMP]
-# Three levels in one small wheel: nothing unused, no unwind tables (nothing here throws), and
-# Cython's own checks without their inlined special cases.
-FLAGS += ["-ffunction-sections", "-fno-asynchronous-unwind-tables", "-fvisibility=hidden"]
-FLAGS += ["-fno-plt"]  # no stub for each function of the interpreter
-# -O3's loop passes without its inlining, which only grows the doors; v2 is for processors from
-# before 2013 and is built for size.
-FAST = ["-O2", "-ftree-vectorize", "-fvect-cost-model=dynamic", "-funswitch-loops"]
-FAST += ["-fpeel-loops", "-fsplit-loops", "-fpredictive-commoning", "-ftree-loop-distribution"]
-FAST += ["--param=max-inline-insns-single=200"]
-SMALL = ["-Os"]
-# Built once, for the machine's plain baseline: _cpu is asked before any level is known, and sparse
-# rows are read by scalar loads, as fast on every level.
-ONCE = {"_cpu", "linear_sparse"}
-KERNEL_FLAGS = {"genetic": ["-O3"]}  # its chains of inline polynomials: 15 % faster a generation
-# Not built for v4: wider vectors bring these nothing, so v4 uses v3's build of them.
-V3_SERVES_V4 = {"histogram", "update_state"}
-MACROS = {
-    "NPY_NO_DEPRECATED_API": "NPY_1_7_API_VERSION",
-    "CYTHON_USE_PYLONG_INTERNALS": "0",
-    "CYTHON_USE_UNICODE_INTERNALS": "0",
-}
+FLAGS = ["-O3", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off", "-g0", *OPENMP]
+FLAGS += ["-ffunction-sections", "-fvisibility=hidden"]
 LDFLAGS = [*OPENMP, *(["-Wl,--strip-all,--gc-sections"] if sys.platform == "linux" else [])]
+MACROS = [("NPY_NO_DEPRECATED_API", "NPY_1_7_API_VERSION")]
 DIRECTIVES = {
     "language_level": 3,
     "boundscheck": False,
@@ -65,36 +46,64 @@ DIRECTIVES = {
     "embedsignature.format": "clinic",
 }
 
+# Every kernel: its source in fastopt/_kernels, the levels it is built for, its own flags. A module
+# is fastopt._kernels.<level>.<stem>; one that is built once is fastopt._kernels.shared.<stem>.
+ONCE: dict[str, list[str]] = {}
+KERNELS = [
+    ("shared/cpu", ONCE, []),  # asked before any level is known
+    ("shared/pool", ONCE, []),  # one pool of threads for the process
+    ("update/update", LEVELS, []),
+    ("update/update_state", LEVELS, []),
+    ("linear/linear", LEVELS, []),
+    ("linear/linear_gram", LEVELS, []),
+    ("linear/linear_sparse", LEVELS, []),
+    ("quantize/quantize", LEVELS, []),
+    ("quantize/quantize_range", LEVELS, []),
+    ("quantize/dequantize", LEVELS, []),
+    ("quantize/pack", LEVELS, []),
+    ("quantize/codebook", LEVELS, []),
+    ("matmul/matmul", LEVELS, []),
+    ("matmul/topk", LEVELS, []),
+    ("prune/prune", LEVELS, []),
+    ("sparse/sparse", LEVELS, []),
+    ("calibrate/clip", LEVELS, []),
+    ("calibrate/gptq", LEVELS, []),
+    ("calibrate/obs", LEVELS, []),
+    ("calibrate/histogram", LEVELS, []),
+    ("genetic/genetic", LEVELS, []),
+    ("genetic/genetic_bits", LEVELS, []),
+    ("genetic/genetic_select", LEVELS, []),
+]
+
 
 def kernel_extensions() -> list[Extension]:
     """One Extension per kernel and level, all levels over the same generated C."""
     wanted = os.environ.get("FASTOPT_KERNELS", "").split()
-    sources = [p for p in sorted(KERNELS.glob("*.pyx")) if not wanted or p.stem in wanted]
+    table = [row for row in KERNELS if not wanted or Path(row[0]).stem in wanted]
     common = {
-        "include_dirs": [numpy.get_include(), str(KERNELS)],
-        "define_macros": list(MACROS.items()),
-        "depends": [str(p) for p in [*KERNELS.glob("*.h"), *KERNELS.glob("*.pxd")]],
+        "include_dirs": [numpy.get_include(), str(SOURCES)],
+        "define_macros": MACROS,
+        "depends": [str(p) for p in SOURCES.glob("*/*") if p.suffix in {".h", ".pxd"}],
         "extra_link_args": LDFLAGS,
     }
     generated = cythonize(
-        [Extension(f"fastopt._kernels.{p.stem}", [str(p)], **common) for p in sources],
+        [
+            Extension(
+                f"fastopt._kernels.{kernel.replace('/', '.')}",
+                [f"{SOURCES}/{kernel}.pyx"],
+                **common,
+            )
+            for kernel, _, _ in table
+        ],
         build_dir="build/cython",
         compiler_directives=DIRECTIVES,
     )
     extensions = []
-    for ext in generated:
-        kernel = ext.name.rpartition(".")[2]
-        if kernel in ONCE:
-            ext.extra_compile_args = [*FLAGS, *SMALL]
-            extensions.append(ext)
-            continue
-        for level, flags in LEVELS.items():
-            if level == "v4" and kernel in V3_SERVES_V4:
-                continue
+    for ext, (kernel, levels, flags) in zip(generated, table, strict=True):
+        for level, march in (levels or {"shared": []}).items():
             one = copy.copy(ext)
-            one.name = f"fastopt._kernels.{level}.{kernel}"
-            size = SMALL if level == "v2" else [*FAST, *KERNEL_FLAGS.get(kernel, [])]
-            one.extra_compile_args = [*FLAGS, *size, *flags]
+            one.name = f"fastopt._kernels.{level}.{Path(kernel).stem}"
+            one.extra_compile_args = [*FLAGS, *march, *flags]
             extensions.append(one)
     return extensions
 

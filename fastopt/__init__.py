@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from fastopt.quantization import QuantizedArray, dequantize, fake_quantize, quantize
     from fastopt.search import Bool, Choice, Float, Int, Permutation, Space, Vector, minimize
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # Where each public name lives.
 _HOME = {

@@ -15,6 +15,7 @@ __all__ = [
     "DivergedError",
     "FastoptError",
     "FormatError",
+    "MissingFileError",
     "OptionError",
     "StorageError",
     "TrialError",
@@ -66,7 +67,14 @@ class DivergedError(FastoptError, ArithmeticError):
 
 
 class StorageError(FastoptError, OSError):
-    """A journal or a file could not be written, locked or read back."""
+    """A journal or a file could not be written, locked or read back.
+
+    ``errno``, ``strerror`` and ``filename`` are those of OSError where the system refused.
+    """
+
+
+class MissingFileError(StorageError, FileNotFoundError):
+    """A file or its folder does not exist."""
 
 
 class TrialError(FastoptError, RuntimeError):

@@ -422,3 +422,11 @@ def test_kernel_doors_refuse():
         with pytest.raises(FastoptError):
             genetic.breed(*wrong, *tail)
         assert not child.any()
+
+
+@pytest.mark.parametrize("rate", [1e-9, 9e-10, 1e-16, 1e-17, 1e-30, 1e-300, 5e-324])
+def test_rates_that_vanish_beside_one_change_almost_nothing(rate):
+    parents = np.linspace(-1, 1, 120).reshape(20, 6)
+    mates = np.arange(20)
+    found = variation(parents, mates, -1.0, 1.0, crossover="none", mutation_rate=rate, seed=0)
+    np.testing.assert_array_equal(found, parents)

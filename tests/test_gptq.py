@@ -30,7 +30,7 @@ def layer(rng, n_out=24, n_in=48, rows=400):
 @pytest.mark.parametrize("threads", THREADS)
 @pytest.mark.parametrize(("name", "symmetric"), [("int4", False), ("uint4", True), ("int8", True)])
 def test_kernel_twin(level, threads, name, symmetric):
-    k = kernel("calibrate", level)
+    k = kernel("gptq", level)
     parts, near, *rule = RangeRule.of(FORMATS[name], symmetric=symmetric)
 
     def choose(x, cost):
@@ -62,7 +62,7 @@ def test_kernel_twin(level, threads, name, symmetric):
 
 
 def test_kernel_survives_nan_and_refuses_bad_doors(level):
-    k = kernel("calibrate", level)
+    k = kernel("gptq", level)
     parts, near, *rule = RangeRule.of(FORMATS["int4"], symmetric=False)
     w = np.full((1, 4), np.nan, "f4")
     w[0, 1] = np.inf

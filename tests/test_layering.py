@@ -40,32 +40,32 @@ def test_full_rank_with_data_is_lossless_even_where_data_is_thin(
     shape: tuple[int, int], rng: np.random.Generator
 ) -> None:
     w = rng.standard_normal(shape)
-    x = rng.standard_normal((40, 2)) @ rng.standard_normal((2, shape[0]))
-    a, b = fastopt.split_low_rank(w, min(shape), gram=Gram(shape[0]).update(x))
+    x = rng.standard_normal((40, 2)) @ rng.standard_normal((2, shape[1]))
+    a, b = fastopt.split_low_rank(w, min(shape), gram=Gram(shape[1]).update(x))
     np.testing.assert_allclose(a @ b, w, atol=1e-8)
-    a, b = fastopt.split_low_rank(w, 2, gram=Gram(shape[0]).update(x))  # all that the data sees
-    np.testing.assert_allclose(x @ a @ b, x @ w, atol=1e-6)
-    silent = Gram(shape[0]).update(np.zeros((3, shape[0])))
+    a, b = fastopt.split_low_rank(w, 2, gram=Gram(shape[1]).update(x))  # all that the data sees
+    np.testing.assert_allclose(x @ (a @ b).T, x @ w.T, atol=1e-6)
+    silent = Gram(shape[1]).update(np.zeros((3, shape[1])))
     a, b = fastopt.split_low_rank(w, min(shape), gram=silent)
     np.testing.assert_allclose(a @ b, w, atol=1e-8)
 
 
 def test_data_decides_and_the_output_error_is_least(rng: np.random.Generator) -> None:
-    w = rng.standard_normal((20, 15))
+    w = rng.standard_normal((15, 20))
     x = rng.standard_normal((500, 20)) * np.geomspace(1, 1e-3, 20) + 0.3
     g = Gram(20).update(x)
-    values = np.linalg.svd(x @ w, compute_uv=False)
+    values = np.linalg.svd(x @ w.T, compute_uv=False)
     for rank in (2, 5, 10):
         a, b = fastopt.split_low_rank(w, rank, gram=g)
         plain_a, plain_b = fastopt.split_low_rank(w, rank)
-        wise, plain = (np.linalg.norm(x @ (w - p @ q)) for p, q in ((a, b), (plain_a, plain_b)))
+        wise, plain = (np.linalg.norm(x @ (w - p @ q).T) for p, q in ((a, b), (plain_a, plain_b)))
         assert wise == pytest.approx(np.sqrt((values[rank:] ** 2).sum()), rel=1e-5)
         assert wise < plain
 
 
 def test_energy_gives_the_smallest_rank(rng: np.random.Generator) -> None:
     q, _ = np.linalg.qr(rng.standard_normal((10, 10)))
-    w = q * np.array([4.0, 3, 2, 1, 0, 0, 0, 0, 0, 0])
+    w = (q * np.array([4.0, 3, 2, 1, 0, 0, 0, 0, 0, 0])).T
     powers = np.array([16, 25, 29, 30]) / 30
     for rank, share in enumerate(powers, 1):
         assert fastopt.split_low_rank(w, energy=share - 1e-9)[0].shape[1] == rank

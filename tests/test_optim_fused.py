@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from fastopt import optim
+from fastopt._files import load_arrays, save_arrays
 from fastopt.errors import (
     ArrayError,
     ConcurrentUseError,
@@ -277,10 +278,11 @@ def test_codes_of_another_meaning_are_refused(tag, tmp_path):
     with pytest.raises(FormatError, match="state_format"):
         optim.AdamW.__new__(optim.AdamW).__setstate__({**saved, "state_dict": old})
     if pytest.importorskip("safetensors"):
-        optim.save(opt, tmp_path / "now")
-        assert b"int8/2" in (tmp_path / "now").read_bytes()
-        data = (tmp_path / "now").read_bytes().replace(b"int8/2", b"int8/1")
-        (tmp_path / "then").write_bytes(data)
+        optim.save(opt, tmp_path / "then")
+        config, arrays = load_arrays(tmp_path / "then", "fastopt.optim/2")
+        assert config["rest"]["fastopt"]["state_format"] == "int8/2"
+        config["rest"]["fastopt"] = other
+        save_arrays(tmp_path / "then", "fastopt.optim/2", config, arrays)
         before = opt._state[0]["exp_avg"].tobytes()
         with pytest.raises(FormatError, match="state_format"):
             optim.load(opt, tmp_path / "then")
@@ -649,3 +651,48 @@ def test_malformed_state_dicts_change_nothing(where):
         opt.load_state_dict(bad)
     after = opt.state_dict()
     np.testing.assert_equal(after, before)
+
+
+# -- averages and copies that change hands between steps ---------------------------------------
+
+
+def test_an_average_put_into_the_list_is_the_one_that_moves():
+    opt = optim.SGD(np.zeros(1000, "f4"), lr=0.1, ema_decay=0.5)
+    first = opt.ema[0]
+    opt.ema[0] = np.full(1000, 4, "f4")
+    opt.step(np.ones(1000, "f4"))
+    np.testing.assert_allclose(opt.ema[0], 0.5 * 4 + 0.5 * -0.1, rtol=1e-6)
+    assert (first == 0).all()
+    assert (opt.state_dict()["fastopt"]["ema"][0] == opt.ema[0]).all()
+
+
+@pytest.mark.parametrize("change", [
+    lambda o: o.ema.clear(), lambda o: o.ema.append(np.zeros(4, "f4")),
+    lambda o: o.ema.__setitem__(0, np.zeros(3, "f4")), lambda o: setattr(o, "ema", None),
+    lambda o: o.ema.__setitem__(0, np.zeros(4)), lambda o: o.ema.__setitem__(0, o.ema[1]),
+    lambda o: o.ema.__setitem__(0, o.param_groups[0]["params"][0]),
+    lambda o: o.ema[0].resize(2, refcheck=False), lambda o: o.ema[1].setflags(write=False),
+])  # fmt: skip
+def test_averages_that_do_not_fit_are_refused_before_a_step(change):
+    p, q = np.zeros(4, "f4"), np.zeros(4, "f4")
+    opt = optim.Adam([p, q], lr=0.1, ema_decay=0.5)
+    change(opt)
+    for call in (
+        lambda: opt.step([np.ones(4, "f4")] * 2),
+        lambda: opt.step([np.ones(4, "f4")] * 2),
+    ):
+        with pytest.raises((ArrayError, DTypeError), match="ema"):
+            call()
+    assert not p.any()
+    assert not q.any()
+    assert opt.n_steps == 0
+
+
+def test_a_resized_copy_is_refused():
+    p, half = np.zeros(4, "f4"), np.zeros(4, "f2")
+    opt = optim.SGD([p], lr=0.1, copy_out=[half])
+    half.resize(400, refcheck=False)
+    with pytest.raises(ArrayError, match=r"copy_out\[0\]: was resized"):
+        opt.step([np.ones(4, "f4")])
+    assert not p.any()
+    assert not half.any()

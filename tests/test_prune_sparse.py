@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import fastopt
-from fastopt.errors import ArrayError, DTypeError, FormatError, OptionError
+from fastopt.errors import ArrayError, DTypeError, FastoptError, FormatError, OptionError
 from fastopt.pruning import SparseLinear
 from tests import reference as twin
 from tests.conftest import SIZES, THREADS, Guarded, kernel
@@ -97,3 +97,13 @@ def test_refusals() -> None:
         SparseLinear((8, 6), s.format, s._values, s._columns + np.int32(6), s._starts)
     with pytest.raises(FormatError):
         SparseLinear((8, 6), s.format, s._values, s._columns, s._starts[::-1].copy())
+
+
+def test_the_arrays_it_was_made_from_may_change() -> None:
+    values, columns, starts = np.ones((64, 1), "f4"), np.zeros(64, "i4"), np.arange(65)
+    s = SparseLinear((64, 64), "csr", values, columns, starts)
+    columns[:], starts[1:], values[:] = 2**31 - 1, 2**40, np.nan
+    assert (s.matmul(np.ones(64, "f4")) == 1).all()
+    for shape in ((64,), (-1, 64), (64, 2.5), "64", (2**70, 64)):
+        with pytest.raises(FastoptError, match="shape"):
+            SparseLinear(shape, "csr", np.ones((64, 1), "f4"), np.zeros(64, "i4"), np.arange(65))

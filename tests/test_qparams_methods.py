@@ -32,7 +32,7 @@ def part(x, index, axis, group_size):
 @pytest.mark.parametrize("name", ["int4", "uint4", "int16"])
 @pytest.mark.parametrize("symmetric", [True, False])
 def test_kernel_twin(level, name, symmetric):
-    k = kernel("calibrate", level)
+    k = kernel("clip", level)
     for n in (*SIZES, 256, 257, 600):
         x = sample(4 * n, "float32", n).reshape(4, n)
         x[1:3] *= np.array([[1e-44], [3e37]], "f4")
@@ -58,7 +58,7 @@ def test_kernel_twin(level, name, symmetric):
 
 
 def test_kernel_keeps_the_range_of_nan_and_refuses(level):
-    k = kernel("calibrate", level)
+    k = kernel("clip", level)
     wide, near, *rule = RangeRule.of(FORMATS["int4"], symmetric=False)
     args = [np.full(1, -1.0), np.ones(1), np.full((1, 3), np.nan, "f4"), None, 1, 3, 0, wide, near]
     k.best_range(*args, *rule, 1)

@@ -90,8 +90,11 @@ def test_a_file_imports_only_from_its_row_or_above(path: Path) -> None:
 
 
 def test_kernels_import_only_kernels_and_errors() -> None:
-    sources = [*ROOT.glob("_kernels/*.pyx"), *ROOT.glob("_kernels/*.pxd")]
-    for path in sources:  # absent where the package is installed from a wheel
+    sources = [*ROOT.glob("_kernels/*/*.pyx"), *ROOT.glob("_kernels/*/*.pxd")]
+    if not sources:
+        assert not (ROOT.parent / "setup.py").exists(), "a source tree without kernels"
+        pytest.skip("installed from a wheel: no kernel sources")
+    for path in sources:
         for name in re.findall(r"^\s*(?:from|c?import)\s+(fastopt[\w.]*)", path.read_text(), re.M):
             assert row_of(name) <= 0, f"{path.name} imports {name}"
 

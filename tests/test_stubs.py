@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,8 @@ import pytest
 import fastopt
 from fastopt import _kernels
 
-STUBS = sorted((Path(fastopt.__file__).parent / "_kernels").glob("*.pyi"))
+STUBS = sorted((Path(fastopt.__file__).parent / "_kernels").glob("*/*.pyi"))
+assert STUBS, "the stubs are part of every installation"
 
 
 def arguments(node: ast.FunctionDef) -> list[str]:
@@ -21,8 +23,8 @@ def arguments(node: ast.FunctionDef) -> list[str]:
 
 @pytest.mark.parametrize("path", STUBS, ids=lambda p: p.stem)
 def test_stub_matches_module(path: Path) -> None:
-    if path.stem == "_cpu":
-        from fastopt._kernels import _cpu as module
+    if path.parent.name == "shared":
+        module = import_module(f"fastopt._kernels.shared.{path.stem}")
     else:
         module = getattr(_kernels, path.stem)
     tree = ast.parse(path.read_text())

@@ -6,11 +6,10 @@
 from __future__ import annotations
 
 import os
-import sys
 from importlib import import_module
 from types import ModuleType
 
-from fastopt._kernels._cpu import levels, openmp_threads
+from fastopt._kernels.shared.cpu import levels, openmp_threads
 
 __all__ = ["isa", "levels", "openmp_threads"]
 
@@ -18,19 +17,16 @@ isa: str = os.environ.get("FASTOPT_ISA") or levels()[0]
 
 
 def __getattr__(name: str) -> ModuleType:
-    """Load a kernel module of the chosen level on first use, under its plain name as well."""
+    """Load a kernel module of the chosen level on first use."""
     if name.startswith("_"):
         raise AttributeError(name)
-    for path in (f"{__name__}.{isa}.{name}", f"{__name__}.{name}"):  # a level's, or built once
-        try:
-            module = import_module(path)
-            break
-        except ModuleNotFoundError as error:
-            if error.name != path:
-                raise
-    else:
-        raise AttributeError(f"no kernel module {name!r}")
-    sys.modules[f"{__name__}.{name}"] = module
+    path = f"{__name__}.{isa}.{name}"
+    try:
+        module = import_module(path)
+    except ModuleNotFoundError as error:
+        if error.name != path:
+            raise
+        raise AttributeError(f"no kernel module {name!r}") from None
     globals()[name] = module
     return module
 

@@ -17,14 +17,14 @@ __all__ = ["split_low_rank"]
 def split_low_rank(
     w: Any, rank: int | None = None, *, energy: float | None = None, gram: Gram | None = None
 ) -> tuple[Array, Array]:
-    """w ~ A @ B of rank r that minimises ||w - A B||, or ||x (w - A B)|| over the data of a Gram.
+    """w ~ A @ B of rank r that minimises ||w - A B||, or ||(w - A B) x|| over the data of a Gram.
 
     Parameters
     ----------
-    w : (n_in, n_out) float32 or float64
-        The weight of ``x @ w + bias``; the bias moves to the second layer. Not changed.
+    w : (n_out, n_in) float32 or float64
+        The weight of ``x @ w.T + bias``; B runs first, the bias stays with A. Not changed.
     rank : int, optional
-        1..min(n_in, n_out).
+        1..min(n_out, n_in).
     energy : float, optional
         Instead of ``rank``: the smallest rank that keeps this share, 0..1, of the squared
         singular values (with ``gram``: of the mean squared output).
@@ -33,8 +33,8 @@ def split_low_rank(
 
     Returns
     -------
-    A : (n_in, r) array
-    B : (r, n_out) array
+    A : (n_out, r) array
+    B : (r, n_in) array
         In the dtype of ``w``, C-contiguous; column i of A and row i of B have the same norm.
 
     Raises
@@ -45,7 +45,7 @@ def split_low_rank(
     Notes
     -----
     Eckart and Young (1936); with a Gram the same in the norm of the second moment M = X^T X / n:
-    B = V_r^T and A = w V_r, where V_r are the leading eigenvectors of w^T M w (no inverse, so a
+    A = U_r and B = U_r^T w, where U_r are the leading eigenvectors of w M w^T (no inverse, so a
     singular M is harmless). Rank r pays where r (n_in + n_out) < n_in n_out. Computed in float64.
 
     Examples
@@ -57,7 +57,7 @@ def split_low_rank(
     ((3, 1), (1, 2), True)
     """
     weight = as_array(w, "w", ndim=2)
-    n_in, n_out = weight.shape
+    n_out, n_in = weight.shape
     if not weight.size:
         raise ArrayError(f"w: expected a weight with elements, got shape {weight.shape}")
     if (rank is None) == (energy is None):
@@ -80,7 +80,7 @@ def split_low_rank(
         left, values, right = np.linalg.svd(wide, full_matrices=False)
         power = values**2
     else:
-        power, right = _output_axes(wide, gram.second / gram.count)
+        power, left = _output_axes(wide, gram.second / gram.count)
     if r is None:
         total = power.sum()
         kept = np.cumsum(power) >= share * total * (1 - 1e-12)
@@ -88,24 +88,24 @@ def split_low_rank(
     if gram is None:
         a, b = left[:, :r] * values[:r], right[:r]
     else:
-        b = right[:r]
-        a = wide @ b.T
-    norm = np.sqrt(np.linalg.norm(a, axis=0))
-    scale = np.where(norm > 0, norm, 1.0)
+        a = left[:, :r]
+        b = a.T @ wide
+    columns, rows = np.linalg.norm(a, axis=0), np.linalg.norm(b, axis=1)
+    scale = np.sqrt(np.where((columns > 0) & (rows > 0), columns / np.where(rows > 0, rows, 1), 1))
     return (a / scale).astype(weight.dtype), (b * scale[:, None]).astype(weight.dtype)
 
 
 def _output_axes(w: Array, moment: Array) -> tuple[Array, Array]:
-    """Eigenvalues (descending) and eigenvectors (rows) of w^T M w, completed to span w's rows."""
-    n_in, n_out = w.shape
-    values, vectors = np.linalg.eigh(w.T @ moment @ w)
-    values, vectors = np.maximum(values[::-1], 0), vectors[:, ::-1].T
+    """Eigenvalues (descending) and eigenvectors (columns) of w M w^T, completed to span w."""
+    n_out, n_in = w.shape
+    values, vectors = np.linalg.eigh(w @ moment @ w.T)
+    values, vectors = np.maximum(values[::-1], 0), vectors[:, ::-1]
     if n_in < n_out or values[-1] <= 1e-12 * values[0]:
         # Axes the data never excites are in no order: sort those by what w itself needs, so that
         # the full rank min(n_in, n_out) is lossless.
         seen = int((values > 1e-12 * values[0]).sum())
-        rest = vectors[seen:]
-        _, _, turn = np.linalg.svd(w @ rest.T, full_matrices=True)
-        vectors = np.concatenate([vectors[:seen], turn @ rest])
+        rest = vectors[:, seen:]
+        turn, _, _ = np.linalg.svd(rest.T @ w, full_matrices=True)
+        vectors = np.hstack([vectors[:, :seen], rest @ turn])
     most = min(n_in, n_out)
-    return values[:most], vectors[:most]
+    return values[:most], vectors[:, :most]

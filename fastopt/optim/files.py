@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import json
+import math
 import os
-import tempfile
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from fastopt.errors import FormatError
+from fastopt._files import Declared, load_arrays, path_of, save_arrays
+from fastopt.errors import ConcurrentUseError, FormatError
 from fastopt.optim.optimizer import Optimizer
 
 __all__ = ["load", "save"]
 
-FORMAT = "fastopt.optim/1"
+KEY = "fastopt.optim/2"  # of the JSON in the file, and the version of what it means
 
 
 def save(optimizer: Optimizer, path: str | os.PathLike[str]) -> None:
@@ -31,24 +30,14 @@ def save(optimizer: Optimizer, path: str | os.PathLike[str]) -> None:
 
     Raises
     ------
+    StorageError
+        The system refuses to write there; nothing has changed.
     ImportError
         The package safetensors is missing: ``pip install fastopt[safetensors]``.
     """
     tensors: dict[str, Any] = {}
     plain = _taken_apart(optimizer.state_dict(), "", tensors)
-    meta = {"format": FORMAT, "optimizer": type(optimizer).__name__, "rest": json.dumps(plain)}
-    data = _safetensors().save(tensors, metadata=meta)
-    target = Path(path)
-    handle, name = tempfile.mkstemp(dir=target.parent or ".", prefix=f".{target.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(name, target)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+    save_arrays(path, KEY, {"optimizer": type(optimizer).__name__, "rest": plain}, tensors)
 
 
 def load(optimizer: Optimizer, path: str | os.PathLike[str]) -> None:
@@ -57,37 +46,33 @@ def load(optimizer: Optimizer, path: str | os.PathLike[str]) -> None:
     Raises
     ------
     FormatError
-        Not such a file, another optimizer's, or one that does not fit these parameters; the
-        optimizer is as it was.
+        Not such a file, a damaged one, another optimizer's, or one that does not fit these
+        parameters; the optimizer is as it was.
+    MissingFileError, StorageError
+        There is no such file, or it cannot be read.
     """
-    safetensors = _safetensors()
+    where = path_of(path)
+    # no state is larger than four arrays per parameter in its own precision, and the averages
+    most = sum(p.nbytes for group in optimizer.param_groups for p in group["params"])
+
+    def check(config: Any, declared: Declared) -> None:
+        if config.get("optimizer") != type(optimizer).__name__:
+            raise FormatError(
+                f"holds the state of {config.get('optimizer')}, not of {type(optimizer).__name__}"
+            )
+        size = sum(int(dtype[1:]) * math.prod(shape) for dtype, shape in declared.values())
+        if size > 6 * most + (1 << 20):
+            raise FormatError(f"holds {size} bytes of state for {most} bytes of parameters")
+
+    config, tensors = load_arrays(where, KEY, check)
     try:
-        data = Path(path).read_bytes()
-        tensors = safetensors.load(data)
-        length = int.from_bytes(data[:8], "little")
-        meta = json.loads(data[8 : 8 + length])["__metadata__"]
-        if meta["format"] != FORMAT:
-            raise KeyError("format")
-        kind, plain = meta["optimizer"], json.loads(meta["rest"])
-        state = _put_together(plain, tensors)
+        state = _put_together(config["rest"], tensors)
         state["state"] = {int(k): v for k, v in state["state"].items()}
-    except OSError:
+        optimizer.load_state_dict(state)
+    except ConcurrentUseError:
         raise
     except Exception as error:
-        raise FormatError(f"not an optimizer's state: {error}", str(path)) from None
-    if kind != type(optimizer).__name__:
-        raise FormatError(
-            f"holds the state of {kind}, not of {type(optimizer).__name__}", str(path)
-        )
-    optimizer.load_state_dict(state)
-
-
-def _safetensors() -> Any:
-    try:
-        import safetensors.numpy
-    except ImportError:
-        raise ImportError("saving needs safetensors: pip install fastopt[safetensors]") from None
-    return safetensors.numpy
+        raise FormatError(f"not a state of this optimizer: {error}", where) from None
 
 
 def _taken_apart(value: Any, name: str, tensors: dict[str, Any]) -> Any:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import numpy as np
 
-from fastopt._arrays import Array
+from fastopt._arrays import Array, as_target, name_of
 from fastopt._kernels import update
 from fastopt._options import choice, integer, number
 from fastopt._random import Seed, key_of
@@ -85,7 +86,8 @@ class Optimizer:
         One dict a group: ``"params"`` (list of the arrays) and the options, which may be changed
         between steps.
     ema : list of ndarray or None
-        Averages of the parameters, in their order.
+        Averages of the parameters, in their order. Another array of the same shape and dtype may
+        be put into the list; it is used from the next step on.
     grad_norm : float or None
         Norm of all gradients at the last step, where it was computed.
     skipped : bool
@@ -152,6 +154,7 @@ class Optimizer:
         self._group_of: list[int] = []
         self._state: list[states.ParamState] = []
         self._counts: list[tuple[int, float]] = []
+        self._averages: tuple[Array, ...] = ()  # what the plan holds of the public list ``ema``
         self._single = single
         self._factor = 1.0
         self.grad_norm: float | None = None
@@ -223,6 +226,8 @@ class Optimizer:
         """
         if self.schedule is not None:
             self._reschedule(self.schedule)
+        if self._ema_decay is not None:
+            self._bind_averages()
         if self._stale:
             with self._alone():
                 self._sync()
@@ -332,10 +337,10 @@ class Optimizer:
         self._stale = True
         return checked
 
-    def _check_memory(self) -> None:
+    def _check_memory(self, averages: Iterable[Array] = ()) -> None:
         named = [(f"params[{i}]", p) for i, p in enumerate(self._params)]
         copies = [(f"copy_out[{i}]", c) for i, c in enumerate(self._copies or ()) if c is not None]
-        emas = [(f"ema[{i}]", e) for i, e in enumerate(self.ema or ())]
+        emas = [(f"ema[{i}]", e) for i, e in enumerate(averages or self.ema or ())]
         check_separate([*named, *copies, *emas])
 
     # -- the plan ----------------------------------------------------------------------------
@@ -354,6 +359,7 @@ class Optimizer:
         plan = update.Plan(rules, self._params, own, self._group_of, scales, self._key)
         share = 0.0 if self._ema_decay is None else 1.0 - self._ema_decay
         plan.set_fused(self.ema, share, self._copies, self._zero_grads)
+        self._averages = tuple(self.ema or ())
         plan.counts = self._counts
         self._plan, self._rules, self._size = plan, rules, plan.size
         self._guard = self._on_nonfinite != "ignore"
@@ -377,9 +383,31 @@ class Optimizer:
             self._plan.set_options(i, common + self._scalars(group))
         self._stale = False
 
+    def _bind_averages(self) -> None:
+        """Check arrays that were put into ``ema`` since the last step; hand them to the plan."""
+        given, bound = self.ema, self._averages
+        if not isinstance(given, (list, tuple)) or len(given) != len(self._params):
+            raise ArrayError(f"ema: expected a list of {len(self._params)} arrays like params")
+        if len(bound) == len(given) and all(map(operator.is_, given, bound)):
+            return
+        arrays = [
+            as_target(e, f"ema[{i}]", dtypes=(name_of(p.dtype),), shape=p.shape)
+            for i, (e, p) in enumerate(zip(given, self._params, strict=True))
+        ]
+        self._check_memory(arrays)
+        plan = self._plan
+        plan.hold()
+        try:
+            self.ema, self._averages = arrays, tuple(arrays)
+            plan.set_fused(arrays, 1.0 - (self._ema_decay or 0.0), self._copies, self._zero_grads)
+        finally:
+            plan.release()
+
     @contextmanager
     def _alone(self) -> Iterator[None]:
         """Nobody steps meanwhile; ConcurrentUseError where somebody does."""
+        if self._ema_decay is not None:
+            self._bind_averages()
         plan = self._plan
         plan.hold()
         try:
@@ -463,6 +491,8 @@ class Optimizer:
             self._read_entry(i, state.get(k, {}), new_groups[self._group_of[i]])
             for i, k in enumerate(ids)
         ]
+        if self._ema_decay is not None:
+            self._bind_averages()
         averages = states.averages(self.ema, extra.get("ema"))
         most = max((t for (t, _), _ in loaded), default=0)
         n_steps = int(states.scalar(extra.get("n_steps", most), "n_steps"))

@@ -9,7 +9,7 @@ import numpy as np
 from fastopt import _threads
 from fastopt._arrays import Array, as_array, check_disjoint, out_for
 from fastopt._kernels import sparse as kernel
-from fastopt._options import choice
+from fastopt._options import choice, integer
 from fastopt.errors import ArrayError, FormatError
 
 __all__ = ["SparseLinear"]
@@ -52,13 +52,17 @@ class SparseLinear:
     def __init__(
         self, shape: tuple[int, int], format: str, values: Array, columns: Array, starts: Array
     ) -> None:
-        self.shape = (int(shape[0]), int(shape[1]))
+        if not isinstance(shape, (tuple, list)) or len(shape) != 2:
+            raise ArrayError(f"shape: expected (n_out, n_in), got {shape!r}")
+        n_out, n_in = (integer(n, "shape", low=0, high=2**48) for n in shape)
+        self.shape = (n_out, n_in)
         self.format = choice(format, "format", _ROWS)
         rows = _ROWS[self.format]
         groups = -(-self.shape[0] // rows)
-        self._values = as_array(values, "values", ndim=2)
-        self._columns = as_array(columns, "columns", dtypes=("int32",), ndim=1)
-        self._starts = as_array(starts, "starts", dtypes=("int64",), shape=(groups + 1,))
+        # copies: the kernel trusts the columns and starts that were checked here
+        self._values = as_array(values, "values", ndim=2).copy()
+        self._columns = as_array(columns, "columns", dtypes=("int32",), ndim=1).copy()
+        self._starts = as_array(starts, "starts", dtypes=("int64",), shape=(groups + 1,)).copy()
         count = len(self._columns)
         if (
             self._values.shape != (count, rows)

@@ -73,7 +73,7 @@ def prune(
     scope : "global" or "local"
         One threshold for all arrays together, or the same fraction of each array.
     gram : Gram, or list, tuple or dict of them, optional
-        Of the input of each weight, which is then (n_in, n_out): the weights that the output
+        Of the input of each weight, which is then (n_out, n_in): the weights that the output
         misses least go (Optimal Brain Surgeon), and those that stay are refitted by least
         squares. Far better than magnitudes at high sparsity.
     axis : int
@@ -240,14 +240,12 @@ def _with_data(
     moments = [obs.moment(g, damp) for g in grams]
     keeps: list[Array] = [np.ones(a.shape, np.bool_) for a in arrays]
     for group in groups:
-        exact = [i for i in group if rule is None and arrays[i].shape[0] <= obs.EXACT]
+        exact = [i for i in group if rule is None and arrays[i].shape[1] <= obs.EXACT]
         ranked = [obs.exact_losses(moments[i], wide[i], threads) for i in exact]
         if ranked:
             losses = prune([loss for _, loss in ranked], fraction, threads=threads)
             for i, (order, _), stay in zip(exact, ranked, losses.masks, strict=True):
-                rows = np.empty(order.shape, np.bool_)
-                np.put_along_axis(rows, order, stay, axis=1)
-                keeps[i] = np.ascontiguousarray(rows.T)
+                np.put_along_axis(keeps[i], order, stay, axis=1)
         for i in group:
             if i in exact or not arrays[i].size:
                 continue
@@ -281,9 +279,9 @@ def _grams(gram: Any, names: list[str], arrays: list[Array]) -> list[Gram]:
     for g, a, name in zip(given, arrays, names, strict=True):
         if not isinstance(g, Gram):
             raise DTypeError(f"gram: expected a fastopt.calibration.Gram, got {type(g).__name__}")
-        if a.ndim != 2 or a.shape[0] != g.n:
+        if a.ndim != 2 or a.shape[1] != g.n:
             raise ArrayError(
-                f"{name}: expected shape ({g.n}, n_out), one row an input of the Gram, "
+                f"{name}: expected shape (n_out, {g.n}), one column per input of the Gram, "
                 f"got {a.shape}"
             )
         if g.count == 0:

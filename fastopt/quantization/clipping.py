@@ -13,7 +13,7 @@ import numpy as np
 
 from fastopt import _threads
 from fastopt._arrays import Array, as_array, check_finite
-from fastopt._kernels import calibrate as kernel
+from fastopt._kernels import clip as kernel
 from fastopt.calibration.gram import Gram
 from fastopt.errors import ArrayError, OptionError
 from fastopt.quantization.formats import Format, format_of

@@ -8,7 +8,7 @@ import numpy as np
 
 from fastopt import _threads
 from fastopt._arrays import Array, as_array, check_finite
-from fastopt._kernels import calibrate as kernel
+from fastopt._kernels import gptq as kernel
 from fastopt._options import choice, integer, number
 from fastopt.errors import ArrayError, OptionError
 from fastopt.quantization.array import QuantizedArray

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-import json
+import math
 import os
-import tempfile
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from fastopt._arrays import Array
+from fastopt._files import Declared, load_arrays, path_of, save_arrays
+from fastopt._options import flag, integer
 from fastopt.errors import FastoptError, FormatError, UnsupportedError
 from fastopt.quantization.array import QuantizedArray
 from fastopt.quantization.formats import format_of
@@ -39,28 +37,15 @@ def to_safetensors(q: QuantizedArray, path: str | os.PathLike[str]) -> None:
 
     Raises
     ------
+    StorageError
+        The system refuses to write there; nothing has changed.
     ImportError
         The package safetensors is missing: pip install "fastopt[safetensors]".
     """
-    save = _package().save
     parts = {name: np.asarray(getattr(q, name), order="C") for name in _PARTS}
     if q.dtype == "mxfp4":
         parts["scale"] = exponents(q.scale)  # e8m0: a byte each
-    config = q.config()
-    note = json.dumps({**config, "sha256": _checksum(parts, config)})
-    data = save(parts, metadata={_KEY: note})
-    target = Path(path)
-    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}-")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(name, target)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(name)
-        raise
+    save_arrays(path, _KEY, q.config(), parts)
 
 
 def from_safetensors(path: str | os.PathLike[str]) -> QuantizedArray:
@@ -79,25 +64,14 @@ def from_safetensors(path: str | os.PathLike[str]) -> QuantizedArray:
     ------
     FormatError
         Not such a file, or damaged.
+    MissingFileError, StorageError
+        There is no such file, or it cannot be read.
     ImportError
         The package safetensors is missing.
     """
-    _package()
-    from safetensors import safe_open
-
-    where = os.fspath(path)
+    where = path_of(path)
+    note, parts = load_arrays(where, _KEY, _check)
     try:
-        with safe_open(where, framework="numpy") as file:
-            note = json.loads((file.metadata() or {})[_KEY])
-            parts = {name: file.get_tensor(name) for name in _PARTS}
-    except FileNotFoundError:
-        raise
-    except Exception as error:
-        raise FormatError(f"not a quantised array: {error}", where) from None
-    try:
-        found = note.pop("sha256")
-        if found != _checksum(parts, note):
-            raise FormatError("the checksum does not fit: the file is damaged", where)
         fmt = format_of(note["dtype"])
         if fmt.name == "mxfp4":
             exponent = parts["scale"].astype(np.int32) - 127
@@ -107,24 +81,27 @@ def from_safetensors(path: str | os.PathLike[str]) -> QuantizedArray:
             parts["scale"],
             parts["zero_point"],
             fmt.name,
-            tuple(int(n) for n in note["shape"]),
+            tuple(note["shape"]),
             note["axis"],
             note["group_size"],
-            bool(note["symmetric"]),
+            flag(note["symmetric"], "symmetric"),
         )
-        scales = layout_of(q.shape, q.axis, q.group_size).scale_shape
-        if not (
-            q.scale.shape == q.zero_point.shape == scales
-            and q.zero_point.dtype == fmt.storage
-            and q.unpacked().shape == q.shape
-            and q.unpacked().dtype == fmt.storage
-        ):
-            raise FormatError("the arrays do not fit each other", where)
-    except FormatError:
-        raise
-    except (FastoptError, KeyError, TypeError, ValueError, AttributeError) as error:
+        if q.zero_point.dtype != fmt.storage:
+            raise FormatError(f"zero_point: expected {fmt.storage}, got {q.zero_point.dtype}")
+    except (FastoptError, KeyError, TypeError, ValueError) as error:
         raise FormatError(f"not a quantised array: {error}", where) from None
     return q
+
+
+def _check(config: dict[str, Any], declared: Declared) -> None:
+    """The parts, and no more codes and scales than the shape asks for."""
+    if set(declared) != set(_PARTS):
+        raise FormatError(f"expected {', '.join(_PARTS)}, got {', '.join(sorted(declared))}")
+    shape = [integer(n, "shape", low=0) for n in config["shape"]]
+    scales = layout_of(shape, config["axis"], config["group_size"]).scale_shape
+    codes = math.prod(declared["codes"][1])
+    if codes > math.prod(shape) or declared["scale"][1] != scales:
+        raise FormatError(f"the arrays do not fit the shape {tuple(shape)}")
 
 
 def to_onnx(q: QuantizedArray, name: str) -> tuple[Any, list[Any]]:
@@ -191,22 +168,3 @@ def to_onnx(q: QuantizedArray, name: str) -> tuple[Any, list[Any]]:
         options = {"axis": (-1 if q.axis is None else q.axis) % q.ndim, "block_size": q.group_size}
     node = helper.make_node("DequantizeLinear", [t.name for t in tensors], [name], **options)
     return node, tensors
-
-
-def _package() -> Any:
-    try:
-        import safetensors.numpy
-    except ImportError:
-        raise ImportError(
-            'needs the package safetensors: pip install "fastopt[safetensors]"'
-        ) from None
-    return safetensors.numpy
-
-
-def _checksum(parts: dict[str, Array], config: dict[str, Any]) -> str:
-    digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
-    for part in _PARTS:
-        a = parts[part]
-        digest.update(f"{part} {a.dtype.str} {a.shape} ".encode())
-        digest.update(a.tobytes())
-    return digest.hexdigest()

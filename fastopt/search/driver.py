@@ -14,7 +14,7 @@ import numpy as np
 from fastopt._options import choice, integer, number
 from fastopt._random import Seed
 from fastopt.errors import DTypeError, OptionError
-from fastopt.search.engine import Engine, Random, fingerprint, space_of
+from fastopt.search.engine import Engine, fingerprint, space_of
 from fastopt.search.evaluation import (
     Outcome,
     evaluate_batch,
@@ -22,19 +22,15 @@ from fastopt.search.evaluation import (
     evaluate_one,
     takes_keywords,
 )
-from fastopt.search.genetic import Genetic
-from fastopt.search.greedy import Greedy
 from fastopt.search.journal import Journal, stored_header
+from fastopt.search.methods import engine_for
 from fastopt.search.result import Progress, Result
 from fastopt.search.space import Matrix, Space
 
 __all__ = ["minimize"]
 
-METHODS = ("auto", "random", "greedy", "genetic")
 # Cells of the trials' matrix up to which every trial is kept for to_frame (256 MB).
 KEEP_CELLS = 1 << 25
-# Cells of one vectorised batch of random trials.
-BATCH_CELLS = 1 << 16
 # Work in one task of an executor, so that sending it costs little.
 CHUNK_S = 0.05
 
@@ -87,8 +83,8 @@ def minimize(
     x0 : dict, list of dicts, or matrix for a numeric space, optional
         Trials to begin with.
     batch_size : int, optional
-        Trials proposed from the same knowledge; by default chosen from budget and space, never
-        from the number of workers.
+        Trials proposed from the same knowledge; by default as many as the engine wants next,
+        never chosen by the number of workers.
     on_error : "raise" or "skip"
         What follows a trial that raised or returned no number, after it was recorded.
     keep_trials : bool, optional
@@ -133,9 +129,16 @@ def minimize(
     if isinstance(x0, Mapping):
         x0 = [x0]
     stored = {} if storage is None else stored_header(storage)
-    population = stored.get("options", {}).get("population") if stored else None
-    engine, default = engine_for(method, space, max_evals, vectorized, seed, x0, population)
-    batch = batch_size or stored.get("batch") or default
+    engine, reason = engine_for(
+        method,
+        space,
+        max_evals=max_evals,
+        vectorized=vectorized,
+        seed=seed,
+        x0=x0,
+        stored=stored,
+    )
+    batch = batch_size or stored.get("batch") or 0
     if executor is not None:
         if not callable(getattr(executor, "submit", None)):
             raise DTypeError(
@@ -147,7 +150,7 @@ def minimize(
     if storage is not None:
         journal = Journal(storage, _header(engine, seed, batch, x0))
     run = _Run(f, engine, vectorized, on_error, keep_trials, max_evals, callback)
-    run.journal, run.executor = journal, executor
+    run.journal, run.executor, run.reason = journal, executor, reason
     try:
         return run.loop(max_evals, max_time, batch)
     finally:
@@ -166,45 +169,9 @@ def _header(engine: Engine, seed: Seed, batch: int, x0: Any) -> dict[str, Any]:
         "key": engine.key,
         "options": engine.options(),
         "batch": batch,
+        "own_batch": engine.batch,
         "x0": first,
     }
-
-
-def engine_for(
-    method: str | Engine,
-    space: Space,
-    max_evals: int | None,
-    vectorized: bool,
-    seed: Seed,
-    x0: Any,
-    population: int | None = None,
-) -> tuple[Engine, int]:
-    """The engine and how many trials to ask at once; ``population`` is that of a search that is
-    continued, whatever its budget was.
-
-    Neither depends on who evaluates, so any number of workers gives the same trials.
-    """
-    if isinstance(method, Engine):
-        if method.space != space:
-            raise OptionError("method: the engine was made for another space")
-        if x0 is not None:
-            raise OptionError("x0: is for the engine's constructor when an engine is given")
-        return method, 32 if vectorized else 8
-    choice(method, "method", METHODS)
-    budget = max_evals if max_evals is not None else 10_000
-    d = space.n_columns
-    if method == "random":
-        if x0 is not None:
-            raise OptionError("x0: random search takes no first trials; use greedy or genetic")
-        return Random(space, seed=seed), max(1, min(1024, BATCH_CELLS // d)) if vectorized else 256
-    if method == "greedy":
-        batch = min(1024, max(8, 2 * d)) if vectorized else 4
-        return Greedy(space, x0=x0, seed=seed), batch
-    if population is None:
-        population = 50 if vectorized else max(8, min(50, round(math.sqrt(budget))))
-    batch = population if vectorized else max(2, min(population, budget // 16))
-    genetic = Genetic(space, population=population, x0=x0, unique=not vectorized, seed=seed)
-    return genetic, batch
 
 
 class _Run:
@@ -237,6 +204,7 @@ class _Run:
         self.start = time.monotonic()
         self.deadline = math.inf
         self.message = ""
+        self.reason = ""
         self.journal: Journal | None = None
         self.executor: Any = None
         self.seconds = 0.0  # spent in f by workers, for the size of chunks
@@ -252,7 +220,8 @@ class _Run:
                 elif time.monotonic() >= self.deadline:
                     self.message = f"max_time={max_time:g} s reached"
                 else:
-                    self._batch(int(min(batch, limit - len(self.history))))
+                    k = batch or self.engine.wants()
+                    self._batch(int(min(k, limit - len(self.history))))
         except KeyboardInterrupt:
             self.message = "interrupted"
         return self._result()
@@ -415,6 +384,7 @@ class _Run:
             history=history,
             message=self.message,
             method=self.engine.method,
+            method_reason=self.reason,
             elapsed_s=time.monotonic() - self.start,
             space=self.space,
             errors=self.errors,

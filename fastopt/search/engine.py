@@ -2,10 +2,14 @@
 
 An engine proposes values (see ``space``) and is told their objective; it never learns who
 evaluates. A proposal is a function of the seed, the trial's number and what was told before.
+
+Constraints enter as one number per trial, its *violation*: the sum of what each constraint exceeds
+0 by. ``merit`` makes one order of both by Deb's rules, which is all that engines see.
 """
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -21,16 +25,29 @@ from fastopt._random import Seed, key_of
 from fastopt.errors import ArrayError, ConcurrentUseError, DTypeError, FormatError
 from fastopt.search.space import Matrix, Space, Trials
 
-__all__ = ["Engine", "Random", "fingerprint", "hypercube", "space_of"]
+__all__ = ["INFEASIBLE", "Engine", "Random", "fingerprint", "hypercube", "merit", "space_of"]
 
-STATE_VERSION = 1
+STATE_VERSION = 2
+INFEASIBLE = 1e100  # merits of infeasible trials begin here
 HYPERCUBE = 1  # stream of uniform draws; 0 is that of random trials
 
 
 class Engine:
-    """Base of the engines; ``Random``, ``Greedy`` and ``Genetic`` are the ones to use."""
+    """Base of the engines: ``Random``, ``Greedy``, ``Genetic`` and the others are to be used.
+
+    Attributes
+    ----------
+    method : str
+        Its name in ``minimize``.
+    n_objectives : int
+        Columns of y; one objective is told as (k,).
+    batch : int
+        What ``wants`` says where the engine has no reason for another number.
+    """
 
     method: ClassVar[str] = ""
+    n_objectives: int = 1
+    batch: int = 8
     _state_names: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, space: Space | Mapping[str, Any], *, seed: Seed = 0) -> None:
@@ -39,6 +56,7 @@ class Engine:
         self._asked: int = 0
         self._told: int = 0
         self._best_y: float = math.inf
+        self._best_merit: float = math.inf
         self._best: Matrix | None = None
         self._busy: bool = False
 
@@ -51,25 +69,34 @@ class Engine:
         with self._alone():
             return self.space.present(self.propose(k))
 
-    def tell(self, X: Any, y: Any) -> None:
+    def tell(self, X: Any, y: Any, constraints: Any = None) -> None:
         """Report objective values (lower is better) of trials that were asked or not.
 
         Parameters
         ----------
         X : (k, d) matrix, dict of columns, or list of dicts
             As ``ask`` returns it.
-        y : (k,) array-like
+        y : (k,) array-like; (k, n_objectives) for several objectives
             NaN marks a failed trial: counted, never the best.
+        constraints : (k, c) array-like, optional
+            A trial is feasible where all are <= 0. Deb's rules: a feasible trial is better than
+            an infeasible one, of two infeasible ones the smaller sum of excesses.
         """
         values = self.space.parse(X)
-        try:
-            told = np.array(y, dtype=np.float64, ndmin=1)
-        except (TypeError, ValueError) as error:
-            raise DTypeError(f"y: cannot be read as numbers: {error}") from None
-        if told.shape != (len(values),):
-            raise ArrayError(f"y: expected shape ({len(values)},), got {told.shape}")
+        told = self._numbers(y, "y")
+        shape = (len(values),) if self.n_objectives == 1 else (len(values), self.n_objectives)
+        if told.shape != shape:
+            raise ArrayError(f"y: expected shape {shape}, got {told.shape}")
+        violation = None
+        if constraints is not None:
+            excess = self._numbers(constraints, "constraints")
+            if excess.ndim != 2 or len(excess) != len(values):
+                raise ArrayError(
+                    f"constraints: expected shape ({len(values)}, c), got {excess.shape}"
+                )
+            violation = np.maximum(excess, 0.0).sum(axis=1)
         with self._alone():
-            self.learn(values, told)
+            self.learn(values, told, violation)
 
     @property
     def x(self) -> dict[str, Any] | None:
@@ -80,6 +107,11 @@ class Engine:
     def fun(self) -> float:
         """Its objective; infinite before the first finite one."""
         return self._best_y
+
+    @property
+    def feasible(self) -> bool:
+        """Whether the best trial told so far keeps all constraints."""
+        return self._best_merit < INFEASIBLE
 
     @property
     def n_asked(self) -> int:
@@ -95,7 +127,7 @@ class Engine:
         return self._key
 
     def options(self) -> dict[str, Any]:
-        """The constructor's numbers that proposals depend on."""
+        """The constructor's keywords that proposals depend on, as JSON values."""
         return {}
 
     def state_dict(self) -> dict[str, Any]:
@@ -108,15 +140,61 @@ class Engine:
             }
             for name in self._names():
                 value = getattr(self, name)
-                if isinstance(value, np.ndarray):
-                    value = value.copy()
-                elif isinstance(value, (list, set)):
-                    value = type(value)(value)
-                state[name.lstrip("_")] = value
+                part = isinstance(value, Engine)
+                state[name.lstrip("_")] = value.state_dict() if part else copy.deepcopy(value)
             return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over a state; all of it or, with FormatError, nothing."""
+        self._check_state(state)
+        with self._alone():
+            for name in self._names():
+                value, own = state[name.lstrip("_")], getattr(self, name)
+                if isinstance(own, Engine):
+                    own.load_state_dict(value)
+                else:
+                    setattr(self, name, copy.deepcopy(value))
+
+    # --- for the driver: values in, values out
+
+    def wants(self) -> int:
+        """How many trials to propose next: as many as can be chosen from what is known now."""
+        return self.batch
+
+    def propose(self, k: int) -> Matrix:
+        """(k, d) values of the next k trials."""
+        raise NotImplementedError  # pragma: no cover
+
+    def learn(
+        self, values: Matrix, y: NDArray[np.float64], violation: NDArray[np.float64] | None = None
+    ) -> None:
+        """Take in finished trials: y is (k,) or (k, n_objectives), violation (k,), both kept."""
+        order = merit(y, violation)
+        self._told += len(y)
+        if order.ndim == 1 and len(y):
+            i = int(np.argmin(np.where(np.isnan(order), math.inf, order)))
+            if -math.inf < order[i] < self._best_merit:
+                self._best_merit, self._best = float(order[i]), values[i].copy()
+                self._best_y = float(y[i])
+        self.absorb(values, order)
+
+    def absorb(self, values: Matrix, y: NDArray[np.float64]) -> None:
+        """What an engine makes of finished trials; y is their merit, NaN for failed ones."""
+
+    # --- inside
+
+    def _names(self) -> tuple[str, ...]:
+        return (
+            "_key",
+            "_asked",
+            "_told",
+            "_best_y",
+            "_best_merit",
+            "_best",
+            *self._state_names,
+        )
+
+    def _check_state(self, state: Mapping[str, Any]) -> None:
         names = {name.lstrip("_"): name for name in self._names()}
         wanted = {"version", "method", "space", *names}
         if set(state) != wanted:
@@ -129,45 +207,30 @@ class Engine:
         ):
             if state[key] != here:
                 raise FormatError(f"state: {key} is {state[key]!r}, expected {here!r}")
-        columns = self.space.n_columns
         for key, name in names.items():
             value, own = state[key], getattr(self, name)
-            if isinstance(value, np.ndarray):
-                if value.dtype.kind not in "fiu" or (value.ndim and value.shape[-1] == 0):
-                    raise FormatError(f"state: {key} is not an array of numbers")
-                if value.ndim == 2 and value.shape[1] != columns:
-                    raise FormatError(f"state: {key} has shape {value.shape}, not (*, {columns})")
-            elif not (own is None or value is None or isinstance(own, np.ndarray)):
+            if isinstance(own, Engine):
+                own._check_state(value)
+            elif isinstance(own, np.ndarray):
+                if (
+                    not isinstance(value, np.ndarray)
+                    or value.dtype.kind not in "fiub"
+                    or value.shape[1:] != own.shape[1:]
+                ):
+                    found = getattr(value, "shape", type(value).__name__)
+                    raise FormatError(f"state: {key} is {found}, not an array like {own.shape}")
+            elif own is not None and value is not None:
                 numbers = isinstance(value, (int, float)) and isinstance(own, (int, float))
                 if not numbers and type(value) is not type(own):
                     raise FormatError(
                         f"state: {key} is a {type(value).__name__}, not a {type(own).__name__}"
                     )
-        with self._alone():
-            for key, name in names.items():
-                value = state[key]
-                if isinstance(value, np.ndarray):
-                    value = value.copy()
-                elif isinstance(value, (list, set)):
-                    value = type(value)(value)
-                setattr(self, name, value)
 
-    # --- for the driver: values in, values out
-
-    def propose(self, k: int) -> Matrix:
-        raise NotImplementedError  # pragma: no cover
-
-    def learn(self, values: Matrix, y: NDArray[np.float64]) -> None:
-        self._told += len(y)
-        if len(y) and not np.isnan(y).all():
-            i = int(np.nanargmin(y))
-            if y[i] < self._best_y and y[i] != -math.inf:
-                self._best_y, self._best = float(y[i]), values[i].copy()
-
-    # --- inside
-
-    def _names(self) -> tuple[str, ...]:
-        return ("_key", "_asked", "_told", "_best_y", "_best", *self._state_names)
+    def _numbers(self, raw: Any, name: str) -> NDArray[np.float64]:
+        try:
+            return np.array(raw, dtype=np.float64, ndmin=1)
+        except (TypeError, ValueError) as error:
+            raise DTypeError(f"{name}: cannot be read as numbers: {error}") from None
 
     def _uniform(self, first: int, k: int, step: int = 0) -> Matrix:
         """(k, d) uniforms in [0, 1); row i is a function of (seed, first + i, step)."""
@@ -214,10 +277,29 @@ class Random(Engine):
     """
 
     method = "random"
+    batch = 256
 
     def propose(self, k: int) -> Matrix:
         first, self._asked = self._asked, self._asked + k
         return self.space.values_of(self._random(first, k))
+
+
+def merit(y: NDArray[np.float64], violation: NDArray[np.float64] | None) -> NDArray[np.float64]:
+    """y of feasible trials; of others a number that grows with the violation, above every y.
+
+    Deb's rules (Deb, Comput. Methods Appl. Mech. Eng. 186 (2000)) as one order: log10 of the
+    violation, -324..308, is mapped to 1e100..1e300, so objectives of 1e100 and more are taken for
+    infeasible ones. A violation counts even where y is NaN. With several objectives a trial's
+    merits are all the same, so it is dominated by all feasible trials and by smaller violations.
+    """
+    if violation is None:
+        return y
+    bad = violation > 0
+    size = np.log10(np.where(bad, np.minimum(violation, 1e308), 1.0))
+    order = 10.0 ** (200.0 + size * (100.0 / 324.0))
+    if y.ndim == 2:
+        bad, order = bad[:, None], order[:, None]
+    return np.where(bad, order, np.where(np.isnan(violation).reshape(bad.shape), np.nan, y))
 
 
 def fingerprint(row: Matrix) -> int:

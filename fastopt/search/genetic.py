@@ -123,8 +123,7 @@ class Genetic(Engine):
             values[n:] = self._offspring(k - n)
         return values
 
-    def learn(self, values: Matrix, y: NDArray[np.float64]) -> None:
-        super().learn(values, y)
+    def absorb(self, values: Matrix, y: NDArray[np.float64]) -> None:
         self._generation += 1
         self._children = 0
         if self.unique:

@@ -95,7 +95,7 @@ class Greedy(Engine):
             self._first = self.space.parse(x0, "x0")
         if n_start is None:
             n_start = 0 if len(self._first) else min(20, 4 + 2 * d)
-        n_start = integer(n_start, "n_start", low=0 if len(self._first) else 1)
+        self._n_start = n_start = integer(n_start, "n_start", low=0 if len(self._first) else 1)
         start = hypercube(self._key, n_start, self.space)
         known = {fingerprint(row) for row in self._first}
         fresh = {fingerprint(row): i for i, row in reversed(list(enumerate(start)))}
@@ -114,7 +114,7 @@ class Greedy(Engine):
         self._empty = 0
 
     def options(self) -> dict[str, Any]:
-        return {"step": self.step, "n_first": len(self._first)}
+        return {"step": self.step, "n_start": self._n_start}
 
     def propose(self, k: int) -> Matrix:
         first, self._asked = self._asked, self._asked + k
@@ -137,8 +137,7 @@ class Greedy(Engine):
         values[: len(given)] = given
         return values
 
-    def learn(self, values: Matrix, y: NDArray[np.float64]) -> None:
-        super().learn(values, y)
+    def absorb(self, values: Matrix, y: NDArray[np.float64]) -> None:
         self._seen.update(fingerprint(row) for row in values)
         if self._opening_left > 0:
             self._opening_left -= len(y)

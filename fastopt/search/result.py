@@ -43,6 +43,10 @@ class Result:
         Objective of every trial in order; NaN for failed ones.
     message : str
         Why the search ended.
+    method : str
+        The engine that ran.
+    method_reason : str
+        Why ``method="auto"`` chose it.
     errors : dict
         Trial number -> message, of trials that raised or did not return a number.
     values : (n_evals, d) float64 or None
@@ -56,6 +60,7 @@ class Result:
     history: NDArray[np.float64]
     message: str
     method: str
+    method_reason: str
     elapsed_s: float
     space: Space
     errors: dict[int, str] = field(default_factory=dict, repr=False)

@@ -1,0 +1,3 @@
+from fastopt._arrays import Array
+
+def eliminate(order: Array, loss: Array, hinv: Array, weight: Array, threads: int) -> None: ...

@@ -1,0 +1,313 @@
+"""Linear models on dense rows: mini-batch epochs and full-batch gradients in one pass over X.
+
+Objective   f(W, b) = 1/n sum_i s_i loss(y_i, W x_i + b) + l2/2 |W|^2 + l1 |W|_1
+A batch B   g = 1/|B| sum_{i in B} s_i dloss/dz x_i + l2 W, then one step of the rule; L1 by its
+            proximal map, soft thresholding with lr l1.
+Rows are taken sixteen at a time, dot products and gradient while they lie in the first-level cache
+(linear.h). Threads are local SGD: a fixed number of workers, each with its own copy of the
+parameters, walk their own batches and are averaged every `sync` batches, so the result depends on
+the order and the number of workers, never on the threads (Stich, "Local SGD converges fast and
+communicates little", ICLR 2019).
+"""
+
+from fastopt._kernels.shared cimport numpy as cnp
+from cpython.exc cimport PyErr_CheckSignals
+from cython.parallel cimport prange
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, free
+from libc.string cimport memset
+
+from fastopt._kernels.shared.arguments cimport data_of
+from fastopt._kernels.shared.philox cimport philox, u32x4
+from fastopt._kernels.linear.step cimport (
+    MAX_WORKERS, N_SLABS, Rule, check_order, due, meet, real, seconds, step,
+)
+
+cnp.import_array()
+
+cdef extern from "linear/linear.h" nogil:
+    enum: FO_DIRECT, FO_SOFTMAX
+    ctypedef struct fo_rows:
+        const void* x
+        const void* y
+        const void* s
+        Py_ssize_t n, d, k, pad, wide, group
+        int loss, targets, intercept, coded
+        double epsilon
+    Py_ssize_t fo_room_f32(const fo_rows*) noexcept
+    Py_ssize_t fo_room_f64(const fo_rows*) noexcept
+    Py_ssize_t fo_batch_f32(const fo_rows*, const int64_t*, Py_ssize_t, Py_ssize_t, const float*,
+                            float*, void*) noexcept
+    Py_ssize_t fo_batch_f64(const fo_rows*, const int64_t*, Py_ssize_t, Py_ssize_t, const double*,
+                            double*, void*) noexcept
+    void fo_result_f32(const void*, double*) noexcept
+    void fo_result_f64(const void*, double*) noexcept
+    int fo_label(uint8_t*, const void*, const void*, int, Py_ssize_t, Py_ssize_t,
+                 Py_ssize_t) noexcept
+    uint64_t high_product "fo_high_product" (uint64_t, uint64_t) noexcept
+
+
+cdef inline Py_ssize_t batch(
+    const fo_rows* rows, const int64_t* order, Py_ssize_t entries, Py_ssize_t known,
+    const real* w, real* g, void* scratch,
+) noexcept nogil:
+    if real is float:
+        return fo_batch_f32(rows, order, entries, known, w, g, scratch)
+    else:
+        return fo_batch_f64(rows, order, entries, known, w, g, scratch)
+
+
+cdef void walk(
+    const fo_rows* rows, const int64_t* order, Py_ssize_t entries, Py_ssize_t size,
+    const double* lr, Py_ssize_t first, Py_ssize_t last, real* slab, Py_ssize_t length,
+    const Rule* rule, int64_t* steps, char* scratch,
+) noexcept nogil:
+    """A worker's batches first..last-1, one after the other; scratch begins with the gradient."""
+    cdef real *g = <real*> scratch
+    cdef Py_ssize_t b, start, n
+    for b in range(first, last):
+        memset(g, 0, length * sizeof(real))
+        start = b * size
+        n = batch(rows, order + start, min(size, entries - start), entries - start, slab, g,
+                  scratch + length * sizeof(real))
+        step(slab, length, g, rows.k * rows.pad, rows.k, lr[b], lr[b], n, rule, steps)
+
+
+cdef int epoch(
+    const fo_rows* rows, const int64_t* order, Py_ssize_t entries, Py_ssize_t size,
+    const double* lr, real* slab, Py_ssize_t length, Py_ssize_t n_workers, Py_ssize_t sync,
+    const Rule* rule, int64_t* steps, char* scratch, Py_ssize_t room, int threads,
+) except -1 nogil:
+    cdef Py_ssize_t n_batches = (entries + size - 1) // size, first = 0, last, p
+    cdef double polled = seconds()
+    while first < n_batches:
+        last = min(n_batches, first + n_workers * sync)
+        if threads == 1 or n_workers == 1:
+            for p in range(n_workers):
+                walk(rows, order, entries, size, lr, min(last, first + p * sync),
+                     min(last, first + p * sync + sync), slab + p * N_SLABS * length, length, rule,
+                     steps + 2 * p, scratch + p * room)
+        else:
+            for p in prange(n_workers, num_threads=threads, schedule="static", chunksize=1):
+                walk(rows, order, entries, size, lr, min(last, first + p * sync),
+                     min(last, first + p * sync + sync), slab + p * N_SLABS * length, length, rule,
+                     steps + 2 * p, scratch + p * room)
+        if n_workers > 1:
+            meet(slab, n_workers, length, first, sync, last, rule)
+        first = last
+        if due(&polled):
+            with gil:
+                PyErr_CheckSignals()
+    return 0
+
+
+def sgd_epoch(
+    cnp.ndarray slab not None, cnp.ndarray steps not None, cnp.ndarray x not None,
+    cnp.ndarray y not None, weights, cnp.ndarray order not None, cnp.ndarray lr not None,
+    Py_ssize_t k, Py_ssize_t group, Py_ssize_t size, Py_ssize_t sync, int loss, int targets,
+    double epsilon, bint intercept, int kind, double l2, double l1, double momentum, double beta2,
+    double eps, bint average, int threads,
+):
+    """In place: the batches of one epoch on slab (n_workers, 4, length), float32 or float64.
+
+    A worker's rows: parameters, first moment, second moment, average; each is k rows of pad
+    coefficients (zeros behind d), k intercepts, zeros up to whole 64 bytes.
+    order (entries,) int64 names groups of ``group`` rows; a batch is ``size`` entries; lr
+    (n_batches,) float64. steps (n_workers, 2) int64 counts steps and averaged iterates.
+    y holds targets of x's dtype, or class numbers of x's dtype or uint8: with targets 1, class c
+    stands against the rest in output c; with 2, class 1 against the others.
+    Returns (sum of the losses as seen before each step, sum of weights, 1 if a margin or a target
+    was not finite). A signal's exception leaves whole steps.
+    """
+    cdef fo_rows rows
+    cdef Rule rule = Rule(kind, l2, l1, momentum, beta2, eps, average)
+    cdef int typenum = cnp.PyArray_TYPE(x)
+    describe(&rows, x, y, weights, k, group, loss, targets, epsilon, intercept)
+    cdef Py_ssize_t n_workers = slab.shape[0], length = slab.shape[2] if slab.ndim == 3 else 0
+    cdef Py_ssize_t entries = cnp.PyArray_SIZE(order), room
+    if slab.ndim != 3 or not 1 <= n_workers <= MAX_WORKERS or length < k * rows.pad + k:
+        raise ValueError("slab: expected shape (n_workers, 4, length)")
+    if size < 1 or sync < 1:
+        raise ValueError("size, sync: expected at least 1")
+    cdef void* state = data_of(slab, typenum, n_workers * N_SLABS * length, True, "slab")
+    cdef int64_t* count = <int64_t*> data_of(steps, cnp.NPY_INT64, 2 * n_workers, True, "steps")
+    cdef const int64_t* path = <const int64_t*> data_of(order, cnp.NPY_INT64, -1, False, "order")
+    cdef const double* rate = <const double*> data_of(
+        lr, cnp.NPY_DOUBLE, (entries + size - 1) // size, False, "lr")
+    check_order(path, entries, (rows.n + group - 1) // group)
+    cdef char* scratch = scratch_of(&rows, typenum, length, n_workers, &room)
+    try:
+        with nogil:
+            if typenum == cnp.NPY_FLOAT:
+                epoch(&rows, path, entries, size, rate, <float*> state, length, n_workers, sync,
+                      &rule, count, aligned(scratch), room, threads)
+            else:
+                epoch(&rows, path, entries, size, rate, <double*> state, length, n_workers, sync,
+                      &rule, count, aligned(scratch), room, threads)
+        return result(typenum, aligned(scratch), n_workers, room, length)
+    finally:
+        free(scratch)
+
+
+cdef void chunk(
+    const fo_rows* rows, Py_ssize_t first, Py_ssize_t last, const real* w, double* grad,
+    Py_ssize_t length, char* scratch,
+) noexcept nogil:
+    """Groups first..last-1: each group's gradient in ``real``, their sum in double."""
+    cdef real* g = <real*> scratch
+    cdef int64_t q
+    cdef Py_ssize_t j
+    memset(grad, 0, length * sizeof(double))
+    for q in range(first, last):
+        memset(g, 0, length * sizeof(real))
+        batch(rows, &q, 1, 1, w, g, scratch + length * sizeof(real))
+        for j in range(length):
+            grad[j] += g[j]
+
+
+cdef void chunks(
+    const fo_rows* rows, Py_ssize_t n_chunks, const real* w, double* grad, Py_ssize_t length,
+    char* scratch, Py_ssize_t room, int threads,
+) noexcept nogil:
+    cdef Py_ssize_t n_groups = (rows.n + rows.group - 1) // rows.group, c
+    if threads == 1:
+        for c in range(n_chunks):
+            chunk(rows, n_groups * c // n_chunks, n_groups * (c + 1) // n_chunks, w,
+                  grad + c * length, length, scratch + c * room)
+    else:
+        for c in prange(n_chunks, num_threads=threads, schedule="dynamic", chunksize=1):
+            chunk(rows, n_groups * c // n_chunks, n_groups * (c + 1) // n_chunks, w,
+                  grad + c * length, length, scratch + c * room)
+
+
+def loss_gradient(
+    cnp.ndarray grad not None, cnp.ndarray weight not None, cnp.ndarray x not None,
+    cnp.ndarray y not None, weights, Py_ssize_t k, int loss, int targets, double epsilon,
+    bint intercept, int threads,
+):
+    """Sum of the losses of all rows and its gradient, into grad (n_chunks, length) float64.
+
+    The rows are cut into n_chunks = grad.shape[0] <= 64 runs whose sums stand in grad's rows on
+    return, so the bits depend on n_chunks and not on the threads. weight (length,) as a row of
+    sgd_epoch's slab, of x's dtype. No penalty is added.
+    y as for sgd_epoch. Returns (loss, sum of weights, 1 if a margin or target was not finite).
+    """
+    cdef fo_rows rows
+    cdef int typenum = cnp.PyArray_TYPE(x)
+    describe(&rows, x, y, weights, k, 256, loss, targets, epsilon, intercept)
+    cdef Py_ssize_t n_chunks = grad.shape[0], length = cnp.PyArray_SIZE(weight), room
+    if grad.ndim != 2 or not 1 <= n_chunks <= MAX_WORKERS or length < k * rows.pad + k:
+        raise ValueError("grad: expected shape (n_chunks, length) with at most 64 chunks")
+    cdef double* out = <double*> data_of(grad, cnp.NPY_DOUBLE, n_chunks * length, True, "grad")
+    cdef void* w = data_of(weight, typenum, length, False, "weight")
+    cdef char* scratch = scratch_of(&rows, typenum, length, n_chunks, &room)
+    try:
+        with nogil:
+            if typenum == cnp.NPY_FLOAT:
+                chunks(&rows, n_chunks, <float*> w, out, length, aligned(scratch), room, threads)
+            else:
+                chunks(&rows, n_chunks, <double*> w, out, length, aligned(scratch), room, threads)
+        return result(typenum, aligned(scratch), n_chunks, room, length)
+    finally:
+        free(scratch)
+
+
+def number_two(
+    cnp.ndarray codes not None, cnp.ndarray labels not None, cnp.ndarray few not None, int threads
+):
+    """codes (n,) uint8 = 1 where a label's bytes are those of few[1], else 0.
+
+    labels (n,), at least 16, and few (2,) share a dtype of 1, 4 or 8 bytes. Returns whether every
+    label is one of the two.
+    """
+    cdef int typenum = cnp.PyArray_TYPE(labels), size = cnp.PyArray_ITEMSIZE(labels), other = 0
+    cdef Py_ssize_t n = cnp.PyArray_SIZE(labels), blocks = (n + 15) // 16, c
+    if n < 16 or (size != 1 and size != 4 and size != 8):
+        raise ValueError("labels: expected at least 16 entries of 1, 4 or 8 bytes")
+    cdef const void* a = data_of(labels, typenum, n, False, "labels")
+    cdef const void* pair = data_of(few, typenum, 2, False, "few")
+    cdef uint8_t* out = <uint8_t*> data_of(codes, cnp.NPY_UINT8, n, True, "codes")
+    with nogil:
+        if threads == 1:
+            other = fo_label(out, a, pair, size, n, 0, blocks)
+        else:
+            for c in prange(threads, num_threads=threads, schedule="static", chunksize=1):
+                other |= fo_label(out, a, pair, size, n, blocks * c // threads,
+                                  blocks * (c + 1) // threads)
+    return other == 0
+
+
+def shuffle(cnp.ndarray order not None, uint64_t key, uint32_t epoch_number):
+    """In place: order (n,) int64 permuted by Fisher and Yates; a function of (key, epoch)."""
+    cdef int64_t* a = <int64_t*> data_of(order, cnp.NPY_INT64, -1, True, "order")
+    cdef Py_ssize_t n = cnp.PyArray_SIZE(order), i
+    cdef u32x4 draw
+    cdef uint64_t bits
+    cdef int64_t kept
+    cdef uint64_t j
+    draw.w[0] = draw.w[1] = draw.w[2] = draw.w[3] = 0
+    with nogil:
+        for i in range(n - 1, 0, -1):
+            if i & 1 or i == n - 1:
+                draw = philox(key, <uint64_t> (i >> 1), epoch_number, 0x5348)
+            bits = (<uint64_t> draw.w[2 * (i & 1)] << 32) | draw.w[2 * (i & 1) + 1]
+            j = high_product(bits, <uint64_t> (i + 1))
+            kept = a[i]
+            a[i] = a[j]
+            a[j] = kept
+
+
+cdef int describe(
+    fo_rows* rows, cnp.ndarray x, cnp.ndarray y, weights, Py_ssize_t k, Py_ssize_t group,
+    int loss, int targets, double epsilon, bint intercept,
+) except -1:
+    """Check x, y and weights and note their pointers."""
+    cdef int typenum = cnp.PyArray_TYPE(x)
+    if typenum != cnp.NPY_DOUBLE:
+        typenum = cnp.NPY_FLOAT
+    cdef Py_ssize_t lanes = 16 if typenum == cnp.NPY_FLOAT else 8
+    rows.x = data_of(x, typenum, -1, False, "x")
+    if x.ndim != 2 or k < 1 or group < 1:
+        raise ValueError("x, k, group: expected two dimensions, k and group of at least 1")
+    rows.n, rows.d, rows.k, rows.group = x.shape[0], x.shape[1], k, group
+    rows.pad = (rows.d + lanes - 1) // lanes * lanes
+    cdef bint direct = targets == FO_DIRECT and loss != FO_SOFTMAX
+    rows.wide = k if direct else 1
+    rows.coded = not direct and cnp.PyArray_TYPE(y) == cnp.NPY_UINT8
+    rows.y = data_of(y, cnp.NPY_UINT8 if rows.coded else typenum, rows.n * rows.wide, False, "y")
+    rows.s = NULL
+    if weights is not None:
+        rows.s = data_of(<cnp.ndarray?> weights, typenum, rows.n, False, "weights")
+    rows.loss, rows.targets, rows.epsilon, rows.intercept = loss, targets, epsilon, intercept
+    return 0
+
+
+cdef char* scratch_of(
+    const fo_rows* rows, int typenum, Py_ssize_t length, Py_ssize_t n_workers, Py_ssize_t* room
+) except NULL:
+    """Zeroed scratch: for each worker a gradient, then what fo_batch asks for; lines unshared."""
+    cdef bint single = typenum == cnp.NPY_FLOAT
+    room[0] = length * (4 if single else 8) + (fo_room_f32(rows) if single else fo_room_f64(rows))
+    room[0] = (room[0] + 127) // 128 * 128
+    cdef char* scratch = <char*> calloc(n_workers + 1, room[0])
+    if scratch == NULL:
+        raise MemoryError
+    return scratch
+
+
+cdef inline char* aligned(char* scratch) noexcept nogil:
+    return scratch + (-<Py_ssize_t> scratch & 63)
+
+
+cdef tuple result(
+    int typenum, const char* scratch, Py_ssize_t n_workers, Py_ssize_t room, Py_ssize_t length
+):
+    """(sum of losses, sum of weights, 1 if a value was not finite) over the workers."""
+    cdef double[3] total = [0, 0, 0]
+    cdef Py_ssize_t p
+    for p in range(n_workers):
+        if typenum == cnp.NPY_FLOAT:
+            fo_result_f32(scratch + p * room + 4 * length, total)
+        else:
+            fo_result_f64(scratch + p * room + 8 * length, total)
+    return total[0], total[1], int(total[2] != 0)

@@ -1,0 +1,5 @@
+"""Threads."""
+
+MOST: int
+
+def cpus() -> int: ...

@@ -1,0 +1,486 @@
+"""Optimiser steps over many arrays at once: pointers bound once, one parallel region a step.
+
+A ``Plan`` binds parameters and their state, cuts them into units of 256 elements and numbers the
+units of all arrays through. A step rebinds and checks the gradients, turns each group's options
+into the scalars of this step (scalars.pxd, in double) and walks the units, shared out to
+the threads. The rules (rules.pxd) are element-wise: any thread count and any cut into
+arrays gives the same bits. Norms are summed for each unit in a fixed order, then over the units.
+Narrow gradients and state, and what is fused into the step, stand in tiles.pxd.
+
+Sources: SGD with momentum, Polyak 1964, Sutskever et al. 2013; Adam, Kingma and Ba 2015; AdamW,
+Loshchilov and Hutter 2019; AMSGrad, Reddi et al. 2018; NAdam, Dozat 2016; RAdam, Liu et al. 2020;
+Lion, Chen et al. 2023; LAMB, You et al. 2020; RMSprop, Hinton 2012; Adagrad, Duchi et al. 2011;
+Adadelta, Zeiler 2012; all in the form and order of torch.optim's loops where it has them.
+"""
+
+cimport cython
+from fastopt._kernels.shared cimport numpy as cnp
+from cpython.exc cimport PyErr_Clear
+from cpython.mem cimport PyMem_Calloc, PyMem_Free
+from cpython.tuple cimport PyTuple_GET_ITEM, PyTuple_GET_SIZE
+from libc.math cimport isfinite
+from libc.stdint cimport uint64_t
+from libc.stdlib cimport qsort
+from libc.string cimport memcmp
+
+from fastopt._kernels.shared.arguments cimport data_of
+from fastopt._kernels.update.dlpack cimport BRAIN_FLOAT, FLOAT, Borrow, Tensor, borrow_of, is_dense
+from fastopt._kernels.update.checks cimport Span, by_address, moved, overlapped, same_shape, usable
+from fastopt._kernels.update.factored cimport BROAD, TALL
+from fastopt._kernels.update.refusals cimport (
+    refuse_change, refuse_count, refuse_overlap, refuse_shape, refuse_type,
+)
+from fastopt._kernels.update.scalars cimport prepare
+from fastopt._kernels.update.tiles cimport mixed
+from fastopt._kernels.update.types cimport *
+from fastopt._kernels.update.walk cimport STEP, Work, norm_of, run, step_all
+
+cnp.import_array()
+
+cdef extern from *:
+    """
+    /* Vectors of 512 bits gain the rules nothing (divisions and roots take twice as long as those
+       of 256, the rest waits for memory) and grow the module by a sixth. */
+    #if defined(__AVX512F__) && defined(__GNUC__) && !defined(__clang__)
+    #pragma GCC target("prefer-vector-width=256")
+    #endif
+    """
+
+cdef enum:
+    HOLDS_GIL_BELOW = 8192  # elements: shorter steps end before another thread could wake
+    FETCHES_FROM = 1 << 19  # elements: with fewer the caches deliver without being asked ahead
+
+# name -> (rule, for each state array whether it has a sign, number of options)
+RULES = {
+    "sgd": (SGD_PLAIN, (), 7),
+    "sgd_momentum": (SGD_MOMENTUM, (True,), 7),
+    "lion": (LION, (True,), 6),
+    "adam": (ADAM, (True, False), 7),
+    "adam_amsgrad": (ADAM_AMSGRAD, (True, False, False), 7),
+    "nadam": (NADAM, (True, False), 8),
+    "radam": (RADAM, (True, False), 7),
+    "adamax": (ADAMAX, (True, False), 7),
+    "rmsprop": (RMSPROP, (False,), 7),
+    "rmsprop_momentum": (RMSPROP_MOMENTUM, (False, True), 7),
+    "rmsprop_centered": (RMSPROP_CENTERED, (False, True), 7),
+    "rmsprop_centered_momentum": (RMSPROP_CENTERED_MOMENTUM, (False, True, True), 7),
+    "adagrad": (ADAGRAD, (False,), 6),
+    "adadelta": (ADADELTA, (False, False), 6),
+    "lamb": (LAMB, (True, False), 7),
+    "adafactor": (ADAFACTOR, (False,), 8),  # two states, means over rows and columns, from 2-d on
+}
+
+cdef int bfloat_typenum = -1  # of ml_dtypes, once seen
+
+
+cdef int narrow_kind(cnp.ndarray g):
+    """HALF or BFLOAT for a 16-bit float array, else SAME."""
+    global bfloat_typenum
+    if cnp.PyArray_TYPE(g) == cnp.NPY_FLOAT16:
+        return HALF
+    if cnp.PyArray_TYPE(g) == bfloat_typenum:
+        return BFLOAT
+    if cnp.PyArray_ITEMSIZE(g) == 2 and (<object> g).dtype.name == "bfloat16":
+        bfloat_typenum = cnp.PyArray_TYPE(g)
+        return BFLOAT
+    return SAME
+
+
+@cython.final
+cdef class Plan:
+    """Parameters and state of one optimiser, each group bound to one of ``RULES``.
+
+    ``rules``: the rule of each group; ``groups``: for each array the number of its group;
+    ``params``: writable C-contiguous float32 or float64 arrays; ``states``: for each one a tuple of
+    arrays of its size, of its dtype or (float32 only) uint16 = bfloat16 bits, or int8 and uint8
+    codes; ``scales``: for 8-bit state a tuple of float32 arrays, one number for each 256 values.
+    The caller has made sure that none of the arrays share memory; the Plan keeps them alive.
+    """
+
+    cdef Work work
+    cdef double* options
+    cdef Span* spans  # what a step writes besides state, sorted
+    cdef Py_ssize_t n_spans
+    cdef Span* grad_spans  # room to sort the gradients'
+    cdef readonly Py_ssize_t size
+    cdef readonly Py_ssize_t n_missing  # gradients that were None at the last step
+    cdef uint64_t seed
+    cdef bint busy, scaled  # scaled: its rules need a pass for norms
+    cdef tuple rules, params, held, emas, copies
+    cdef type kind  # of the last tensor, and how to look at its like
+    cdef Borrow borrow
+
+    def __cinit__(self, list rules not None, list params not None, list states not None,
+                  list groups not None, list scales=None, uint64_t seed=0):
+        cdef Py_ssize_t i, n = len(params)
+        self.seed = seed
+        self.rules = tuple(rules)
+        self.params = tuple(params)
+        self.held = (tuple(states), None if scales is None else tuple(scales))
+        self.work.rows = <Row*> PyMem_Calloc(n + 1, sizeof(Row))
+        self.work.slots = <double*> PyMem_Calloc(n + 1, SCALARS * sizeof(double))
+        self.options = <double*> PyMem_Calloc(len(rules) + 1, SCALARS * sizeof(double))
+        self.spans = <Span*> PyMem_Calloc(3 * n + 1, sizeof(Span))
+        self.grad_spans = <Span*> PyMem_Calloc(n + 1, sizeof(Span))
+        if not (
+            self.work.rows and self.work.slots and self.options and self.spans and self.grad_spans
+        ):
+            raise MemoryError
+        if "adafactor" in rules:
+            self.work.factors = <Factors*> PyMem_Calloc(n + 1, sizeof(Factors))
+            if self.work.factors == NULL:
+                raise MemoryError
+        self.work.n_rows = n
+        for i in range(n):
+            self.bind_row(i, groups[i], states[i], () if scales is None else scales[i])
+            if self.work.factors != NULL:
+                self.work.factors[i + 1].tile = self.work.factors[i].tile + (
+                    self.work.factors[i].matrices * self.work.factors[i].blocks
+                    * self.work.factors[i].strips
+                )
+                self.work.factors[i + 1].matrix = self.work.factors[i].matrix + (
+                    self.work.factors[i].matrices if self.work.rows[i].n else 0
+                )
+        self.set_spans()
+
+    def __dealloc__(self):
+        cdef Py_ssize_t i
+        for i in range(self.work.n_rows if self.work.factors != NULL else 0):
+            PyMem_Free(self.work.factors[i].row_sums)
+        PyMem_Free(self.work.factors)
+        PyMem_Free(self.work.rows)
+        PyMem_Free(self.work.slots)
+        PyMem_Free(self.work.sums)
+        PyMem_Free(self.options)
+        PyMem_Free(self.spans)
+        PyMem_Free(self.grad_spans)
+
+    cdef int bind_row(self, Py_ssize_t i, int group, tuple states, tuple scales) except -1:
+        cdef Row* r = &self.work.rows[i]
+        cdef cnp.ndarray a = self.params[i]
+        cdef int k, typenum = cnp.NPY_FLOAT32
+        cdef Py_ssize_t size
+        if cnp.PyArray_TYPE(a) == cnp.NPY_FLOAT64:
+            typenum = cnp.NPY_FLOAT64
+        r.p = <char*> data_of(a, typenum, -1, True, f"params[{i}]")
+        r.n = cnp.PyArray_SIZE(a)
+        r.wide = 8 if typenum == cnp.NPY_FLOAT64 else 4
+        r.group, r.product = group, 1.0
+        size = r.n
+        r.rule, signs = RULES[self.rules[group]][:2]
+        self.scaled = self.scaled or r.rule >= LAMB
+        if r.rule == ADAFACTOR and cnp.PyArray_NDIM(a) > 1:
+            self.bind_factors(i, a)
+            signs = (False, False)
+        r.n_states = len(signs)
+        if len(states) != r.n_states:
+            raise IndexError(f"states[{i}]: expected {r.n_states} arrays")
+        for k in range(r.n_states):
+            r.signs[k] = signs[k]
+            s = states[k]
+            if s.dtype.itemsize != r.wide and r.wide == 4:
+                typenum = cnp.NPY_UINT16
+                r.state_kind = BFLOAT
+                if s.dtype.itemsize == 1:
+                    typenum = cnp.NPY_INT8 if signs[k] else cnp.NPY_UINT8
+                    r.state_kind = BYTE
+                    r.scales[k] = <float*> data_of(
+                        scales[k], cnp.NPY_FLOAT32, (r.n + UNIT - 1) // UNIT, True, "scales"
+                    )
+            if r.factors != NULL:
+                size = r.factors.matrices * (r.factors.cols if k else r.factors.rows)
+            r.s[k] = <char*> data_of(s, typenum, size, True, f"states[{i}][{k}]")
+        r.unit = self.work.units
+        self.work.units += (r.n + UNIT - 1) // UNIT
+        self.size += r.n
+        return 0
+
+    cdef int bind_factors(self, Py_ssize_t i, cnp.ndarray a) except -1:
+        """Adafactor's view of an array: a stack of matrices, their tiles, room for their sums."""
+        cdef Factors* f = &self.work.factors[i]
+        cdef int d = cnp.PyArray_NDIM(a)
+        cdef Py_ssize_t k, rows, cols
+        f.matrices = 1
+        for k in range(d - 2):
+            f.matrices *= cnp.PyArray_DIMS(a)[k]
+        f.rows, f.cols = cnp.PyArray_DIMS(a)[d - 2], cnp.PyArray_DIMS(a)[d - 1]
+        self.work.rows[i].factors = f
+        if cnp.PyArray_SIZE(a) == 0:
+            return 0
+        f.blocks, f.strips = (f.rows + TALL - 1) // TALL, (f.cols + BROAD - 1) // BROAD
+        rows, cols = f.matrices * f.rows, f.matrices * f.cols
+        f.row_sums = <double*> PyMem_Calloc(
+            rows * (f.strips + 1) + cols * (f.blocks + 1), sizeof(double)
+        )
+        if f.row_sums == NULL:
+            raise MemoryError
+        f.col_sums = f.row_sums + rows * f.strips
+        f.left = <char*> (f.col_sums + cols * f.blocks)
+        f.right = f.left + rows * sizeof(double)
+        return 0
+
+    def set_options(self, Py_ssize_t group, tuple values not None):
+        """Give a group its options, as floats in the order that scalars.pxd reads them."""
+        cdef Py_ssize_t k
+        if len(values) != RULES[self.rules[group]][2]:
+            raise IndexError(f"options of group {group}: wrong count")
+        for k in range(len(values)):
+            self.options[group * SCALARS + k] = values[k]
+
+    def set_fused(self, list emas, double ema_share, list copies, bint zero_grads):
+        """What a step does besides: ``emas`` (None or arrays like params) move by ``ema_share``
+        towards the weights; ``copies`` (None, or for each float32 array None, a float16 or a
+        bfloat16 array) get the weights; gradients become zero."""
+        cdef Py_ssize_t i
+        cdef Row* r
+        cdef cnp.ndarray a
+        self.emas = None if emas is None else tuple(emas)  # the caller's list may change
+        self.copies = None if copies is None else tuple(copies)
+        for i in range(self.work.n_rows):
+            r = &self.work.rows[i]
+            r.ema, r.copy, r.copy_kind = NULL, NULL, SAME
+            if emas is not None:
+                a = self.emas[i]
+                r.ema = <char*> data_of(
+                    a, cnp.PyArray_TYPE(<cnp.ndarray> self.params[i]), r.n, True, f"emas[{i}]"
+                )
+            if copies is not None and self.copies[i] is not None and r.wide == 4:
+                a = self.copies[i]
+                r.copy_kind = narrow_kind(a)
+                r.copy = <char*> data_of(
+                    a, cnp.PyArray_TYPE(a) if r.copy_kind != SAME else cnp.NPY_FLOAT16, r.n, True,
+                    f"copies[{i}]",
+                )
+        self.work.ema_share, self.work.zero_grads = ema_share, zero_grads
+        self.set_spans()
+
+    cdef void set_spans(self) noexcept:
+        """The memory that a step writes besides state, sorted; the arrays are disjoint."""
+        cdef Py_ssize_t i, k, m = 0
+        cdef Row* r
+        cdef char* lo
+        for i in range(self.work.n_rows):
+            r = &self.work.rows[i]
+            for k in range(3):
+                lo = r.p if k == 0 else r.ema if k == 1 else r.copy
+                if lo == NULL or r.n == 0:
+                    continue
+                self.spans[m].lo, self.spans[m].hi = lo, lo + r.n * (2 if k == 2 else r.wide)
+                self.spans[m].row, self.spans[m].what = i, k
+                m += 1
+        self.n_spans = m
+        qsort(self.spans, m, sizeof(Span), by_address)
+
+    @property
+    def counts(self):
+        """For each array the steps taken and NAdam's product of momenta."""
+        return [
+            (self.work.rows[i].step, self.work.rows[i].product) for i in range(self.work.n_rows)
+        ]
+
+    def show_counts(self, cnp.ndarray out not None):
+        """``counts`` into the two rows of ``out``, float64; how many have taken a step."""
+        cdef Py_ssize_t i, n = self.work.n_rows, begun = 0
+        cdef double* to = <double*> data_of(out, cnp.NPY_FLOAT64, 2 * n, True, "out")
+        for i in range(n):
+            to[i], to[n + i] = self.work.rows[i].step, self.work.rows[i].product
+            begun += self.work.rows[i].step > 0
+        return begun
+
+    @counts.setter
+    def counts(self, values):
+        for i in range(self.work.n_rows):
+            self.work.rows[i].step, self.work.rows[i].product = values[i]
+
+    cdef int look(self, object item, Tensor* t) except -1:
+        """1 and ``t`` where ``item`` shows its memory through DLPack's table, else 0."""
+        if type(item) is not self.kind:
+            self.kind, self.borrow = type(item), borrow_of(type(item))
+        if self.borrow == NULL:
+            return 0
+        if self.borrow(<void*> item, t) != 0:
+            PyErr_Clear()
+            return 0
+        return 1
+
+    cdef int bind_tensor(self, Py_ssize_t i, Row* r, cnp.ndarray a, object item) except -1:
+        cdef Tensor t
+        if not self.look(item, &t) or not is_dense(&t):
+            return refuse_type(i, item)
+        if t.ndim != cnp.PyArray_NDIM(a) or memcmp(
+            t.shape, cnp.PyArray_DIMS(a), t.ndim * sizeof(Py_ssize_t)
+        ):
+            return refuse_shape(i, a, item)
+        if t.bits == 16 and r.wide == 4 and (t.code == FLOAT or t.code == BRAIN_FLOAT):
+            r.grad_kind = HALF if t.code == FLOAT else BFLOAT
+        elif t.code != FLOAT or t.bits != 8 * r.wide:
+            return refuse_type(i, item)
+        if t.data == NULL and r.n:  # a tensor that only describes itself
+            return refuse_type(i, item)
+        r.g = <char*> t.data + t.byte_offset
+        return 0
+
+    def holds(self, tuple tensors not None):
+        """Whether each parameter's memory is that of the tensor in its place."""
+        cdef Py_ssize_t i
+        cdef Tensor t
+        for i in range(self.work.n_rows):
+            if (
+                not self.look(tensors[i], &t) or not is_dense(&t)
+                or (<char*> t.data + t.byte_offset != self.work.rows[i].p and self.work.rows[i].n)
+                or t.bits != 8 * self.work.rows[i].wide
+            ):
+                return False
+        return True
+
+    cdef int bind(self, tuple grads) except -1:
+        """Check every gradient and take its pointer; nothing is written to any array."""
+        cdef Py_ssize_t i, n = self.work.n_rows, m = 0
+        cdef cnp.ndarray a, g
+        cdef Row* r
+        cdef int typenum
+        cdef bint writes = self.work.zero_grads
+        cdef const Span* met
+        if PyTuple_GET_SIZE(grads) != n:
+            return refuse_count(n, len(grads))
+        self.n_missing = 0
+        for i in range(n):
+            r = &self.work.rows[i]
+            item = <object> PyTuple_GET_ITEM(grads, i)
+            if item is None:
+                r.g = NULL
+                self.n_missing += 1
+                continue
+            a = <cnp.ndarray> PyTuple_GET_ITEM(self.params, i)
+            if moved(a, r.p, r.n):
+                return refuse_change(f"params[{i}]")
+            if r.ema != NULL and moved(<cnp.ndarray> self.emas[i], r.ema, r.n):
+                return refuse_change(f"ema[{i}]")
+            if r.copy != NULL and moved(<cnp.ndarray> self.copies[i], r.copy, r.n):
+                return refuse_change(f"copy_out[{i}]")
+            r.grad_kind = SAME
+            if type(item) is cnp.ndarray:  # a subclass may hide some of its values
+                g = <cnp.ndarray> item
+                if not same_shape(a, g):
+                    return refuse_shape(i, a, g)
+                typenum = cnp.PyArray_TYPE(a)
+                if cnp.PyArray_TYPE(g) != typenum and r.wide == 4:
+                    r.grad_kind = narrow_kind(g)
+                    if r.grad_kind != SAME:
+                        typenum = cnp.PyArray_TYPE(g)
+                if not usable(g, typenum, writes):
+                    data_of(g, typenum, r.n, writes, f"grads[{i}]")  # raises
+                r.g = <char*> cnp.PyArray_DATA(g)
+            else:
+                self.bind_tensor(i, r, a, item)
+            if r.n == 0:
+                continue
+            self.grad_spans[m].lo = r.g
+            self.grad_spans[m].hi = r.g + r.n * (2 if r.grad_kind != SAME else r.wide)
+            met = overlapped(self.spans, self.n_spans, self.grad_spans[m])
+            if met != NULL:
+                return refuse_overlap(
+                    i, f"{('params', 'ema', 'copy_out')[met.what]}[{met.row}]"
+                )
+            m += 1
+        if writes:
+            qsort(self.grad_spans, m, sizeof(Span), by_address)
+            for i in range(1, m):
+                if self.grad_spans[i].lo < self.grad_spans[i - 1].hi:
+                    return refuse_overlap(-1, "another gradient, and zero_grads writes to it")
+        return 0
+
+    def step(self, tuple grads not None, double scale, double max_norm, bint guard, int threads,
+             bint moves=True):
+        """One step for every array whose gradient is not None; gradients count ``scale`` times.
+
+        Returns the norm of the scaled gradients, or -1.0 where nobody asked for it. Asked for are
+        ``max_norm`` > 0, above which they are scaled down to it, and ``guard``: nothing is done
+        and the norm (NaN or infinite) returned where a gradient is not finite. ``moves`` False
+        leaves the arrays where they are and holds the plan, for ``step_into`` and ``release``.
+        """
+        cdef double norm = -1.0
+        cdef bint held = False
+        self.enter()
+        try:
+            self.bind(grads)
+            if max_norm > 0 or guard or self.scaled:
+                self.make_room()
+            if max_norm > 0 or guard:
+                with nogil:
+                    norm = norm_of(&self.work, threads) * abs(scale)
+                if guard and not isfinite(norm):
+                    return norm
+                if max_norm > 0:  # as torch.nn.utils.clip_grad_norm_
+                    scale *= min(1.0, max_norm / (norm + 1e-6)) if norm == norm else norm
+            self.prepare_rows(scale)
+            if not moves:
+                held = True
+                return norm
+            if self.size < HOLDS_GIL_BELOW:
+                step_all(&self.work, self.scaled, 1)
+            else:
+                with nogil:
+                    step_all(&self.work, self.scaled, threads)
+            return norm
+        finally:
+            self.busy = held
+
+    def step_into(self, Py_ssize_t i, cnp.ndarray out not None, int threads):
+        """The step of array ``i`` taken by ``out``, like it, instead: of what belongs to the
+        array only the state moves. The gradient is that of the last ``step``, not None."""
+        cdef Row* r = &self.work.rows[i]
+        cdef Row kept = r[0]
+        cdef bint zero_grads = self.work.zero_grads
+        cdef int typenum = cnp.NPY_FLOAT64 if r.wide == 8 else cnp.NPY_FLOAT32
+        cdef char* p = <char*> data_of(out, typenum, r.n, True, "out")
+        r.p, r.ema, r.copy_kind, self.work.zero_grads = p, NULL, SAME, False
+        with nogil:
+            run(&self.work, r.unit, r.unit + (r.n + UNIT - 1) // UNIT, STEP, threads)
+        r.p, r.ema, r.copy_kind, self.work.zero_grads = kept.p, kept.ema, kept.copy_kind, zero_grads
+
+    def hold(self):
+        """Refuse steps, and other holders, until ``release``."""
+        self.enter()
+
+    def release(self):
+        self.busy = False
+
+    cdef int enter(self) except -1:
+        if self.busy:
+            from fastopt.errors import ConcurrentUseError
+            raise ConcurrentUseError("this optimizer is at work in another thread")
+        self.busy = True
+        return 0
+
+    cdef int make_room(self) except -1:
+        """Two sums for each unit, the first time that a norm is asked for."""
+        if self.work.sums == NULL:
+            self.work.sums = <double*> PyMem_Calloc(2 * self.work.units + 2, sizeof(double))
+            if self.work.sums == NULL:
+                raise MemoryError
+        return 0
+
+    cdef void prepare_rows(self, double scale) noexcept:
+        """Count the step and compute its scalars, once for rows that share them."""
+        cdef Py_ssize_t i, slot = -1
+        cdef int group = -1
+        cdef long long t = -1
+        cdef double product = -1.0, before
+        cdef Row* r
+        for i in range(self.work.n_rows):
+            r = &self.work.rows[i]
+            if r.g == NULL:
+                continue
+            r.step += 1
+            before = r.product
+            if r.group != group or r.step != t or before != product or r.rule == NADAM:
+                slot += 1
+                group, t, product = r.group, r.step, before
+                prepare(
+                    r, self.options + group * SCALARS, scale, self.work.slots + slot * SCALARS
+                )
+                self.work.slots[slot * SCALARS + FAR] = self.size >= FETCHES_FROM
+            r.slot = slot
+            if r.state_kind != SAME:
+                r.key = mixed(self.seed ^ mixed(<uint64_t> i))

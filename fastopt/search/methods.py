@@ -1,0 +1,79 @@
+"""The engine of each method's name, and what "auto" chooses for a space and a budget."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from fastopt._options import choice
+from fastopt._random import Seed
+from fastopt.errors import OptionError
+from fastopt.search.engine import Engine, Random
+from fastopt.search.genetic import Genetic
+from fastopt.search.greedy import Greedy
+from fastopt.search.space import Space
+
+__all__ = ["METHODS", "engine_for"]
+
+ENGINES: dict[str, type[Engine]] = {e.method: e for e in (Random, Greedy, Genetic)}
+METHODS = ("auto", *ENGINES)
+# Cells of one vectorised batch of random trials.
+BATCH_CELLS = 1 << 16
+
+
+def engine_for(
+    method: str | Engine,
+    space: Space,
+    *,
+    max_evals: int | None = None,
+    vectorized: bool = False,
+    seed: Seed = 0,
+    x0: Any = None,
+    stored: Mapping[str, Any] | None = None,
+) -> tuple[Engine, str]:
+    """The engine of a search and the reason for it.
+
+    Nothing here depends on who evaluates, so any number of workers gives the same trials.
+    ``stored`` is the header of the journal of a search that is continued: it keeps the engine and
+    its options, whatever its budget was.
+    """
+    if isinstance(method, Engine):
+        if method.space != space:
+            raise OptionError("method: the engine was made for another space")
+        if x0 is not None:
+            raise OptionError("x0: is for the engine's constructor when an engine is given")
+        return method, "given"
+    choice(method, "method", METHODS)
+    budget = max_evals if max_evals is not None else 10_000
+    name, reason = (method, "asked for") if method != "auto" else _chosen(space, budget)
+    options: dict[str, Any] = {}
+    if stored and (method == "auto" or stored.get("method") == method):
+        name, options = stored["method"], dict(stored["options"])
+        if name not in ENGINES:
+            raise OptionError(f"storage: was made by an engine that is not here, {name!r}")
+    if name == "random":
+        if x0 is not None:
+            raise OptionError("x0: random search takes no first trials; use another method")
+    else:
+        options["x0"] = x0
+    if name == "genetic" and "population" not in options:
+        mu = 50 if vectorized else max(8, min(50, round(math.sqrt(budget))))
+        options.update(population=mu, unique=not vectorized)
+    engine = ENGINES[name](space, seed=seed, **options)
+    d = space.n_columns
+    if name == "random" and vectorized:
+        engine.batch = max(1, min(1024, BATCH_CELLS // d))
+    elif name == "greedy":
+        engine.batch = min(1024, max(8, 2 * d)) if vectorized else 4
+    elif isinstance(engine, Genetic):
+        mu = engine.population
+        engine.batch = mu if vectorized else max(2, min(mu, budget // 16))
+    if stored and stored.get("method") == name:
+        engine.batch = stored.get("own_batch", engine.batch)
+    return engine, reason
+
+
+def _chosen(space: Space, budget: int) -> tuple[str, str]:
+    """What "auto" stands for."""
+    return "genetic", "the default"
