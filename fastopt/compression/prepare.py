@@ -22,7 +22,7 @@ from fastopt.compression.passes import quantize
 from fastopt.compression.passes.calibration import Calibration, Feeds
 from fastopt.compression.recipe import Recipe, Workbench
 from fastopt.models import Form, Layer, Model
-from fastopt.search import Float, Space
+from fastopt.search import Float
 
 __all__ = ["Option", "effects", "grid", "logits_of", "relative_error"]
 
@@ -85,18 +85,18 @@ def relative_error(ours: Sequence[Array], theirs: Sequence[Array]) -> float:
 def effects(
     bench: Workbench,
     calibration: Calibration,
-    space: Space,
+    places: Mapping[str, Any],
     start: Recipe,
     cost: Callable[[Model], float],
     rows: Rows,
     batch: int,
     progress: Callable[[int, int], object],
 ) -> dict[str, list[Option]]:
-    """For every variable of ``space`` that acts on one place, the options of ``grid``."""
+    """For every variable of ``places`` that acts on one place, the options of ``grid``."""
     model = calibration.model
-    keys = [k for k in space.names if k.partition(".")[0] in ("prune", "merge", "layer")]
-    stored = [k for k in space.names if k.startswith("quantize.")]
-    probes = sum(len(grid(space[k])) - 1 for k in keys) + len(stored)
+    keys = [k for k in places if k.partition(".")[0] in ("prune", "merge", "layer")]
+    stored = [k for k in places if k.startswith("quantize.")]
+    probes = sum(len(grid(places[k])) - 1 for k in keys) + len(stored)
     few = _probe_rows(rows, max(1, probes), model.macs)
     base = logits_of(bench.apply(start).model, few, batch)
     base_cost = cost(bench.apply(start).model)
@@ -111,8 +111,8 @@ def effects(
         return cost(made) - base_cost, relative_error(logits_of(made, few, batch), base)
 
     for key in keys:
-        found[key] = [Option(grid(space[key])[0], 0.0, 0.0)]
-        found[key] += [Option(v, *measured(key, v)) for v in grid(space[key])[1:]]
+        found[key] = [Option(grid(places[key])[0], 0.0, 0.0)]
+        found[key] += [Option(v, *measured(key, v)) for v in grid(places[key])[1:]]
     if stored:
         calibration.grams(model.layers)
     for key in stored:

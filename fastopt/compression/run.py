@@ -8,7 +8,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -42,7 +42,7 @@ from fastopt.compression.recipe import Applied, Recipe, Workbench
 from fastopt.compression.search import Candidate, Memory, Search
 from fastopt.errors import ArrayError, DTypeError, OptionError
 from fastopt.models import Model, Network
-from fastopt.search import Choice, Space
+from fastopt.search import Choice
 
 __all__ = ["TARGETS", "apply_recipe", "compress", "open_model", "quantize_model", "split"]
 
@@ -355,7 +355,7 @@ def _run(job: _Job, memory: Memory, callback: Callable[[int, float], object] | N
                 f"{options.confidence:.0%}: {needed:,} without a single loss would be needed"
             )
             return
-    space, job.start = _space(job)
+    places, job.start = _places(job)
     cost = job.cost(job.original)
     deadline = None if options.max_time is None else started + options.max_time
     search = Search(
@@ -364,14 +364,14 @@ def _run(job: _Job, memory: Memory, callback: Callable[[int, float], object] | N
     job.candidates = search.candidates
     job.say("measuring what each choice does alone")
     job.effects = effects(
-        job.bench, job.calibration, space, job.start, job.cost, job.search, job.feed,
+        job.bench, job.calibration, places, job.start, job.cost, job.search, job.feed,
         lambda done, of: job.say(f"measuring what each choice does alone: {done}/{of}"),
     )  # fmt: skip
     job.say("searching")
     best = search.bisect(job.effects, job.start)
     if best is not None and options.confidence is None:
         _confirm(job, [best])
-    search.refine(space, _first(job, space, best), options.method, options.seed)
+    search.refine(places, _first(job, places), options.method, options.seed)
     if search.interrupted:
         raise KeyboardInterrupt
     job.say("confirming on rows that the search did not see")
@@ -381,7 +381,7 @@ def _run(job: _Job, memory: Memory, callback: Callable[[int, float], object] | N
         _confirm(job, job.candidates)
 
 
-def _space(job: _Job) -> tuple[Space, Recipe]:
+def _places(job: _Job) -> tuple[dict[str, Any], Recipe]:
     """What is searched over, and the recipe that leaves everything as it is (but folded)."""
     model = job.original
     variables: dict[str, Any] = {}
@@ -401,7 +401,7 @@ def _space(job: _Job) -> tuple[Space, Recipe]:
         places = [*model.layers, *model.groups]
         if not any(fnmatch.fnmatchcase(place, pattern) for place in places):
             raise OptionError(f"keep: no layer or group is called {pattern!r}")
-    return Space(**variables), Recipe(start)
+    return variables, Recipe(start)
 
 
 def _evals(job: _Job) -> int:
@@ -412,17 +412,14 @@ def _evals(job: _Job) -> int:
     return int(min(_MOST_EVALS, max(_FEWEST_EVALS, _EVALS_MACS / work)))
 
 
-def _first(job: _Job, space: Space, best: Candidate | None) -> list[Recipe]:
+def _first(job: _Job, places: Mapping[str, Any]) -> list[Recipe]:
     """Where the refinement begins: what the bisection found, and every place at one share."""
-    neutral = {k: _neutral(space[k]) for k in space.names}
-    found = []
     kept = sorted((c for c in job.candidates if c.cautious <= job.options.limit), key=_size)
-    for c in kept[:3]:
-        found.append({k: c.recipe.choices.get(k, neutral[k]) for k in space.names})
+    found = [
+        {k: c.recipe.choices.get(k, _neutral(v)) for k, v in places.items()} for c in kept[:3]
+    ]
     for share in START_SHARES:
-        found.append(
-            {k: PASSES[k.partition(".")[0]].start(share, space[k]) for k in space.names}
-        )
+        found.append({k: PASSES[k.partition(".")[0]].start(share, v) for k, v in places.items()})
     return [Recipe(f) for f in found]
 
 
@@ -601,7 +598,7 @@ def open_model(model: Any, portable: bool = False) -> tuple[Model, Callable[[Mod
             f"writes them, got {os.fspath(model)}"
         )
     if type(model).__name__ == "ModelProto":
-        return _onnx(model, portable), lambda m: m.proto()  # type: ignore[attr-defined]
+        return _onnx(model, portable), lambda m: m.to_proto()  # type: ignore[attr-defined]
     if all(hasattr(model, name) for name in ("layers", "groups", "run", "keep_units", "copy")):
         return model, lambda m: m
     raise DTypeError(
@@ -618,7 +615,7 @@ def _onnx(model: Any, portable: bool) -> Model:
         raise ImportError(
             "ONNX models need the packages onnx and onnxruntime: pip install 'fastopt[onnx]'"
         ) from None
-    from fastopt.models.onnx import OnnxModel
+    from fastopt.models import OnnxModel
 
     return OnnxModel(model, portable=portable)
 

@@ -209,10 +209,12 @@ class Search:
                 low = middle
         return best
 
-    def refine(self, space: Space, first: list[Recipe], method: str, seed: Seed) -> None:
+    def refine(
+        self, places: Mapping[str, Any], first: list[Recipe], method: str, seed: Seed
+    ) -> None:
         """Search the whole mixed space from the recipes found so far."""
         left = self._max_evals - len(self.candidates)
-        if self.over or left < 1 or not space.names:
+        if self.over or not places:
             return
         seconds = None if self._deadline is None else max(0.0, self._deadline - time.monotonic())
         x0 = None if method == "random" else [dict(r.choices) for r in first][:left]
@@ -229,7 +231,13 @@ class Search:
             return 64.0 + min(found.cautious - self._limit, 1e6)
 
         minimize(
-            objective, space, method=method, max_evals=left, max_time=seconds, seed=seed, x0=x0
+            objective,
+            Space(**places),
+            method=method,
+            max_evals=left,
+            max_time=seconds,
+            seed=seed,
+            x0=x0,
         )
 
 

@@ -3,4 +3,4 @@
 from fastopt.models.base import Form, Group, Input, Layer, Member, Model
 from fastopt.models.network import Dense, Network
 
-__all__ = ["Dense", "Fittable", "Group", "Layer", "Model", "Network"]
+__all__ = ["Dense", "Form", "Group", "Input", "Layer", "Member", "Model", "Network"]

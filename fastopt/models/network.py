@@ -5,11 +5,7 @@ h_k = act_k(h_{k-1} @ W_k^T + b_k),   loss = mean cross-entropy or mean squared 
 
 from __future__ import annotations
 
-import json
-import math
 import os
-import zipfile
-import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -19,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from fastopt._arrays import Array, as_array
-from fastopt._files import write_whole
+from fastopt._files import load_arrays, save_arrays
 from fastopt._options import choice, integer
 from fastopt._random import Seed, generator_of
 from fastopt.errors import ArrayError, FormatError, OptionError, UnsupportedError
@@ -31,7 +27,7 @@ __all__ = ["Dense", "Network"]
 
 _LOSSES = ("cross_entropy", "squared")
 _INPUT, _OUTPUT = "X", "output"
-_FORMAT, _VERSION = "fastopt.network", 2  # version 1 had weights (n_in, n_out) and no checksum
+_KEY, _VERSION = "fastopt", 2  # version 1 had weights (n_in, n_out)
 _GROUP = 32  # neighbours that share a scale in four-bit codes
 _CODE_ARRAYS = ("codes", "scale", "zero_point")
 _CODE_CONFIG = ("dtype", "shape", "axis", "group_size", "symmetric")
@@ -582,43 +578,23 @@ class Network:
                 arrays[f"{d.name}.bias"] = np.ascontiguousarray(d.bias)
             described.append(entry)
         config = {
-            "format": _FORMAT,
             "version": _VERSION,
             "loss": self._loss,
             "classes": None if self.classes is None else self.classes.tolist(),
             "layers": described,
-            "arrays": {name: [a.dtype.name, list(a.shape)] for name, a in arrays.items()},
         }
-        config["checksum"] = _checksum(config, arrays)
-        text = json.dumps(config)
-        if _is_npz(path):
-            arrays["fastopt"] = np.frombuffer(text.encode(), np.uint8)
-            with write_whole(path) as file:
-                np.savez(file, **arrays)  # type: ignore[arg-type]
-        else:
-            safetensors = _safetensors()
-            with write_whole(path) as file:
-                file.write(safetensors.save(arrays, metadata={"fastopt": text}))
+        save_arrays(path, _KEY, config, arrays, npz=_is_npz(path))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Network:
-        """Read what :meth:`save` wrote; FormatError where the file is not that.
-
-        Arrays are read only where the file's description names them with the size they have, so
-        reading takes no more memory than the file has bytes.
-        """
-        where = os.fspath(path)
-        read = _read_npz if _is_npz(path) else _read_safetensors
+        """Read what :meth:`save` wrote; FormatError where the file is not that."""
+        _is_npz(path)  # refuses other names
+        config, arrays = load_arrays(path, _KEY, _check_config)
         try:
-            config, arrays = read(where)
-            if config["checksum"] != _checksum(config, arrays):
-                raise FormatError("its checksum does not fit: the file is damaged", where)
             layers = [_layer_from(entry, arrays) for entry in config["layers"]]
             return cls(layers, config["loss"], config["classes"])
-        except (FormatError, FileNotFoundError, IsADirectoryError, PermissionError, ImportError):
-            raise
-        except Exception as error:  # whatever a damaged file makes the readers raise
-            raise FormatError(f"cannot be read as a network: {error}", where) from error
+        except Exception as error:  # well-formed, but not a network
+            raise FormatError(f"cannot be read as a network: {error}", os.fspath(path)) from None
 
     def __repr__(self) -> str:
         widths = [self._layers[0].weight.shape[1], *(d.weight.shape[0] for d in self._layers)]
@@ -694,64 +670,17 @@ def _is_npz(path: str | os.PathLike[str]) -> bool:
     return suffix == ".npz"
 
 
-def _safetensors() -> Any:
-    try:
-        import safetensors.numpy
-    except ImportError:
-        raise ImportError(
-            "saving .safetensors needs the package safetensors: pip install 'fastopt[safetensors]'"
-        ) from None
-    return safetensors.numpy
-
-
-def _checked(text: bytes | str, where: str) -> dict[str, Any]:
-    """The description of a network file."""
-    config = json.loads(text)
-    if (config["format"], config["version"]) != (_FORMAT, _VERSION):
-        raise FormatError(f"not a network of format version {_VERSION}", where)
-    return dict(config)
-
-
-def _checksum(config: Mapping[str, Any], arrays: Mapping[str, Array]) -> int:
-    """CRC-32 of the description and every array."""
-    rest = {k: v for k, v in config.items() if k != "checksum"}
-    value = zlib.crc32(json.dumps(rest, sort_keys=True).encode())
-    for name in sorted(config["arrays"]):
-        value = zlib.crc32(arrays[name].tobytes(), value)
-    return value
-
-
-def _read_npz(where: str) -> tuple[dict[str, Any], dict[str, Array]]:
-    with zipfile.ZipFile(where) as archive:
-        size = os.path.getsize(where)
-        members = {m.filename: m for m in archive.infolist()}
-
-        def read(name: str) -> Array:
-            member = members[f"{name}.npy"]
-            if member.compress_type != zipfile.ZIP_STORED or member.file_size > size:
-                raise FormatError(f"{name}: is not stored as save() stores it", where)
-            with archive.open(member) as file:
-                found: Array = np.lib.format.read_array(file, allow_pickle=False)
-            return found
-
-        config = _checked(read("fastopt").tobytes(), where)
-        arrays: dict[str, Array] = {}
-        for name, (dtype, shape) in config["arrays"].items():
-            n = math.prod(shape) * np.dtype(dtype).itemsize
-            if members[f"{name}.npy"].file_size - n not in range(64, 1024):
-                raise FormatError(f"{name}: has another size than the description says", where)
-            arrays[name] = read(name)
-            size -= n
-        return config, arrays
-
-
-def _read_safetensors(where: str) -> tuple[dict[str, Any], dict[str, Array]]:
-    _safetensors()
-    from safetensors import safe_open
-
-    with safe_open(where, framework="numpy") as file:  # maps the file and checks its header
-        config = _checked((file.metadata() or {})["fastopt"], where)
-        return config, {name: file.get_tensor(name) for name in config["arrays"]}
+def _check_config(config: Any, declared: Mapping[str, Any]) -> None:
+    """Refuse another version, and arrays that the description does not ask for."""
+    if config.get("version") != _VERSION:
+        raise FormatError(f"not a network of format version {_VERSION}")
+    wanted = set()
+    for entry in config["layers"]:
+        parts = [f"weight.{k}" for k in _CODE_ARRAYS] if "quantized" in entry else ["weight"]
+        wanted |= {f"{entry['name']}.{part}" for part in [*parts, "bias"]}
+    unknown = set(declared) - wanted
+    if unknown:
+        raise FormatError(f"holds arrays that are no part of it: {sorted(unknown)}")
 
 
 def _described(d: Dense) -> Layer:
