@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from fastopt import _threads
 from fastopt._arrays import as_array, as_target, check_disjoint, check_finite, out_for
 from fastopt._files import write_whole
 from fastopt._options import choice, integer, number
@@ -193,50 +190,6 @@ def test_seeds() -> None:
             key_of(bad)
     with pytest.raises(OptionError, match="seed: "):
         key_of(-1)
-
-
-# --- threads ----------------------------------------------------------------------------------
-
-
-def test_thread_rule() -> None:
-    assert _threads.resolve(None, 10) == 1
-    assert _threads.resolve(None, 1 << 30) == _threads.available_threads() >= 1
-    assert _threads.resolve(3, 10) == 3
-    # a count that the system cannot start would end the process inside OpenMP
-    assert _threads.resolve(10**6, 10) == _threads.resolve(10**9, 10) == _threads.MOST
-    for bad in (0, -1):
-        with pytest.raises(OptionError, match="threads: "):
-            _threads.resolve(bad, 10)
-
-
-def test_threads_follow_the_environment_and_threadpoolctl() -> None:
-    code = "from fastopt._threads import available_threads as a; print(a())"
-    run = [sys.executable, "-c", code]
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    assert subprocess.run(run, env=env, capture_output=True, text=True).stdout.strip() == "1"
-    threadpoolctl = pytest.importorskip("threadpoolctl")
-    with threadpoolctl.threadpool_limits(1, user_api="openmp"):
-        assert _threads.available_threads() == 1
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_a_forked_child_runs_serial_and_does_not_hang() -> None:
-    code = """
-import os, sys
-import numpy as np
-import fastopt
-big = [np.ones(300_000, np.float32)]
-opt = fastopt.optim.SGD(big, lr=0.1, threads=2)
-opt.step([np.ones(300_000, np.float32)])
-pid = os.fork()
-if pid == 0:
-    opt.step([np.ones(300_000, np.float32)])
-    fastopt.quantize(np.ones((600, 600), np.float32), "int8", threads=2)
-    os._exit(0)
-sys.exit(os.waitpid(pid, 0)[1])
-"""
-    done = subprocess.run([sys.executable, "-c", code], timeout=60, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
 
 
 def test_kernels_release_the_gil() -> None:

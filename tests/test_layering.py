@@ -76,10 +76,45 @@ def test_energy_gives_the_smallest_rank(rng: np.random.Generator) -> None:
     assert fastopt.split_low_rank(w, energy=1, gram=Gram(10).update(x))[0].shape[1] == 1
 
 
+@pytest.mark.parametrize("shape", [(700, 300), (300, 700), (400, 400)])
+@pytest.mark.parametrize("data", [False, True])
+def test_large_weights_are_within_two_per_cent_of_the_least_error(
+    shape: tuple[int, int], data: bool, rng: np.random.Generator
+) -> None:
+    n_out, n_in = shape
+    w = (rng.standard_normal(shape) @ np.diag(np.geomspace(1, 0.05, n_in))).astype("float32")
+    x = rng.standard_normal((900, n_in)) * np.geomspace(1, 0.1, n_in)
+    gram = Gram(n_in).update(x) if data else None
+    seen = w @ x.T if data else w
+    values = np.linalg.svd(seen.astype(float), compute_uv=False)
+    for rank in (1, 20, min(shape) // 4):
+        a, b = fastopt.split_low_rank(w, rank, gram=gram)
+        assert (a.shape, b.shape, a.dtype) == ((n_out, rank), (rank, n_in), np.float32)
+        rest = w.astype(float) - a.astype(float) @ b
+        lost = np.linalg.norm(rest @ x.T if data else rest)
+        assert lost <= 1.02 * np.sqrt((values[rank:] ** 2).sum())
+        again = fastopt.split_low_rank(w, rank, gram=gram)
+        assert (again[0] == a).all()
+
+
+def test_the_rank_by_error_and_by_bytes(rng: np.random.Generator) -> None:
+    w = rng.standard_normal((30, 20)) * np.geomspace(1, 1e-2, 20)
+    for error in (0.5, 0.1, 0.01):
+        a, b = fastopt.split_low_rank(w, error=error)
+        assert np.linalg.norm(w - a @ b) <= error * np.linalg.norm(w)
+        if a.shape[1] > 1:
+            a, b = fastopt.split_low_rank(w, a.shape[1] - 1)
+            assert np.linalg.norm(w - a @ b) > error * np.linalg.norm(w)
+    a, b = fastopt.split_low_rank(w, max_bytes=8 * 50 * 6 + 10)
+    assert a.shape[1] == 6
+    assert fastopt.split_low_rank(w, max_bytes=10**9)[0].shape[1] == 20
+
+
 def test_refusals(rng: np.random.Generator) -> None:
     w = rng.standard_normal((4, 6))
     for args, options, error, word in (
-        ((w,), {}, OptionError, "either"), ((w, 2), {"energy": 0.5}, OptionError, "either"),
+        ((w,), {}, OptionError, "one of"), ((w, 2), {"energy": 0.5}, OptionError, "one of"),
+        ((w,), {"error": 2.0}, OptionError, "error"), ((w,), {"max_bytes": 3}, OptionError, "by"),
         ((w, 0), {}, OptionError, "rank"), ((w, 5), {}, OptionError, "rank"),
         ((w,), {"energy": 1.1}, OptionError, "energy"), ((w[0], 1), {}, ArrayError, "w"),
         ((w * np.nan, 1), {}, ArrayError, "NaN"), ((np.zeros((0, 3)), 1), {}, ArrayError, "w"),

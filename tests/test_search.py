@@ -20,6 +20,7 @@ from fastopt.errors import (
     TrialError,
 )
 from fastopt.search import (
+    CMA,
     Bool,
     Choice,
     Float,
@@ -47,6 +48,7 @@ PLANE = Space(w=Float(-2, 2), b=Float(-2, 2))
 ENGINES = {
     "random": lambda space, **k: Random(space, **k),
     "greedy": lambda space, **k: Greedy(space, **k),
+    "cma": lambda space, **k: CMA(space, **k),
     "genetic": lambda space, **k: Genetic(space, population=12, unique=True, **k),
 }
 

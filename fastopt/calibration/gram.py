@@ -16,7 +16,7 @@ from fastopt._arrays import Array, as_array
 from fastopt._options import integer, number
 from fastopt.errors import ArrayError, ConcurrentUseError, DTypeError, FormatError
 
-__all__ = ["Gram"]
+__all__ = ["Gram", "check_gram"]
 
 # Bytes of one float64 chunk: large enough for BLAS to run at full speed, small enough that the
 # extra memory does not depend on the data.
@@ -248,6 +248,17 @@ class Gram:
         self._mean = state["mean"]
         self._scatter = state["scatter"]
         self._busy = threading.Lock()
+
+
+def check_gram(gram: Any, n: int | None = None, name: str = "gram") -> Gram:
+    """``gram``, a Gram (of ``n`` features) that has seen data; else a typed error."""
+    if not isinstance(gram, Gram):
+        raise DTypeError(f"{name}: expected a fastopt.Gram, got {type(gram).__name__}")
+    if n is not None and gram.n != n:
+        raise ArrayError(f"{name}: expected a Gram of {n} features, got {gram!r}")
+    if gram.count == 0:
+        raise ArrayError(f"{name}: holds no rows; call gram.update(activations) first")
+    return gram
 
 
 def _merge(count: int, mean: Array, scatter: Array, more: int, mean_b: Array, add: Array) -> int:

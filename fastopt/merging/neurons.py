@@ -9,8 +9,8 @@ import numpy as np
 
 from fastopt._arrays import Array, as_array, check_finite
 from fastopt._options import integer, number
-from fastopt.calibration import Gram
-from fastopt.errors import ArrayError, DTypeError
+from fastopt.calibration import Gram, check_gram
+from fastopt.errors import ArrayError
 from fastopt.pruning.units import refit
 
 __all__ = ["Merged", "merge_neurons"]
@@ -116,15 +116,7 @@ def merge_neurons(
     if n == 0:
         raise ArrayError("w_in: holds no units")
     if gram is not None:
-        if not isinstance(gram, Gram):
-            raise DTypeError(
-                f"gram: expected a fastopt.calibration.Gram, got {type(gram).__name__}"
-            )
-        if gram.n != n or gram.count == 0:
-            raise ArrayError(
-                f"gram: expected one of {n} units that has seen data, got {gram!r}; "
-                "it is taken of the units' activations"
-            )
+        check_gram(gram, n)
     wide = second.astype(np.float64)
     if gram is None:
         vectors = first.astype(np.float64)

@@ -2,5 +2,6 @@
 
 from fastopt.models.base import Form, Group, Input, Layer, Member, Model
 from fastopt.models.network import Dense, Network
+from fastopt.models.onnx import OnnxModel
 
-__all__ = ["Dense", "Form", "Group", "Input", "Layer", "Member", "Model", "Network"]
+__all__ = ["Dense", "Form", "Group", "Input", "Layer", "Member", "Model", "Network", "OnnxModel"]

@@ -13,8 +13,8 @@ import numpy as np
 
 from fastopt._arrays import Array, as_array, check_finite
 from fastopt._options import integer, number
-from fastopt.calibration import Gram
-from fastopt.errors import ArrayError, DTypeError, OptionError
+from fastopt.calibration import Gram, check_gram
+from fastopt.errors import ArrayError, OptionError
 
 __all__ = ["Selection", "removal_order", "select_units"]
 
@@ -96,7 +96,7 @@ def select_units(
     Examples
     --------
     >>> import numpy as np
-    >>> from fastopt.calibration import Gram
+    >>> from fastopt.calibration import Gram, check_gram
     >>> from fastopt.pruning import select_units
     >>> a = np.random.default_rng(0).random((50, 3))
     >>> a[:, 2] = 2 * a[:, 0] + 1                   # unit 2 repeats unit 0
@@ -150,11 +150,7 @@ def removal_order(
 
 
 def _checked(gram: Gram, w_next: Any, unit_size: int) -> tuple[Array, int, int]:
-    if not isinstance(gram, Gram):
-        raise DTypeError(
-            f"gram: expected a fastopt.calibration.Gram, got {type(gram).__name__}; "
-            "the signature is select_units(gram, w_next, n_keep)"
-        )
+    check_gram(gram)
     weight = as_array(w_next, "w_next", ndim=2)
     size = integer(unit_size, "unit_size", low=1)
     if weight.shape[1] != gram.n:
@@ -164,8 +160,6 @@ def _checked(gram: Gram, w_next: Any, unit_size: int) -> tuple[Array, int, int]:
         )
     if gram.n % size:
         raise OptionError(f"unit_size: expected a divisor of {gram.n}, got {size}")
-    if gram.count == 0:
-        raise ArrayError("gram: holds no rows; call gram.update(activations) first")
     check_finite(weight, "w_next")
     return weight, gram.n // size, size
 

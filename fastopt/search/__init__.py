@@ -1,5 +1,6 @@
 """Search over mixed spaces: spaces, engines to ask and tell, and the loop around them."""
 
+from fastopt.search.cma import CMA
 from fastopt.search.driver import minimize
 from fastopt.search.engine import Random
 from fastopt.search.genetic import Genetic
@@ -9,6 +10,7 @@ from fastopt.search.result import Progress, Result
 from fastopt.search.space import Bool, Choice, Float, Int, Permutation, Space, Vector
 
 __all__ = [
+    "CMA",
     "Bool",
     "Choice",
     "Float",

@@ -9,6 +9,7 @@ from typing import Any
 from fastopt._options import choice
 from fastopt._random import Seed
 from fastopt.errors import OptionError
+from fastopt.search.cma import CMA
 from fastopt.search.engine import Engine, Random
 from fastopt.search.genetic import Genetic
 from fastopt.search.greedy import Greedy
@@ -16,7 +17,7 @@ from fastopt.search.space import Space
 
 __all__ = ["METHODS", "engine_for"]
 
-ENGINES: dict[str, type[Engine]] = {e.method: e for e in (Random, Greedy, Genetic)}
+ENGINES: dict[str, type[Engine]] = {e.method: e for e in (Random, Greedy, Genetic, CMA)}
 METHODS = ("auto", *ENGINES)
 # Cells of one vectorised batch of random trials.
 BATCH_CELLS = 1 << 16

@@ -105,6 +105,7 @@ ctypedef struct Job:
     const uint8_t* a  # 8-bit codes, or
     const float* x  # floats that are quantised row by row
     int bits_a
+    int bad  # a row of floats is not finite
     const uint8_t* b
     uint8_t* packed_a
     int32_t* za  # (m,)

@@ -13,22 +13,17 @@ is turned into float32, scaled and added, groups in ascending order; the same op
 order on every level and thread.
 """
 
-from cpython.exc cimport PyErr_CheckSignals
-from cython.parallel cimport prange
 from libc.stdint cimport int16_t, int32_t, uint8_t, uintptr_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memset
 
 from fastopt._kernels.shared cimport numpy as cnp
 from fastopt._kernels.shared.arguments cimport data_of
+from fastopt._kernels.shared.pool cimport mark, marked, run, run_polled
 from fastopt._kernels.matmul.job cimport *
 from fastopt._kernels.matmul.task cimport pack_panel, run_task
-from fastopt._kernels.shared.openmp cimport thread_index
 
 cnp.import_array()
-
-cdef double BATCH = 2e9  # multiply-adds between two looks at Ctrl-C
-
 
 cdef void slice_k(Job* j, Py_ssize_t most) noexcept nogil:
     """Slices of K of at most ``most``: whole groups, or equal parts of one."""
@@ -41,14 +36,22 @@ cdef void slice_k(Job* j, Py_ssize_t most) noexcept nogil:
         j.quads_a_slice = ((j.group + parts - 1) // parts + 7) // 8 * 2
 
 
-cdef int run(Job* j, int threads) except -1:
-    """Cut the job into tasks, pack A, run the tasks; looks at Ctrl-C between batches. Returns 1,
-    with nothing written, if a row of floats is not finite."""
-    cdef Py_ssize_t i, start, stop, tasks, batch, chunks, units, units_a_task
+cdef void pack_rows(void* context, Py_ssize_t panel, int worker) noexcept nogil:
+    cdef Job* j = <Job*> context
+    if pack_panel(j, panel, j.scratch + worker * j.scratch_bytes):
+        mark(&j.bad)
+
+
+cdef void task(void* context, Py_ssize_t index, int worker) noexcept nogil:
+    run_task(<Job*> context, index, worker)
+
+
+cdef int multiply(Job* j, int threads) except -1:
+    """Cut the job into tasks, pack A, run the tasks. Returns 1, with nothing written, if a row of
+    floats is not finite."""
+    cdef Py_ssize_t chunks, units, units_a_task
     cdef Py_ssize_t depth = max(<Py_ssize_t> 8, j.kp), size = 2 if j.wide else 1
     cdef Py_ssize_t a_bytes = (j.m * j.kp * size + 63) // 64 * 64
-    cdef double task_work
-    cdef int bad = 0
     cdef uint8_t* memory
     j.row_panels = (j.m + FO_MR - 1) // FO_MR
     # A single row takes B from memory, several panels at a time. Otherwise a slice of B stays in L1
@@ -71,9 +74,6 @@ cdef int run(Job* j, int threads) except -1:
     units_a_task = max(<Py_ssize_t> 1, min((1 << 18) // (j.scratch_rows * FO_NR * depth),
                                            units * chunks // (4 * threads)))
     j.col_tasks = (units + units_a_task - 1) // units_a_task
-    tasks = chunks * j.col_tasks
-    task_work = <double> j.m * j.n * depth / tasks
-    batch = max(<Py_ssize_t> threads, <Py_ssize_t> (BATCH / task_work))
     # A thread's scratch: a slice of B as bytes and as int16, sums, floats; or a row of codes.
     j.scratch_bytes = 2 * FO_SLICE + (2 * j.scratch_rows + 1) * FO_NR * 4
     j.scratch_bytes = (max(j.scratch_bytes, 2 * j.kp) + 63) // 64 * 64
@@ -87,29 +87,15 @@ cdef int run(Job* j, int threads) except -1:
     if j.x != NULL:
         j.za = j.ra + j.m * j.groups
         j.sa = <float*> (j.za + j.m)
+    j.bad = 0
     try:
         with nogil:
-            if threads == 1 or j.m * j.k < 1 << 16:
-                for i in range(j.row_panels):
-                    bad |= pack_panel(j, i, j.scratch)
-            else:
-                for i in prange(j.row_panels, num_threads=threads, schedule="dynamic"):
-                    bad |= pack_panel(j, i, j.scratch + thread_index() * j.scratch_bytes)
-        start = tasks if bad else 0
-        while start < tasks:
-            stop = min(start + batch, tasks)
-            with nogil:
-                if threads == 1:
-                    for i in range(start, stop):
-                        run_task(j, i, 0)
-                else:
-                    for i in prange(start, stop, num_threads=threads, schedule="dynamic"):
-                        run_task(j, i, thread_index())
-            PyErr_CheckSignals()
-            start = stop
+            run(pack_rows, j, j.row_panels, threads if j.m * j.k >= 1 << 16 else 1)
+            if not marked(&j.bad):
+                run_polled(task, j, chunks * j.col_tasks, threads)
     finally:
         free(memory)
-    return bad
+    return marked(&j.bad)
 
 
 def packed_size(Py_ssize_t n, Py_ssize_t k, Py_ssize_t group, int bits, bint heads):
@@ -149,6 +135,21 @@ cdef bint pack_columns(Job* j, int32_t* colsum, const float* scale, uint8_t* scr
     return narrow
 
 
+cdef struct Packing:
+    Job job
+    int32_t* colsum
+    const float* scale
+    uint8_t* scratch
+    Py_ssize_t room  # bytes of scratch per thread
+    int wide  # some code is not narrow
+
+
+cdef void pack_panels(void* context, Py_ssize_t panel, int worker) noexcept nogil:
+    cdef Packing* p = <Packing*> context
+    if not pack_columns(&p.job, p.colsum, p.scale, p.scratch + worker * p.room, panel):
+        mark(&p.wide)
+
+
 cdef const uint8_t* codes_of(cnp.ndarray a, Py_ssize_t size, str name, bint* is_signed) except NULL:
     """Data of an int8 or uint8 array."""
     is_signed[0] = cnp.PyArray_TYPE(a) == cnp.NPY_INT8
@@ -168,38 +169,30 @@ def pack(cnp.ndarray packed not None, cnp.ndarray colsum, cnp.ndarray scale, cnp
     scale and zero, (groups, n) float32 and int32; b : (k, n) int8 or uint8, or (n, k) if
     ``transposed``; for 4 bits codes in -8..7; group : a multiple of 8, or 0 for one group.
     """
-    cdef Job j
+    cdef Packing p
+    cdef Job* j = &p.job
     cdef bint is_signed
-    cdef int narrow = 1
-    cdef Py_ssize_t q, size
-    cdef int32_t* sums = NULL
-    cdef const float* scales = NULL
-    cut(&j, 0, n, k, group, bits, colsum is None)
+    p.colsum, p.scale, p.scratch, p.wide = NULL, NULL, NULL, 0
+    cut(j, 0, n, k, group, bits, colsum is None)
     if colsum is None:
-        scales = <const float*> data_of(scale, cnp.NPY_FLOAT32, j.groups * n, False, "scale")
+        p.scale = <const float*> data_of(scale, cnp.NPY_FLOAT32, j.groups * n, False, "scale")
         j.zb = <const int32_t*> data_of(zero, cnp.NPY_INT32, j.groups * n, False, "zero")
     else:
-        sums = <int32_t*> data_of(colsum, cnp.NPY_INT32, n, True, "colsum")
-    j.packed_a = <uint8_t*> data_of(packed, cnp.NPY_UINT8, vectors(n) * FO_LANES * column_bytes(&j),
+        p.colsum = <int32_t*> data_of(colsum, cnp.NPY_INT32, n, True, "colsum")
+    j.packed_a = <uint8_t*> data_of(packed, cnp.NPY_UINT8, vectors(n) * FO_LANES * column_bytes(j),
                                     True, "packed")
-    cdef uint8_t* scratch = NULL
     j.b = codes_of(b, n * k, "b", &is_signed)
     j.flip_b = 0 if is_signed else 0x80
     j.layout = ROWS_N if transposed else ROWS_K
-    size = j.group * FO_NR
+    p.room = j.group * FO_NR
     if bits == 4:
-        scratch = <uint8_t*> malloc(threads * size)
-        if scratch == NULL:
+        p.scratch = <uint8_t*> malloc(threads * p.room)
+        if p.scratch == NULL:
             raise MemoryError("matmul: no memory to pack")
     with nogil:
-        if threads == 1:
-            for q in range(j.col_panels):
-                narrow &= pack_columns(&j, sums, scales, scratch, q)
-        else:
-            for q in prange(j.col_panels, num_threads=threads, schedule="dynamic"):
-                narrow &= pack_columns(&j, sums, scales, scratch + thread_index() * size, q)
-    free(scratch)
-    return narrow != 0
+        run(pack_panels, &p, j.col_panels, threads)
+    free(p.scratch)
+    return not marked(&p.wide)
 
 
 def unpack(cnp.ndarray out not None, cnp.ndarray packed not None, Py_ssize_t n, Py_ssize_t k,
@@ -288,7 +281,7 @@ def multiply_i32(cnp.ndarray out not None, cnp.ndarray a not None, cnp.ndarray b
     j.mode = TO_I32
     operands(&j, a, b, layout, colsum, narrow, za, zb, m, n, k)
     if m and n:
-        run(&j, threads)
+        multiply(&j, threads)
 
 
 def multiply_q8(cnp.ndarray out not None, cnp.ndarray a not None, cnp.ndarray b not None,
@@ -312,7 +305,7 @@ def multiply_q8(cnp.ndarray out not None, cnp.ndarray a not None, cnp.ndarray b 
                                       False, "scale")
     operands(&j, a, b, layout, colsum, narrow, za, zb, m, n, k)
     if m and n:
-        run(&j, threads)
+        multiply(&j, threads)
 
 
 def linear(cnp.ndarray out not None, cnp.ndarray x not None, cnp.ndarray packed not None,
@@ -343,5 +336,5 @@ def linear(cnp.ndarray out not None, cnp.ndarray x not None, cnp.ndarray packed 
     j.colsum = NULL
     j.bias = <const float*> data_of(bias, cnp.NPY_FLOAT32, n, False, "bias")
     if m and n:
-        return run(&j, threads) == 0
+        return multiply(&j, threads) == 0
     return True
