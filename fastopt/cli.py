@@ -28,9 +28,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         code: int = arguments.run(arguments)
         return code
+    except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
+        return _fail(error, BAD_INPUT)
     except (StorageError, TrialError, ImportError) as error:
         return _fail(error, FAILED)
-    except (FastoptError, FileNotFoundError, IsADirectoryError, PermissionError) as error:
+    except FastoptError as error:
         return _fail(error, BAD_INPUT)
     except OSError as error:
         return _fail(error, FAILED)
@@ -109,9 +111,7 @@ def _compress_parser(commands: Any) -> None:
     c.add_argument("model", help=MODEL)
     _judged(c)
     c.add_argument("--target", choices=("size", "macs", "latency"), default="size")
-    c.add_argument(
-        "--method", choices=("auto", "genetic", "greedy", "random"), default="genetic"
-    )
+    c.add_argument("--method", choices=("auto", "genetic", "greedy", "random"), default="genetic")
     c.add_argument("--passes", help=f"some of {from_names} (default: all)")
     c.add_argument(
         "--keep", action="append", default=[], metavar="PATTERN", help="layers to leave alone"
@@ -457,4 +457,3 @@ class _Progress:
     def clear(self) -> None:
         if self._shown:
             print("\r" + " " * 76 + "\r", end="", file=sys.stderr, flush=True)
-

@@ -7,6 +7,7 @@ larger than memory. ``Rows`` is a selection of a source's rows, cut into feeds f
 from __future__ import annotations
 
 import importlib
+import math
 import os
 import shutil
 import sys
@@ -21,7 +22,7 @@ import numpy as np
 
 from fastopt._arrays import Array, as_array
 from fastopt.errors import ArrayError, DTypeError, FormatError, OptionError, UnsupportedError
-from fastopt.models.base import Input
+from fastopt.models.base import Input, Model
 
 __all__ = ["Columns", "Feed", "Rows", "load_object", "open_rows", "open_source"]
 
@@ -53,7 +54,8 @@ class _Arrays:
         self.n: int | None = None
 
     def shape(self, name: str) -> tuple[int, ...]:
-        return self._arrays[name].shape
+        found: tuple[int, ...] = self._arrays[name].shape
+        return found
 
     def take(self, name: str, index: Array) -> Array:
         a = self._arrays[name]
@@ -70,7 +72,8 @@ class _Files:
         self.names = tuple(self._read(0))
 
     def shape(self, name: str) -> tuple[int, ...]:
-        return self._read(0)[name].shape
+        found: tuple[int, ...] = self._read(0)[name].shape
+        return found
 
     def take(self, name: str, index: Array) -> Array:
         (k,) = index
@@ -181,7 +184,7 @@ def _mapped(path: Path) -> tuple[dict[str, Array], object]:
 
 def _parquet(path: Path, inputs: Sequence[str]) -> dict[str, Array]:
     try:
-        import pandas
+        import pandas  # type: ignore[import-untyped]
     except ImportError:
         raise ImportError(f"{path}: reading .parquet needs pandas and pyarrow") from None
     try:
@@ -232,7 +235,8 @@ def _column(x: Any, name: str) -> Array:
 
 
 _NUMBERS = tuple(
-    np.dtype(c).name for c in ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "?")
+    np.dtype(c).name
+    for c in ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "?")
 )
 
 
@@ -313,12 +317,24 @@ class Rows:
             part = self.index[start : start + size]
             yield {i.name: _as(self._read(i.name, part), i) for i in self.inputs}
 
+    def n_feeds(self, batch: int) -> int:
+        """How many feeds of ``batch`` rows there are."""
+        return math.ceil(len(self) / (1 if self.single else batch))
+
+    def run(
+        self, model: Model, batch: int, taps: Sequence[str] = ()
+    ) -> Iterator[tuple[Feed, Feed]]:
+        """Outputs and tapped activations of a model, feed by feed."""
+        for feed in self.feeds(batch):
+            yield from model.run([feed], taps=taps)
+
     def _read(self, name: str, index: Array) -> Array:
         kind = self.kinds[name]
         if kind == "whole":
             return self.source.take(name, index[:0])
         if kind == "samples" and isinstance(self.source, _Arrays) and len(index) == 1:
-            return self.source.take(name, index)[0]
+            sample: Array = self.source.take(name, index)[0]
+            return sample
         if self.block > 1 and kind == "rows":
             index = (index[:, None] * self.block + np.arange(self.block)).ravel()
         return self.source.take(name, index)
@@ -364,7 +380,9 @@ def open_rows(
     if labels is None and "y" in source.names and "y" not in names:
         labels = "y"
     if source.n is not None:
-        rows = Rows(source, tuple(inputs), np.arange(source.n), dict.fromkeys(source.names, "rows"))
+        rows = Rows(
+            source, tuple(inputs), np.arange(source.n), dict.fromkeys(source.names, "rows")
+        )
         return replace(rows, labels=labels, single=True)
     kinds, counts, block = _kinds(source, inputs, name)
     if not counts:

@@ -15,7 +15,6 @@ import numpy as np
 
 from fastopt._files import write_whole
 from fastopt.compression.data import Rows
-from fastopt.compression.passes.calibration import Feeds
 from fastopt.compression.prepare import Option
 from fastopt.compression.recipe import Recipe, Workbench
 from fastopt.compression.search import Candidate
@@ -154,9 +153,7 @@ class Compressed:
         """Write the compressed model, whole or not at all."""
         (self.adapter or self.model).save(path)
 
-    def save_front(
-        self, folder: str | os.PathLike[str], suffix: str, most: int = 5
-    ) -> list[Path]:
+    def save_front(self, folder: str | os.PathLike[str], suffix: str, most: int = 5) -> list[Path]:
         """Write up to ``most`` models of the front into a folder, and ``front.json`` beside them.
 
         Their drops are those on the search rows: only ``model`` was confirmed on the check rows.
@@ -185,7 +182,12 @@ class Compressed:
         sure = f" ({low:.4f}..{high:.4f})" if math.isfinite(self.std_error) else ""
         found = [
             ("", "before", "after", "ratio"),
-            (self.metric, f"{b.metric:.4f}", f"{a.metric:.4f}{sure}", f"{a.metric - b.metric:+.4f}"),
+            (
+                self.metric,
+                f"{b.metric:.4f}",
+                f"{a.metric:.4f}{sure}",
+                f"{a.metric - b.metric:+.4f}",
+            ),
             ("parameters", f"{b.n_params:,}", f"{a.n_params:,}", _times(b.n_params, a.n_params)),
             ("bytes", f"{b.nbytes:,}", f"{a.nbytes:,}", _times(b.nbytes, a.nbytes)),
             ("multiply-adds", f"{b.macs:,}", f"{a.macs:,}", _times(b.macs, a.macs)),
@@ -236,13 +238,13 @@ class Compressed:
         sure = f" +- {self.std_error:.2g}" if math.isfinite(self.std_error) else ""
         proved = "" if self.p_value is None else f", certified (p = {self.p_value:.2g})"
         return (
-            f"{asked}; reached {self.drop:.4g}{sure} on {self.n_check} rows the search did not see "
-            f"({self.search_drop:.4g} on those it saw){proved}{ended}"
+            f"{asked}; reached {self.drop:.4g}{sure} on {self.n_check} rows that the search did "
+            f"not see ({self.search_drop:.4g} on those it saw){proved}{ended}"
         )
 
     def to_dict(self) -> dict[str, Any]:
         """Everything but the model as plain data for JSON."""
-        return _plain(
+        found: dict[str, Any] = _plain(
             {
                 "metric": self.metric,
                 "target": self.target,
@@ -274,6 +276,7 @@ class Compressed:
                 "notes": list(self.notes),
             }
         )
+        return found
 
     def to_json(self) -> str:
         """``to_dict`` as JSON text."""
@@ -326,11 +329,11 @@ def latencies(
     models: Sequence[Model], rows: Rows, batch: int, threads: int, rounds: int = 21
 ) -> list[tuple[float, float]]:
     """(median seconds for one batch, seconds to load) of each model, interleaved."""
-    feeds = Feeds(rows.select(np.arange(min(batch, len(rows)))), batch)
+    feed = next(rows.feeds(batch))
     runs, loads = [], []
     for model in models:
         start = time.perf_counter()
-        run = model.runner([feeds[0]], threads=threads)
+        run = model.runner([feed], threads=threads)
         run()
         loads.append(time.perf_counter() - start)
         runs.append(run)

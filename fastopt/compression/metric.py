@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -13,10 +14,10 @@ import numpy as np
 from fastopt._arrays import Array
 from fastopt._options import choice
 from fastopt.compression.data import Columns, Rows, load_object
-from fastopt.errors import ArrayError, OptionError
+from fastopt.errors import ArrayError, OptionError, TrialError
 from fastopt.models.base import Model
 
-__all__ = ["METRICS", "Metric", "Outputs", "collect", "metric_of"]
+__all__ = ["METRICS", "Metric", "Outputs", "batches_ok", "collect", "metric_of", "relative_error"]
 
 METRICS = ("accuracy", "r2", "agreement")
 
@@ -33,11 +34,14 @@ class Outputs:
         Which of the two.
     stacked : bool
         Samples fed whole get an axis of their own; rows are concatenated.
+    logits : dict
+        By output its values before the last Softmax or Sigmoid, flattened, all rows together.
     """
 
     parts: list[dict[str, Array]]
     single: bool = False
     stacked: bool = False
+    logits: dict[str, Array] = field(default_factory=dict)
 
     @cached_property
     def joint(self) -> dict[str, Array] | None:
@@ -67,40 +71,58 @@ class Outputs:
         """(n,) bool: rows without NaN."""
         if self.single:
             return np.array([all(_finite(a[None])[0] for a in p.values()) for p in self.parts])
-        flags = [_finite(a) for a in self.parts[0].values()]
-        return np.logical_and.reduce(flags)
+        flags: Array = np.logical_and.reduce([_finite(a) for a in self.parts[0].values()])
+        return flags
 
     def __len__(self) -> int:
         return len(self.parts) if self.single else len(next(iter(self.parts[0].values())))
 
 
 def _finite(a: Array) -> Array:
+    """For each row whether it is free of NaN."""
     if a.dtype.kind != "f":
         return np.ones(len(a), bool)
-    found: Array = ~np.isnan(a).reshape(len(a), -1).any(axis=1)
-    return found
+    good: Array = np.logical_not(np.isnan(a).reshape(len(a), -1)).min(axis=1, initial=True)
+    return good
 
 
-def collect(
-    model: Model, rows: Rows, batch: int = 32, progress: Callable[[int], object] | None = None
-) -> Outputs:
-    """The model's outputs for all rows."""
+def collect(model: Model, rows: Rows, batch: int) -> Outputs:
+    """The model's outputs for all rows, and its logits where they are before an activation."""
     parts: list[dict[str, Array]] = []
-    done = 0
-    for outputs, _ in model.run(rows.feeds(batch)):
+    before = model.logits
+    logits: dict[str, list[Array]] = {}
+    for outputs, tapped in rows.run(model, batch, tuple(dict.fromkeys(before.values()))):
         parts.append(outputs)
-        done += 1 if rows.single else batch
-        if progress is not None:
-            progress(min(done, len(rows)))
+        for name, a in outputs.items():
+            a = tapped.get(before.get(name, ""), a)
+            if a.dtype.kind == "f":
+                logits.setdefault(name, []).append(a.reshape(-1))
+    flat = {name: np.concatenate(p) for name, p in logits.items()}
     if rows.single:
-        return Outputs(parts, True, "samples" in rows.kinds.values())
-    return Outputs([{k: np.concatenate([p[k] for p in parts]) for k in parts[0]}])
+        return Outputs(parts, True, "samples" in rows.kinds.values(), flat)
+    joint = {k: np.concatenate([p[k] for p in parts]) for k in parts[0]}
+    return Outputs([joint], logits=flat)
+
+
+def relative_error(ours: Outputs, theirs: Outputs) -> float:
+    """Largest squared error over squared spread among the logits; infinite if not finite."""
+    worst = 0.0
+    for name, b in theirs.logits.items():
+        a = ours.logits[name]
+        seen = np.isfinite(b)
+        if a.shape != b.shape or not np.isfinite(a[seen]).all():
+            return math.inf
+        target = b[seen].astype(np.float64)
+        spread = float(((target - target.mean()) ** 2).sum()) if len(target) else 0.0
+        error = float(((a[seen] - target) ** 2).sum())
+        worst = max(worst, error / spread if spread > 0 else (math.inf if error else 0.0))
+    return worst
 
 
 def batches_ok(model: Model, rows: Rows) -> bool:
     """Whether axis 0 of every output counts the rows of a feed."""
     few = rows.select(np.arange(min(2, len(rows))))
-    for outputs, _ in model.run(few.feeds(2)):
+    for outputs, _ in few.run(model, 2):
         if any(a.ndim == 0 or len(a) != len(few) for a in outputs.values()):
             return False
     return True
@@ -171,19 +193,19 @@ def metric_of(
         metric = load_object(metric, "metric")
     if callable(metric):
         return _custom(metric)
-    first = next(iter(next(model.run(rows.select(np.arange(1)).feeds(1)))[0].values()))
+    first = next(iter(next(rows.select(np.arange(1)).run(model, 1))[0].values()))
     if metric is None:
         metric = _default(rows, first)
     name = choice(metric, "metric", METRICS)
     if name == "accuracy" and rows.labels is None:
         raise OptionError("metric: accuracy needs labels; name them with labels=")
     if name == "accuracy":
-        return _accuracy(getattr(model, "labels", None))
+        return _accuracy(model.classes)
     if name == "r2" and rows.labels is not None:
         return Metric("r2", lambda o, _, y, __: _r2(_first(o), np.asarray(y)))
-    axes = dict(model.classes)
+    axes = dict(model.classes_axis)
     if classes_axis is not None:
-        axes = {o: classes_axis for o in model.outputs}
+        axes = dict.fromkeys(model.outputs, classes_axis)
     return _agreement(axes)
 
 
@@ -204,12 +226,19 @@ def _custom(function: Callable[..., float]) -> Metric:
         parameters = ()  # type: ignore[assignment]
     places = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     needed = [p for p in places if p.default is p.empty]
+
+    def called(*arguments: Any) -> float:
+        try:
+            return float(function(*arguments))
+        except Exception as error:
+            raise TrialError(f"metric {name} raised {type(error).__name__}: {error}") from error
+
     if len(needed) == 3 or any(p.kind is p.VAR_POSITIONAL for p in parameters):
-        return Metric(name, lambda o, d, _, r: function(o, d, r))
+        return Metric(name, lambda o, d, _, r: called(o, d, r))
 
     def two(o: dict[str, Array], _: Any, y: Any, r: dict[str, Array]) -> float:
         outputs: Any = _first(o) if len(o) == 1 else o
-        return function(outputs, (_first(r) if len(r) == 1 else r) if y is None else y)
+        return called(outputs, (_first(r) if len(r) == 1 else r) if y is None else y)
 
     return Metric(name, two, bounded=False)
 
@@ -227,7 +256,8 @@ def _accuracy(names: Array | None) -> Metric:
             found = found.reshape(len(found), -1).argmax(axis=1)
             found = found if names is None else names[found]
         labels = np.asarray(y).reshape(len(found), -1)
-        return (found.reshape(labels.shape) != labels).mean(axis=1)
+        lost: Array = (found.reshape(labels.shape) != labels).mean(axis=1)
+        return lost
 
     return Metric("accuracy", lambda o, _, y, r: 1.0 - float(wrong(o, y, r).mean()), wrong)
 
@@ -251,7 +281,8 @@ def _agreement(axes: Mapping[str, int]) -> Metric:
             ours, theirs = ours.argmax(axes[name]), theirs.argmax(axes[name])
         elif theirs.dtype.kind == "f":
             return None
-        return (ours != theirs).reshape(len(ours), -1).mean(axis=1)
+        lost: Array = (ours != theirs).reshape(len(ours), -1).mean(axis=1)
+        return lost
 
     def one(name: str, ours: Array, theirs: Array) -> float:
         found = differs(name, ours, theirs)
@@ -265,9 +296,4 @@ def _agreement(axes: Mapping[str, int]) -> Metric:
         decided = [s for s in shares.values() if s is not None]
         return max(decided, key=lambda s: float(s.mean()))
 
-    return Metric("agreement", worst, rows if axes else None)
-
-
-def names_of(outputs: Sequence[str]) -> str:
-    """Outputs as text."""
-    return ", ".join(outputs)
+    return Metric("agreement" if axes else "r2", worst, rows if axes else None)

@@ -8,23 +8,22 @@ model per layer is enough for all of its forms.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from fastopt._arrays import Array
 from fastopt.calibration import Gram
 from fastopt.compression.data import Rows
+from fastopt.compression.metric import collect, relative_error
 from fastopt.compression.passes import quantize
-from fastopt.compression.passes.calibration import Calibration, Feeds
+from fastopt.compression.passes.calibration import Calibration
 from fastopt.compression.recipe import Recipe, Workbench
 from fastopt.models import Form, Layer, Model
 from fastopt.search import Float
 
-__all__ = ["Option", "effects", "grid", "logits_of", "relative_error"]
+__all__ = ["Option", "effects", "grid"]
 
 _PROBE_BITS = 4  # an error that is neither rounding noise nor a wreck
 _PROBE_MACS = 3e11  # multiply-adds of all probes together
@@ -56,32 +55,6 @@ def grid(variable: Any) -> list[Any]:
     return list(variable.options)
 
 
-def logits_of(model: Model, rows: Rows, batch: int) -> list[Array]:
-    """Every float output before its last Softmax or Sigmoid, as (n, values) float64."""
-    before = model.logits
-    parts: dict[str, list[Array]] = {}
-    for outputs, tapped in model.run(Feeds(rows, batch), taps=tuple(dict.fromkeys(before.values()))):
-        for name, found in outputs.items():
-            a = tapped.get(before.get(name, ""), found)
-            if a.dtype.kind == "f":
-                parts.setdefault(name, []).append(a.reshape(-1).astype(np.float64))
-    return [np.concatenate(p) for p in parts.values()]
-
-
-def relative_error(ours: Sequence[Array], theirs: Sequence[Array]) -> float:
-    """Largest squared error over squared spread among the outputs; infinite if not finite."""
-    worst = 0.0
-    for a, b in zip(ours, theirs, strict=True):
-        seen = np.isfinite(b)
-        if a.shape != b.shape or not np.isfinite(a[seen]).all():
-            return math.inf
-        a, b = a[seen], b[seen]
-        spread = float(((b - b.mean()) ** 2).sum()) if len(b) else 0.0
-        error = float(((a - b) ** 2).sum())
-        worst = max(worst, error / spread if spread > 0 else (math.inf if error else 0.0))
-    return worst
-
-
 def effects(
     bench: Workbench,
     calibration: Calibration,
@@ -98,26 +71,26 @@ def effects(
     stored = [k for k in places if k.startswith("quantize.")]
     probes = sum(len(grid(places[k])) - 1 for k in keys) + len(stored)
     few = _probe_rows(rows, max(1, probes), model.macs)
-    base = logits_of(bench.apply(start).model, few, batch)
+    base = collect(bench.apply(start).model, few, batch)
     base_cost = cost(bench.apply(start).model)
     found: dict[str, list[Option]] = {}
     done = 0
 
-    def measured(key: str, value: Any) -> tuple[float, float]:
+    def probed(key: str, value: Any) -> tuple[Model, float]:
         nonlocal done
         made = bench.apply(start.replaced({key: value})).model
         done += 1
         progress(done, probes)
-        return cost(made) - base_cost, relative_error(logits_of(made, few, batch), base)
+        return made, relative_error(collect(made, few, batch), base)
 
     for key in keys:
         found[key] = [Option(grid(places[key])[0], 0.0, 0.0)]
-        found[key] += [Option(v, *measured(key, v)) for v in grid(places[key])[1:]]
-    if stored:
-        calibration.grams(model.layers)
+        for value in grid(places[key])[1:]:
+            made, error = probed(key, value)
+            found[key].append(Option(value, cost(made) - base_cost, error))
     for key in stored:
         layer = model.layers[key.partition(".")[2]]
-        found[key] = _forms(key, layer, calibration, measured)
+        found[key] = _forms(key, layer, calibration, probed)
     return found
 
 
@@ -131,7 +104,7 @@ def _forms(
     key: str,
     layer: Layer,
     calibration: Calibration,
-    measured: Callable[[str, Any], tuple[float, float]],
+    probed: Callable[[str, Any], tuple[Model, float]],
 ) -> list[Option]:
     """The forms of one layer: one is measured, the others follow from their rounding errors."""
     name = layer.name
@@ -142,7 +115,7 @@ def _forms(
     if not plain:
         return found
     probe = min(plain, key=lambda f: (abs(f.bits - _PROBE_BITS), f.group_size is None))
-    _, error = measured(key, probe.name)
+    _, error = probed(key, probe.name)
     unit = error / errors[probe.name] if errors[probe.name] > 0 else 0.0
     for form in layer.forms:
         if form.activations is None and form.name != layer.form.name:
@@ -163,5 +136,3 @@ def _rounding(layer: Layer, form: Form, gram: Gram | None) -> float:
     if gram is None:
         return float((delta.astype(np.float64) ** 2).sum())
     return float(np.vdot(delta.T @ delta, gram.second)) / gram.count
-
-

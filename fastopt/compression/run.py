@@ -34,7 +34,14 @@ from fastopt.compression.explain import (
     front_of,
     latencies,
 )
-from fastopt.compression.metric import Metric, Outputs, batches_ok, collect, metric_of
+from fastopt.compression.metric import (
+    Metric,
+    Outputs,
+    batches_ok,
+    collect,
+    metric_of,
+    relative_error,
+)
 from fastopt.compression.passes import PASSES
 from fastopt.compression.passes.calibration import Calibration
 from fastopt.compression.prepare import Option, effects
@@ -44,7 +51,15 @@ from fastopt.errors import ArrayError, DTypeError, OptionError
 from fastopt.models import Model, Network
 from fastopt.search import Choice
 
-__all__ = ["TARGETS", "apply_recipe", "compress", "open_model", "quantize_model", "split"]
+__all__ = [
+    "TARGETS",
+    "apply_recipe",
+    "compress",
+    "feed_size",
+    "open_model",
+    "quantize_model",
+    "split",
+]
 
 TARGETS = ("size", "macs", "latency")
 CHECK_SHARE = 0.25
@@ -54,6 +69,7 @@ _BATCH_MACS = 2e9  # multiply-adds of one feed
 _EVALS_MACS = 4e12  # of the whole search, where the number of recipes is not given
 _FEWEST_EVALS, _MOST_EVALS = 16, 200
 _MOST_UNDONE = 24  # steps that are undone one by one for the explanation
+_EDITS = {"fold": "fold", "layer": "split_layer", "prune": "keep_units", "merge": "keep_units"}
 _SEQUENCE = 8  # recipes tried for a certificate
 
 
@@ -69,7 +85,7 @@ def compress(
     passes: Sequence[str] = tuple(PASSES),
     keep: Sequence[str] = (),
     target: str = "size",
-    method: str = "genetic",
+    method: str = "auto",
     max_evals: int | None = None,
     max_time: float | None = None,
     calib: Any = None,
@@ -118,7 +134,8 @@ def compress(
     target : {"size", "macs", "latency"}
         What is made small: bytes as saved, multiply-adds, or seconds measured here.
     method : {"random", "greedy", "genetic", "auto"}
-        The refinement's search, one of :func:`fastopt.minimize`.
+        The refinement's search, one of :func:`fastopt.minimize`; "auto" refines (genetic) only
+        where there is more to choose than storage forms, whose effects add up.
     max_evals, max_time : int, float
         Budget of the search in recipes (by default what suits the model's multiply-adds) and in
         seconds.
@@ -230,7 +247,9 @@ class _Job:
     start: Recipe = field(default_factory=Recipe)
     effects: dict[str, list[Option]] = field(default_factory=dict)
     candidates: list[Candidate] = field(default_factory=list)
+    reference: Outputs = field(default_factory=lambda: Outputs([]))  # with logits
     confirmed: tuple[Candidate, Drop] | None = None
+    keeps: Callable[[Candidate], bool] = field(default=lambda c: True)
     p_value: float | None = None
     refused: int = 0
     tried: set[str] = field(default_factory=set)
@@ -248,12 +267,15 @@ class _Job:
         )
         return ours[0] / first[0]
 
-    def measure(self, recipe: Recipe) -> tuple[float, float, float]:
-        """Cost, drop and standard error on the search rows."""
+    def measure(self, recipe: Recipe) -> tuple[float, float, float, float]:
+        """Cost, drop with its standard error, and error of the logits on the search rows."""
         made = self.bench.apply(recipe).model
         ours = collect(made, self.search, self.feed)
+        if not self.reference.logits:
+            self.reference = collect(self.original, self.search, self.feed)
         found = drop_of(self.metric, self.search, self.search_outputs, ours, self.options.limit)
-        return self.cost(made), found.value, found.std_error
+        error = relative_error(ours, self.reference)
+        return self.cost(made), found.value, found.std_error, error
 
     def checked(self, recipe: Recipe) -> tuple[Drop, Outputs]:
         """The drop on the check rows."""
@@ -281,7 +303,7 @@ def _prepare(
     known = None if calib is None else open_rows(calib, model.inputs, "calib")
     judge = metric_of(metric, model, rows, classes_axis)
     _check_limit(options.limit, judge)
-    feed = _feed_size(model)
+    feed = feed_size(model)
     say(f"running the original on {len(rows)} rows")
     single = rows.single or not batches_ok(model, rows)
     rows, outputs, left_out = _finite(model, replace(rows, single=single), feed, "data")
@@ -316,7 +338,7 @@ def _confidence(value: float | None) -> float | None:
     return number(value, "confidence", low=0.5, high=1.0, low_open=True, high_open=True)
 
 
-def _feed_size(model: Model) -> int:
+def feed_size(model: Model) -> int:
     """Rows per run of an evaluation: fewer for a model of large activations."""
     return int(min(64, max(1, _BATCH_MACS / max(1, model.macs))))
 
@@ -358,9 +380,11 @@ def _run(job: _Job, memory: Memory, callback: Callable[[int, float], object] | N
     places, job.start = _places(job)
     cost = job.cost(job.original)
     deadline = None if options.max_time is None else started + options.max_time
+    follows = job.search.labels is None
     search = Search(
-        job.measure, cost, options.limit, _evals(job), deadline, memory, callback
+        job.measure, cost, options.limit, _evals(job), deadline, memory, callback, follows
     )
+    job.keeps = search.keeps
     job.candidates = search.candidates
     job.say("measuring what each choice does alone")
     job.effects = effects(
@@ -368,10 +392,17 @@ def _run(job: _Job, memory: Memory, callback: Callable[[int, float], object] | N
         lambda done, of: job.say(f"measuring what each choice does alone: {done}/{of}"),
     )  # fmt: skip
     job.say("searching")
-    best = search.bisect(job.effects, job.start)
-    if best is not None and options.confidence is None:
+    best = search.bisect(job.effects, _refitted(job))
+    if options.confidence is None and best is not None:
         _confirm(job, [best])
-    search.refine(places, _first(job, places), options.method, options.seed)
+    for safer in search.safer(job.effects, _refitted(job)):
+        if options.confidence is None:
+            if job.confirmed is not None:
+                break
+            _confirm(job, [safer])
+    if options.method != "auto" or any(not k.startswith("quantize.") for k in places):
+        method = "genetic" if options.method == "auto" else options.method
+        search.refine(places, _first(job, places), method, options.seed)
     if search.interrupted:
         raise KeyboardInterrupt
     job.say("confirming on rows that the search did not see")
@@ -381,13 +412,22 @@ def _run(job: _Job, memory: Memory, callback: Callable[[int, float], object] | N
         _confirm(job, job.candidates)
 
 
+def _refitted(job: _Job) -> Recipe:
+    """The recipe that the knapsack's choices are put into: folded, and refitted where possible."""
+    refit = PASSES["refit"]
+    if refit.NAME not in job.options.passes:
+        return job.start
+    places = refit.variables(job.original).items()
+    return job.start.replaced({f"refit.{k}": refit.start(0.0, v) for k, v in places})
+
+
 def _places(job: _Job) -> tuple[dict[str, Any], Recipe]:
     """What is searched over, and the recipe that leaves everything as it is (but folded)."""
     model = job.original
     variables: dict[str, Any] = {}
     start: dict[str, Any] = {}
     for name, module in PASSES.items():
-        if name not in job.options.passes:
+        if name not in job.options.passes or not hasattr(model, _EDITS.get(name, "run")):
             continue
         for place, variable in module.variables(model).items():
             if any(fnmatch.fnmatchcase(place, pattern) for pattern in job.options.keep):
@@ -414,7 +454,7 @@ def _evals(job: _Job) -> int:
 
 def _first(job: _Job, places: Mapping[str, Any]) -> list[Recipe]:
     """Where the refinement begins: what the bisection found, and every place at one share."""
-    kept = sorted((c for c in job.candidates if c.cautious <= job.options.limit), key=_size)
+    kept = sorted(filter(job.keeps, job.candidates), key=_size)
     found = [
         {k: c.recipe.choices.get(k, _neutral(v)) for k, v in places.items()} for c in kept[:3]
     ]
@@ -444,11 +484,11 @@ def _thorough(job: _Job, c: Candidate) -> Candidate | None:
     recipe = c.recipe.final
     if recipe.key != c.recipe.key:
         c = Candidate(recipe, *job.measure(recipe))
-    return c if c.cautious <= job.options.limit else None
+    return c if job.keeps(c) else None
 
 
 def _confirm(job: _Job, candidates: Sequence[Candidate]) -> None:
-    """The smallest candidate whose drop plus one standard error keeps the budget on the check rows.
+    """The smallest candidate whose drop plus a standard error keeps the budget on check rows.
 
     A candidate that was tried before is not tried again.
     """
@@ -476,7 +516,7 @@ def _certify(job: _Job) -> None:
     """Fixed-sequence testing: from the safest recipe on, until one is not certified."""
     confidence = job.options.confidence
     assert confidence is not None
-    front = [c for c in front_of(_near(job, job.candidates)) if c.cautious <= job.options.limit]
+    front = [c for c in front_of(_near(job, job.candidates)) if job.keeps(c)]
     order = front[::-1]  # largest and safest first
     picked = np.unique(np.linspace(0, len(order) - 1, min(_SEQUENCE, len(order))).round())
     drop = None
@@ -506,9 +546,7 @@ def _p_value(job: _Job, drop: Drop, ours: Outputs) -> float:
     )
 
 
-def _explained(
-    job: _Job, give_back: Callable[[Model], Any], started: float
-) -> Compressed:
+def _explained(job: _Job, give_back: Callable[[Model], Any], started: float) -> Compressed:
     options = job.options
     found = job.confirmed
     recipe = Recipe() if found is None else found[0].recipe
@@ -565,10 +603,10 @@ def _decisions(job: _Job, recipe: Recipe, applied: Applied) -> tuple[Decision, .
             return -sum(o.cost for o in options if o.value == recipe.choices[key]), None
 
         return decisions_of(applied.notes, recipe, job.effects, known, job.options.target)
-    mine = job.measure(recipe) if applied.notes else (0.0, 0.0, 0.0)
+    mine = job.measure(recipe) if applied.notes else (0.0, 0.0, 0.0, 0.0)
 
     def undone(rest: Recipe) -> tuple[float, float | None]:
-        cost, drop, _ = job.measure(rest)
+        cost, drop, _, _ = job.measure(rest)
         return cost - mine[0], mine[1] - drop
 
     return decisions_of(applied.notes, recipe, job.effects, undone, job.options.target)
@@ -577,7 +615,7 @@ def _decisions(job: _Job, recipe: Recipe, applied: Applied) -> tuple[Decision, .
 # --- what comes in ------------------------------------------------------------------------
 
 
-def open_model(model: Any, portable: bool = False) -> tuple[Model, Callable[[Model], Any]]:
+def open_model(model: Any, portable: bool = False) -> tuple[Model, Callable[[Any], Any]]:
     """The adapter of a model, and how its result is given back.
 
     Raises
@@ -598,7 +636,7 @@ def open_model(model: Any, portable: bool = False) -> tuple[Model, Callable[[Mod
             f"writes them, got {os.fspath(model)}"
         )
     if type(model).__name__ == "ModelProto":
-        return _onnx(model, portable), lambda m: m.to_proto()  # type: ignore[attr-defined]
+        return _onnx(model, portable), lambda m: m.to_proto()
     if all(hasattr(model, name) for name in ("layers", "groups", "run", "keep_units", "copy")):
         return model, lambda m: m
     raise DTypeError(
@@ -617,7 +655,8 @@ def _onnx(model: Any, portable: bool) -> Model:
         ) from None
     from fastopt.models import OnnxModel
 
-    return OnnxModel(model, portable=portable)
+    found: Any = OnnxModel(model, portable=portable)
+    return found  # type: ignore[no-any-return]
 
 
 def _passes(names: Sequence[str]) -> tuple[str, ...]:
@@ -648,7 +687,11 @@ def _identity(job: _Job) -> str:
 
 
 def quantize_model(
-    model: Any, form: str = "int8", *, data: Any = None, keep: Sequence[str] = (),
+    model: Any,
+    form: str = "int8",
+    *,
+    data: Any = None,
+    keep: Sequence[str] = (),
     portable: bool = False,
 ) -> tuple[Any, dict[str, str]]:
     """Store every layer that can be in one form; no drop is measured.
@@ -679,7 +722,7 @@ def quantize_model(
     recipe = Recipe(
         {f"quantize.{n}": form for n, layer in layers.items() if layer.form_named(form)}
     )
-    calibration = Calibration(original, rows, _feed_size(original))
+    calibration = Calibration(original, rows, feed_size(original))
     applied = Workbench(calibration).apply(recipe)
     done = {place: what for _, place, what in applied.notes}
     return give_back(applied.model), {n: done.get(n, "left as it is") for n in original.layers}

@@ -13,7 +13,7 @@ import math
 import os
 import time
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,19 +25,34 @@ from fastopt.compression.recipe import Recipe
 from fastopt.errors import StorageError
 from fastopt.search import Space, minimize
 
-__all__ = ["Candidate", "Memory", "Search", "knapsack"]
+__all__ = ["Candidate", "Memory", "Search", "knapsack", "trend"]
 
-_STEPS = 10  # of the bisection: 2**-10 of the multiplier's range
+_STEPS = 12  # of the bisection: 2**-12 of the multiplier's range
+_NEAR = 30.0  # budgets; beyond, a drop says nothing about small ones
+_POWERS = (0.5, 0.75, 1.0)
+_SAFER = (1.5, 2.5, 5.0, 12.0, 40.0, 300.0, 1e4)
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """One evaluated recipe: its cost, and its drop on the search rows with its standard error."""
+    """One evaluated recipe, on the search rows.
+
+    Attributes
+    ----------
+    recipe : Recipe
+    cost : float
+        Of the target.
+    drop, std_error : float
+        Of the metric.
+    error : float
+        Relative squared error of the logits.
+    """
 
     recipe: Recipe
     cost: float
     drop: float
     std_error: float = 0.0
+    error: float = 0.0
 
     @property
     def cautious(self) -> float:
@@ -123,6 +138,32 @@ def _record(line: str) -> list[Any] | None:
     return found
 
 
+def trend(candidates: Sequence[Candidate], limit: float) -> Callable[[float], float]:
+    """The drop that an error of the logits leads to, drop = c * error^p over the candidates.
+
+    A few rows show no drop at all before they show a large one; the errors of all candidates
+    together tell what is likely in between. p = 1/2 where decisions flip (rows are as dense as
+    their margins), 1 where the metric is smooth; c and p by Poisson likelihood.
+    """
+    points = [
+        (c.error, max(c.drop, 0.0))
+        for c in {c.recipe.key: c for c in candidates}.values()
+        if 0 < c.error < math.inf and c.drop <= _NEAR * limit
+    ]
+    if not any(drop > 0 for _, drop in points):
+        return lambda error: 0.0
+    errors, drops = np.array(points).T
+    best = (math.inf, 1.0, 0.0)
+    for power in _POWERS:
+        level = float(drops.sum() / (errors**power).sum())
+        expected = level * errors**power
+        seen = drops > 0
+        lost = float((drops[seen] * np.log(drops[seen] / expected[seen])).sum())
+        best = min(best, (lost, power, level))
+    _, power, level = best
+    return lambda error: level * float(error**power)
+
+
 def knapsack(options: Mapping[str, list[Option]], multiplier: float) -> dict[str, Any]:
     """For each place the option of least cost + multiplier * error; ties go to the first."""
     found = {}
@@ -138,7 +179,7 @@ class Search:
     Parameters
     ----------
     measure : callable
-        ``measure(recipe) -> (cost, drop, standard error)`` on the search rows.
+        ``measure(recipe) -> (cost, drop, standard error, error)`` on the search rows.
     base_cost, limit : float
         Cost of the original; the drop that is allowed.
     max_evals : int
@@ -147,23 +188,28 @@ class Search:
     memory : Memory
     callback : callable or None
         Called with (recipes evaluated, best cost so far / cost of the original).
+    follows : bool
+        The metric compares with the original's outputs, so errors foretell drops.
     """
 
     def __init__(
         self,
-        measure: Callable[[Recipe], tuple[float, float, float]],
+        measure: Callable[[Recipe], tuple[float, float, float, float]],
         base_cost: float,
         limit: float,
         max_evals: int,
         deadline: float | None,
         memory: Memory,
         callback: Callable[[int, float], object] | None,
+        follows: bool,
     ) -> None:
         self._measure = measure
         self._base, self._limit = base_cost, limit
         self._max_evals, self._deadline = max_evals, deadline
         self._memory, self._callback = memory, callback
+        self._follows = follows
         self._best = 1.0
+        self._multiplier = 0.0
         self.candidates: list[Candidate] = []
         self.interrupted = False
 
@@ -184,8 +230,16 @@ class Search:
         return found
 
     def keeps(self, c: Candidate) -> bool:
-        """Whether a candidate keeps the budget on the search rows, one standard error included."""
-        return c.cautious <= self._limit
+        """Whether a candidate keeps the budget on the search rows.
+
+        Where the metric compares with the original, so does what its error foretells, and one
+        standard error counts: a drop is then all loss. With labels losses and gains offset each
+        other, and the check rows decide.
+        """
+        if not self._follows:
+            return c.drop <= self._limit
+        expected = trend(self.candidates, self._limit)(c.error)
+        return max(c.cautious, expected) <= self._limit
 
     @property
     def over(self) -> bool:
@@ -197,17 +251,33 @@ class Search:
         """The smallest recipe of the knapsack's family that keeps the budget."""
         low, high = _range(options)  # log multipliers: too small a model, too careful a one
         best: Candidate | None = None
+        seen: dict[str, Candidate] = {}
         for _ in range(_STEPS):
-            if self.over:
-                break
             middle = 0.5 * (low + high)
-            found = self.evaluate(start.replaced(knapsack(options, math.exp(middle))))
+            recipe = start.replaced(knapsack(options, math.exp(middle)))
+            if recipe.key not in seen and self.over:
+                break
+            found = seen[recipe.key] = seen.get(recipe.key) or self.evaluate(recipe)
             if self.keeps(found):
                 high = middle
                 best = found if best is None or found.cost <= best.cost else best
             else:
                 low = middle
+        self._multiplier = high
         return best
+
+    def safer(self, options: Mapping[str, list[Option]], start: Recipe) -> Iterator[Candidate]:
+        """Recipes of the same family with less and less error, where they keep the budget."""
+        done = {c.recipe.key for c in self.candidates}
+        for factor in _SAFER:
+            recipe = start.replaced(knapsack(options, math.exp(self._multiplier) * factor))
+            if self.over:
+                return
+            if recipe.key not in done:
+                done.add(recipe.key)
+                found = self.evaluate(recipe)
+                if self.keeps(found):
+                    yield found
 
     def refine(
         self, places: Mapping[str, Any], first: list[Recipe], method: str, seed: Seed
@@ -228,7 +298,7 @@ class Search:
                 raise
             if self.keeps(found):
                 return math.log2(max(found.cost, 1e-12) / self._base)
-            return 64.0 + min(found.cautious - self._limit, 1e6)
+            return 64.0 + min(max(found.drop - self._limit, 0.0), 1e6)
 
         minimize(
             objective,

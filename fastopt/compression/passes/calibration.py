@@ -3,41 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable
 
 import numpy as np
 
 from fastopt._arrays import Array
 from fastopt.calibration import Gram
-from fastopt.compression.data import Feed, Rows
+from fastopt.compression.data import Rows
 from fastopt.errors import OptionError
 from fastopt.models import Layer, Model
 
-__all__ = ["Calibration", "Feeds"]
+__all__ = ["Calibration"]
 
 # A Gram of n features needs some multiple of n rows, and its cost grows with rows * n^2.
 _ROWS_PER_FEATURE, _FEWEST, _MOST = 2, 512, 4096
 _WIDEST = 4608
-
-
-class Feeds(Sequence[Feed]):
-    """The feeds of some rows, read when they are asked for."""
-
-    def __init__(self, rows: Rows, batch: int) -> None:
-        self._rows = rows
-        self._batch = 1 if rows.single else batch
-
-    def __len__(self) -> int:
-        return math.ceil(len(self._rows) / self._batch)
-
-    def __getitem__(self, k: object) -> Feed:  # type: ignore[override]
-        if not isinstance(k, int) or not 0 <= k < len(self):
-            raise IndexError(k)
-        part = np.arange(k * self._batch, min((k + 1) * self._batch, len(self._rows)))
-        return next(self._rows.select(part).feeds(self._batch))
-
-    def __iter__(self) -> Iterator[Feed]:
-        return self._rows.feeds(self._batch)
 
 
 class Calibration:
@@ -60,7 +40,6 @@ class Calibration:
     ) -> None:
         self.original = original
         self.model = original if model is None else model
-        self.feeds: Sequence[Feed] = () if rows is None else Feeds(rows, batch)
         self.memory: dict[object, object] = {}  # what passes want to find again for this state
         self._rows = rows
         self._batch = batch
@@ -73,13 +52,14 @@ class Calibration:
     @property
     def outputs(self) -> Array:
         """The original model's first output, one row per input row."""
-        found = [next(iter(out.values())) for out, _ in self.original.run(self.feeds)]
-        return np.concatenate(found)
+        runs = () if self._rows is None else self._rows.run(self.original, self._batch)
+        return np.concatenate([next(iter(out.values())) for out, _ in runs])
 
     @property
     def inputs(self) -> Array:
         """All rows of the first input."""
-        return np.concatenate([next(iter(feed.values())) for feed in self.feeds])
+        feeds = () if self._rows is None else self._rows.feeds(self._batch)
+        return np.concatenate([next(iter(feed.values())) for feed in feeds])
 
     def gram(self, layer: str) -> Gram:
         """The Gram of a layer's input."""
@@ -112,14 +92,15 @@ class Calibration:
             if n_in <= _WIDEST:
                 own = name if layer.kind.startswith("conv") else ""  # patches are a layer's own
                 sources.setdefault((layer.tap, own, n_in), []).append(name)
-        if not sources or not self.feeds:
+        if not sources or self._rows is None:
             return
         taps = tuple(dict.fromkeys(str(key[0]) for key in sources))
         grams = {key: Gram(layers[names[0]].weight.shape[1]) for key, names in sources.items()}
-        for _, tapped in self.model.run(self.feeds, taps=taps):
+        n_feeds = self._rows.n_feeds(self._batch)
+        for _, tapped in self._rows.run(self.model, self._batch, taps):
             for key in list(grams):
                 limit = min(_MOST, max(_FEWEST, _ROWS_PER_FEATURE * grams[key].n))
-                share = math.ceil(limit / len(self.feeds))
+                share = math.ceil(limit / n_feeds)
                 rows = self.model.rows(sources[key][0], tapped[str(key[0])], share)[0]
                 if not np.isfinite(rows).all():
                     del grams[key]
