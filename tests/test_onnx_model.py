@@ -49,7 +49,9 @@ FEEDS = {name: [feed] for name, (_, feed) in FLOATS.items()}
 
 
 def outputs(proto: bytes, feed: dict[str, np.ndarray]) -> list[np.ndarray]:
-    loaded = ort.InferenceSession(proto, providers=["CPUExecutionProvider"])
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1
+    loaded = ort.InferenceSession(proto, options, providers=["CPUExecutionProvider"])
     return loaded.run(None, feed)
 
 

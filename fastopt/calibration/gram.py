@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from fastopt._arrays import Array, as_array
+from fastopt._arrays import Array, as_array, as_ndarray
 from fastopt._options import integer, number
 from fastopt.errors import ArrayError, ConcurrentUseError, DTypeError, FormatError
 
@@ -181,9 +181,10 @@ class Gram:
 
     def take(self, index: Any) -> Gram:
         """The Gram of the features ``index`` only, in that order (after units were removed)."""
-        wanted = as_array(index, "index", dtypes=("int64",), cast="int64", ndim=1)
-        if wanted.size and np.asarray(index).dtype.kind not in "iu":  # a mask is not an index
-            raise DTypeError(f"index: expected integers, got {np.asarray(index).dtype}")
+        given = as_ndarray(index, "index")
+        if given.size and given.dtype.kind not in "iu":  # a mask is not an index
+            raise DTypeError(f"index: expected integers, got {given.dtype}")
+        wanted = as_array(given, "index", dtypes=("int64",), cast="int64", ndim=1)
         if wanted.size == 0 or wanted.min() < 0 or wanted.max() >= self.n:
             raise ArrayError(f"index: expected one or more values in 0..{self.n - 1}")
         result = Gram(wanted.size)

@@ -352,7 +352,7 @@ def _with_data(
                     mask: Array = prune(x, fraction, threads=threads).masks
                     return mask
                 mask = np.empty(x.shape, np.bool_)
-                rule.apply(np.empty_like(x), mask, np.ascontiguousarray(x), threads)
+                rule.apply(np.empty_like(x), mask, x.copy(), threads)
                 return mask
 
             if one_pass:

@@ -6,6 +6,7 @@ from fastopt.search.engine import Random
 from fastopt.search.genetic import Genetic
 from fastopt.search.greedy import Greedy
 from fastopt.search.operators import tournament, variation
+from fastopt.search.portfolio import Portfolio
 from fastopt.search.result import Progress, Result
 from fastopt.search.space import Bool, Choice, Float, Int, Permutation, Space, Vector
 
@@ -18,6 +19,7 @@ __all__ = [
     "Greedy",
     "Int",
     "Permutation",
+    "Portfolio",
     "Progress",
     "Random",
     "Result",

@@ -40,12 +40,15 @@ class Coded:
     view : View
         The tensor as a matrix.
     dtype : str
-        Of the tensor: "float32" or "float16".
+        Of the tensor: "float32", "float16" or "int8".
     bits : int
     codes : (n_out, n_in) uint8
         0 to 2**bits - 1, the middle stands for 0.
     scale : (n_out, n_groups) float32
         As :func:`scale_kept` leaves it.
+    rows : str or None
+        int8 tensors: the constant that holds one scale a row, by which the values are divided
+        and rounded; without it the codes themselves, signed, are the tensor.
     """
 
     name: str
@@ -54,6 +57,12 @@ class Coded:
     bits: int
     codes: Array
     scale: Array
+    rows: str | None = None
+
+    @property
+    def bare(self) -> bool:
+        """Whether the tensor is made of the codes alone."""
+        return self.dtype == "int8" and self.rows is None
 
     @property
     def group(self) -> int:
@@ -139,7 +148,10 @@ class _Writer:
         return names
 
     def codes(self, coded: Sequence[Coded]) -> None:
-        ordered = sorted(coded, key=lambda c: (c.bits, c.group))
+        self.bare([c for c in coded if c.bare])
+        ordered = sorted((c for c in coded if not c.bare), key=lambda c: (c.bits, c.group))
+        if not ordered:
+            return
         sections: dict[tuple[int, int], list[Coded]] = {}
         for c in ordered:
             sections.setdefault((c.bits, c.group), []).append(c)
@@ -148,7 +160,7 @@ class _Writer:
         wide = self.add("Cast", self.constant(kept), to=_FLOAT)
         wide = self.add("Mul", wide, self.constant(np.array(SCALE_UNIT, np.float32)))
         steps = dict(zip(sections, self.split(wide, [len(s) for s in scales]), strict=True))
-        for bits in sorted({c.bits for c in coded}):
+        for bits in sorted({c.bits for c in ordered}):
             inside = {key: s for key, s in sections.items() if key[0] == bits}
             flat = np.concatenate([c.codes.reshape(-1) for s in inside.values() for c in s])
             values, padded = self.unpacked(flat, bits)
@@ -160,18 +172,41 @@ class _Writer:
             for key, piece in zip(inside, self.split(values, sizes), strict=False):
                 self.section(piece, steps[key], inside[key], key[1])
 
+    def bare(self, coded: Sequence[Coded]) -> None:
+        """Tensors that are 8-bit codes as they stand."""
+        if not coded:
+            return
+        flat = np.concatenate([_signed(c.codes.reshape(-1)) for c in coded])
+        pieces = self.split(self.constant(flat), [c.codes.size for c in coded])
+        for c, piece in zip(coded, pieces, strict=True):
+            self.finish(piece, c.name, c.view)
+
     def section(self, values: str, steps: str, coded: Sequence[Coded], group: int) -> None:
         values = self.add("Reshape", values, self.shape(-1, group))
         steps = self.add("Reshape", steps, self.shape(-1, 1))
         values = self.add("Mul", values, steps)
         pieces = self.split(values, [c.scale.size for c in coded])
         for c, piece in zip(coded, pieces, strict=True):
-            self.finish(piece, c.name, c.view, c.dtype)
+            if c.dtype == "float32":
+                self.finish(piece, c.name, c.view)
+                continue
+            wide = self.fresh()
+            self.finish(piece, wide, c.view)
+            if c.rows is None:
+                self.add("Cast", wide, name=c.name, to=_FLOAT16)
+                continue
+            # (directions, out) meets (directions, in, out)
+            middle = len(c.view.shape) > 2
+            rows = (
+                self.add("Reshape", c.rows, self.shape(-1, 1, c.view.shape[2]))
+                if middle
+                else c.rows
+            )
+            rounded = self.add("Round", self.add("Div", wide, rows))
+            self.add("Cast", rounded, name=c.name, to=_INT8)
 
-    def finish(self, piece: str, name: str, view: View, dtype: str) -> None:
-        """From a flat matrix to the tensor."""
-        last = None if dtype == "float32" else name
-        to = self.fresh() if last else name
+    def finish(self, piece: str, to: str, view: View) -> None:
+        """From a flat matrix to the tensor ``to``."""
         if view.plain:
             self.add("Reshape", piece, self.shape(*view.shape), name=to)
         else:
@@ -182,15 +217,12 @@ class _Writer:
             else:
                 turned = self.add("Transpose", turned, perm=back)
                 self.add("Reshape", turned, self.shape(*view.shape), name=to)
-        if last:
-            self.add("Cast", to, name=last, to=_FLOAT16)
 
     def unpacked(self, codes: Array, bits: int) -> tuple[str, int]:
         """Nodes that give the codes, signed, as float32; and how many were added at the end."""
         half = 1 << (bits - 1)
         if bits == 8:
-            signed = (codes.astype(np.int16) - half).astype(np.int8)
-            return self.add("Cast", self.constant(signed), to=_FLOAT), 0
+            return self.add("Cast", self.constant(_signed(codes)), to=_FLOAT), 0
         padded = -len(codes) % (8 // min(_PLANES[bits]))
         codes = np.concatenate([codes, np.zeros(padded, np.uint8)])
         total, shift = "", bits
@@ -212,7 +244,13 @@ class _Writer:
         for n, piece in zip(
             narrow, self.split(wide, [n.matrix.size for n in narrow]), strict=True
         ):
-            self.finish(piece, n.name, n.view, "float32")
+            self.finish(piece, n.name, n.view)
+
+
+def _signed(codes: Array) -> Array:
+    """8-bit codes with the middle at 0, int8."""
+    found: Array = (codes.astype(np.int16) - 128).astype(np.int8)
+    return found
 
 
 def _table(plane: int) -> Array:

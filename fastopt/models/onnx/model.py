@@ -20,8 +20,16 @@ from fastopt.models.onnx.compact import compact
 from fastopt.models.onnx.encode import LARGEST_SCALE, Coded, Narrow, encode, scale_kept
 from fastopt.models.onnx.endings import Ending, ending_of
 from fastopt.models.onnx.files import load_onnx, read_model
+from fastopt.models.onnx.fold import fold
 from fastopt.models.onnx.forms import forms_of, round_plainly, unsigned_codes
 from fastopt.models.onnx.graph import Graph, Node
+from fastopt.models.onnx.integer import (
+    Rows8,
+    can_run_dynamic,
+    int8_rows,
+    rows_to_int8,
+    run_dynamic,
+)
 from fastopt.models.onnx.layers import Site, bias_of, find_sites
 from fastopt.models.onnx.rows import input_rows, output_positions
 from fastopt.models.onnx.run import Feeds, evaluate, execute, inputs_of, session
@@ -38,6 +46,7 @@ class Stored:
     matrix: Array
     codes: QuantizedArray | None = None
     coded: Coded | None = None
+    rows8: Rows8 | None = None
     ranges: Mapping[str, tuple[float, float]] | None = None
 
 
@@ -82,6 +91,7 @@ class OnnxModel:
         proto, path = read_model(source)
         self._graph = Graph.from_proto(proto, path)
         self._stored: dict[str, Stored] = {}
+        self._changed = False
         self._shapes: dict[str, tuple[int, ...]] = {}  # of one input row, once seen
         self._seen_rows = 1
         self._constants: dict[str, Array] = {}
@@ -89,6 +99,7 @@ class OnnxModel:
         self._nbytes: int | None = None
         self._sites: dict[str, Site] = {}
         self._forget()
+        self._changed = False  # then the file is written as it was read
         self.inputs: tuple[Input, ...] = inputs_of(self._graph.inputs)
         self._session((), 1)  # onnxruntime must know all of it
 
@@ -184,7 +195,11 @@ class OnnxModel:
         given = set(wanted) & {i.name for i in self.inputs}
         inner = tuple(t for t in wanted if t not in given)
         self._observe(feeds)
-        runner = self._session(inner, _threads.resolve(None, 1 << 30, 1))
+        # onnxruntime quantises an LSTM's states thread by thread: one thread, one answer
+        alone = any(
+            s.rows8 is not None and len(s.rows8.view.shape) > 2 for s in self._stored.values()
+        )
+        runner = self._session(inner, 1 if alone else _threads.resolve(None, 1 << 30, 1))
         names = [*self.outputs, *inner]
         for feed in feeds.batches(size):
             found = dict(zip(names, execute(runner, names, feed), strict=True))
@@ -241,11 +256,28 @@ class OnnxModel:
             if scale.size and not np.abs(scale).max() <= LARGEST_SCALE:
                 raise ArrayError(f"codes: scales above {LARGEST_SCALE:.0f} cannot be stored")
             dtype = self._value(site.anchor).dtype.name
-            coded = Coded(
-                site.anchor, site.view, dtype, chosen.bits, unsigned, scale_kept(scale)
-            )  # fmt: skip
-            self._stored[layer] = Stored(chosen, coded.matrix(), codes, coded, ranges)
+            scale = scale_kept(scale)
+            coded = Coded(site.anchor, site.view, dtype, chosen.bits, unsigned, scale)
+            matrix, rows8 = coded.matrix(), None
+            if chosen.activations == "dynamic":
+                bare = chosen.bits == 8 and chosen.group_size is None
+                signed = (unsigned.astype(np.int16) - 128).astype(np.int8)
+                rows8 = (
+                    int8_rows(site, signed, scale[:, 0]) if bare else rows_to_int8(site, matrix)
+                )
+                matrix = rows8.matrix()
+                rows = None if bare else f"{rows8.name}/scale"
+                coded = replace(coded, name=rows8.name, view=rows8.view, dtype="int8", rows=rows)
+            self._stored[layer] = Stored(chosen, matrix, codes, coded, rows8, ranges)
         self._forget(keep_sites=True)
+
+    def fold(self) -> tuple[str, ...]:
+        """In place: merge operators where the function stays the same; what was done."""
+        self._settle()
+        done = fold(self._graph, frozenset(self._stored))
+        self._shapes = {}
+        self._forget()
+        return tuple(f"{n} {what}" for what, n in done.items())
 
     def copy(self) -> OnnxModel:
         """An independent copy; arrays and nodes are shared."""
@@ -276,8 +308,16 @@ class OnnxModel:
 
     # --- inside ---------------------------------------------------------------------------
 
+    def _settle(self) -> None:
+        """In place: put new float values into the graph itself, before its structure changes."""
+        plain = {k: s for k, s in self._stored.items() if s.form.name == FLOAT32}
+        if plain:
+            self._float_values(self._graph, plain)
+            self._stored = {k: s for k, s in self._stored.items() if k not in plain}
+
     def _forget(self, *, keep_sites: bool = False) -> None:
         """After an edit: drop what was derived from the graph."""
+        self._changed = True
         self._layers, self._nbytes = None, None
         self._sessions: dict[tuple[tuple[str, ...], int], Any] = {}
         if not keep_sites:
@@ -347,7 +387,7 @@ class OnnxModel:
         )
 
     def _int8_runs(self, site: Site) -> tuple[bool, bool]:
-        return False, False
+        return can_run_dynamic(self._graph, site), False
 
     def _own_form(self, site: Site, matrix: Array, forms: tuple[Form, ...]) -> Form:
         """The form that the file has now."""
@@ -404,27 +444,32 @@ class OnnxModel:
         self._graph.values[name] = fresh.astype(dtype)
         self._graph.rewrite(change)
 
-    def _float_values(self, graph: Graph) -> None:
-        """In place: put the layers' values in ``graph`` as plain constants."""
+    def _float_values(self, graph: Graph, stored: Mapping[str, Stored]) -> None:
+        """In place: put layers' values in ``graph`` as plain constants."""
         change: dict[Node, list[Node]] = {}
         maker = self._graph.producers()
-        for name, stored in self._stored.items():
+        for name, entry in stored.items():
             site = self._sites[name]
             dtype = self._value(name).dtype
             if name in maker:  # the expression that made it goes
                 node = maker[name]
                 change[node] = []
-            graph.values[name] = site.view.tensor(stored.matrix).astype(dtype, copy=False)
+            tensor = site.view.tensor(entry.matrix).astype(dtype, copy=False)
+            graph.values[name] = tensor
         graph.rewrite(change)
+        rows8 = {k: s.rows8 for k, s in stored.items() if s.rows8 is not None}
+        run_dynamic(graph, self._sites, rows8)
 
     def _run_graph(self) -> Graph:
         graph = self._graph.copy()
-        self._float_values(graph)
+        if self._stored:
+            self._float_values(graph, self._stored)
+            graph.prune()
         return graph
 
     def _file_proto(self) -> Any:
         graph = self._run_graph()
-        if not self._stored:
+        if not self._changed:
             return graph.to_proto()
         coded = [s.coded for s in self._stored.values() if s.coded is not None]
         narrow = [
