@@ -453,7 +453,7 @@ def _as(a: Array, i: Input) -> Array:
     """Rows in the input's dtype, where no value changes more than by rounding."""
     wanted = np.dtype(i.dtype)
     if a.dtype == wanted:
-        return np.ascontiguousarray(a)
+        return np.asarray(a, order="C")
     cast = a.astype(wanted)
     if wanted.kind in "iu" and not (a.dtype.kind in "iub" and (cast == a).all()):
         raise DTypeError(f"data: {i.name} holds {a.dtype}, the model takes {wanted}")

@@ -20,9 +20,9 @@ from fastopt._options import choice, flag, integer, number
 from fastopt._random import Seed, generator_of
 from fastopt.compression.confirm import (
     Drop,
-    betting_p_value,
     bootstrap_p_value,
     drop_of,
+    p_value,
     rows_needed,
 )
 from fastopt.compression.data import Rows, open_rows
@@ -540,7 +540,7 @@ def _certify(job: _Job) -> None:
 
 def _p_value(job: _Job, drop: Drop, ours: Outputs) -> float:
     if drop.losses is not None:
-        return betting_p_value(drop.losses, job.options.limit)
+        return p_value(drop.losses, job.options.limit)
     return bootstrap_p_value(
         job.metric, job.check, job.check_outputs, ours, job.options.limit, job.options.seed
     )

@@ -18,7 +18,7 @@ from fastopt._arrays import Array, as_array
 from fastopt._files import load_arrays, save_arrays
 from fastopt._options import choice, integer
 from fastopt._random import Seed, generator_of
-from fastopt.errors import ArrayError, FormatError, OptionError, UnsupportedError
+from fastopt.errors import ArrayError, FormatError, OptionError
 from fastopt.models.base import FLOAT32, Form, Group, Input, Layer, Member
 from fastopt.optim import descend
 from fastopt.quantization import QuantizedArray, quantize
@@ -298,7 +298,7 @@ class Network:
     def match(self, x: Any, outputs: Any, max_iter: int = 25) -> tuple[float, float]:
         """In place: fit every parameter so that the outputs on ``x`` come close to ``outputs``.
 
-        L-BFGS on mean(sum((forward(x) - outputs)^2)) / 2; for layers not stored quantised.
+        L-BFGS on mean(sum((forward(x) - outputs)^2)) / 2; all layers are float32 afterwards.
 
         Returns
         -------
@@ -310,8 +310,8 @@ class Network:
         rows = self._input(x)
         targets = twin._labels(outputs, len(rows))
         params = list(self.params.values())
-        if any(layer.stored is not None for layer in self._layers):
-            raise UnsupportedError("match: fit before a layer is stored quantised, not after")
+        for layer in self._layers:  # what is fitted is stored in full again
+            layer.stored = None
 
         def put(flat: Array) -> None:
             start = 0
