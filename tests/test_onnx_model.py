@@ -25,7 +25,7 @@ from fastopt.errors import (  # noqa: E402
 )
 from fastopt.models import OnnxModel  # noqa: E402
 from tests import onnx_graphs as graphs  # noqa: E402
-from tests.onnx_graphs import model, node, value, weights  # noqa: E402
+from tests.onnx_graphs import model, node, ranges_of, value, weights  # noqa: E402
 
 RNG = np.random.default_rng(0)
 FLOATS = {
@@ -358,9 +358,10 @@ def test_what_is_measured_is_what_is_saved(name: str, tmp_path: Path) -> None:
     forms = sorted({form.name for layer in original.layers.values() for form in layer.forms})
     for form in forms:
         stored = original.copy()
+        ranges = ranges_of(original, FEEDS[name]) if form.endswith("static") else None
         for layer in original.layers.values():
             if layer.form_named(form):
-                stored.store(layer.name, form)
+                stored.store(layer.name, form, ranges=ranges)
         path = tmp_path / f"{form}.onnx"
         stored.save(path)
         assert stored.nbytes == path.stat().st_size
@@ -445,6 +446,21 @@ def test_new_weights_and_biases() -> None:
         loaded.set_weight("w1", w[:3])
     with pytest.raises(ArrayError, match="weight"):
         loaded.set_weight("w1", w * np.nan)
+
+
+@pytest.mark.parametrize("name", list(FLOATS))
+def test_weights_can_be_tried_without_an_edit(name: str) -> None:
+    loaded = OnnxModel(FLOATS[name][0])
+    plain = next(loaded.run(FEEDS[name]))[0]
+    for layer in loaded.layers.values():
+        tried = next(loaded.run(FEEDS[name], weights={layer.name: 0.5 * layer.weight}))[0]
+        edited = loaded.copy()
+        edited.set_weight(layer.name, 0.5 * layer.weight)
+        expected = next(edited.run(FEEDS[name]))[0]
+        for output in loaded.outputs:
+            np.testing.assert_allclose(tried[output], expected[output], atol=1e-5)
+    again = next(loaded.run(FEEDS[name]))[0]
+    assert all(np.array_equal(plain[k], again[k]) for k in plain)
 
 
 def test_names_metadata_and_functions_stay(tmp_path: Path) -> None:

@@ -330,9 +330,17 @@ class Model(Protocol):
         ...
 
     def run(
-        self, data: Any, taps: Sequence[str] = (), batch_size: int | None = None
+        self,
+        data: Any,
+        taps: Sequence[str] = (),
+        batch_size: int | None = None,
+        weights: Mapping[str, Array] | None = None,
     ) -> Iterator[tuple[dict[str, Array], dict[str, Array]]]:
-        """Outputs and tapped activations by name, batch by batch, in constant memory."""
+        """Outputs and tapped activations by name, batch by batch, in constant memory.
+
+        ``weights`` gives layers other weights (n_out, n_in) for this run alone: to try many of
+        them is quicker than to edit copies.
+        """
         ...
 
     def rows(self, layer: str, tapped: Array, limit: int | None = None) -> Array:

@@ -46,9 +46,11 @@ class Coded:
         0 to 2**bits - 1, the middle stands for 0.
     scale : (n_out, n_groups) float32
         As :func:`scale_kept` leaves it.
-    rows : str or None
-        int8 tensors: the constant that holds one scale a row, by which the values are divided
-        and rounded; without it the codes themselves, signed, are the tensor.
+    rows : array or None
+        int8 tensors: one scale a row, by which the values are divided and rounded; without it
+        the codes themselves, signed, are the tensor.
+    rows_shape : tuple of int
+        Shape in which the scales meet the tensor.
     """
 
     name: str
@@ -57,7 +59,8 @@ class Coded:
     bits: int
     codes: Array
     scale: Array
-    rows: str | None = None
+    rows: Array | None = None
+    rows_shape: tuple[int, ...] = ()
 
     @property
     def bare(self) -> bool:
@@ -195,13 +198,9 @@ class _Writer:
             if c.rows is None:
                 self.add("Cast", wide, name=c.name, to=_FLOAT16)
                 continue
-            # (directions, out) meets (directions, in, out)
-            middle = len(c.view.shape) > 2
-            rows = (
-                self.add("Reshape", c.rows, self.shape(-1, 1, c.view.shape[2]))
-                if middle
-                else c.rows
-            )
+            rows = self.constant(c.rows)
+            if c.rows.shape != c.rows_shape:
+                rows = self.add("Reshape", rows, self.shape(*c.rows_shape))
             rounded = self.add("Round", self.add("Div", wide, rows))
             self.add("Cast", rounded, name=c.name, to=_INT8)
 

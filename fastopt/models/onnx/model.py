@@ -15,7 +15,6 @@ from fastopt._arrays import Array, as_array, check_finite
 from fastopt._files import write_whole
 from fastopt._options import choice, flag, integer
 from fastopt.errors import ArrayError, OptionError
-from fastopt.models.base import FLOAT32, Form, Group, Input, Layer
 from fastopt.models.onnx.compact import compact
 from fastopt.models.onnx.encode import LARGEST_SCALE, Coded, Narrow, encode, scale_kept
 from fastopt.models.onnx.endings import Ending, ending_of
@@ -32,7 +31,9 @@ from fastopt.models.onnx.integer import (
 )
 from fastopt.models.onnx.layers import Site, bias_of, find_sites
 from fastopt.models.onnx.rows import input_rows, output_positions
-from fastopt.models.onnx.run import Feeds, evaluate, execute, inputs_of, session
+from fastopt.models.onnx.run import Feeds, evaluate, execute, inputs_of, session, tensor_info
+from fastopt.models.onnx.static import Static, can_run_static, check_ranges, run_static
+from fastopt.models.base import FLOAT32, Form, Group, Input, Layer
 from fastopt.quantization import QuantizedArray
 
 __all__ = ["OnnxModel"]
@@ -182,9 +183,16 @@ class OnnxModel:
         return Feeds(data, self.inputs).take(index)
 
     def run(
-        self, data: Any, taps: Sequence[str] = (), batch_size: int | None = None
+        self,
+        data: Any,
+        taps: Sequence[str] = (),
+        batch_size: int | None = None,
+        weights: Mapping[str, Array] | None = None,
     ) -> Iterator[tuple[dict[str, Array], dict[str, Array]]]:
-        """Outputs and tapped activations by name, batch by batch, in constant memory."""
+        """Outputs and tapped activations by name, batch by batch, in constant memory.
+
+        ``weights`` gives layers other weights for this run alone (they then run in float).
+        """
         feeds = Feeds(data, self.inputs)
         size = None if batch_size is None else integer(batch_size, "batch_size", low=1)
         wanted = tuple(dict.fromkeys(t for t in taps if t not in self.outputs))
@@ -199,10 +207,12 @@ class OnnxModel:
         alone = any(
             s.rows8 is not None and len(s.rows8.view.shape) > 2 for s in self._stored.values()
         )
-        runner = self._session(inner, 1 if alone else _threads.resolve(None, 1 << 30, 1))
+        threads = 1 if alone else _threads.resolve(None, 1 << 30, 1)
+        tried = {name: self._tried(name, a) for name, a in (weights or {}).items()}
+        runner = self._session(inner, threads, probe=bool(tried))
         names = [*self.outputs, *inner]
         for feed in feeds.batches(size):
-            found = dict(zip(names, execute(runner, names, feed), strict=True))
+            found = dict(zip(names, execute(runner, names, feed | tried), strict=True))
             outputs = {name: found[name] for name in self.outputs}
             yield outputs, {t: feed[t] if t in given else found[t] for t in taps}
 
@@ -259,16 +269,31 @@ class OnnxModel:
             scale = scale_kept(scale)
             coded = Coded(site.anchor, site.view, dtype, chosen.bits, unsigned, scale)
             matrix, rows8 = coded.matrix(), None
-            if chosen.activations == "dynamic":
+            if chosen.activations == "static":
+                check_ranges(site, ranges)
+            if chosen.activations is not None:
                 bare = chosen.bits == 8 and chosen.group_size is None
                 signed = (unsigned.astype(np.int16) - 128).astype(np.int8)
                 rows8 = (
                     int8_rows(site, signed, scale[:, 0]) if bare else rows_to_int8(site, matrix)
                 )
                 matrix = rows8.matrix()
-                rows = None if bare else f"{rows8.name}/scale"
-                coded = replace(coded, name=rows8.name, view=rows8.view, dtype="int8", rows=rows)
-            self._stored[layer] = Stored(chosen, matrix, codes, coded, rows8, ranges)
+                coded = replace(
+                    coded,
+                    name=rows8.name,
+                    view=rows8.view,
+                    dtype="int8",
+                    rows=None if bare else rows8.scale_kept,
+                    rows_shape=rows8.scale_shape,
+                )
+            self._stored[layer] = Stored(
+                chosen,
+                matrix,
+                codes,
+                coded,
+                rows8,
+                ranges if chosen.activations == "static" else None,
+            )
         self._forget(keep_sites=True)
 
     def fold(self) -> tuple[str, ...]:
@@ -319,7 +344,7 @@ class OnnxModel:
         """After an edit: drop what was derived from the graph."""
         self._changed = True
         self._layers, self._nbytes = None, None
-        self._sessions: dict[tuple[tuple[str, ...], int], Any] = {}
+        self._sessions: dict[tuple[tuple[str, ...], int, bool], Any] = {}
         if not keep_sites:
             self._consumers = self._graph.consumers()
             self._sites, self._constant = find_sites(self._graph, self._value)
@@ -387,7 +412,9 @@ class OnnxModel:
         )
 
     def _int8_runs(self, site: Site) -> tuple[bool, bool]:
-        return can_run_dynamic(self._graph, site), False
+        if self._value(site.anchor).dtype != np.float32:
+            return False, False
+        return can_run_dynamic(self._graph, site), can_run_static(self._graph, site)
 
     def _own_form(self, site: Site, matrix: Array, forms: tuple[Form, ...]) -> Form:
         """The form that the file has now."""
@@ -457,8 +484,11 @@ class OnnxModel:
             tensor = site.view.tensor(entry.matrix).astype(dtype, copy=False)
             graph.values[name] = tensor
         graph.rewrite(change)
-        rows8 = {k: s.rows8 for k, s in stored.items() if s.rows8 is not None}
-        run_dynamic(graph, self._sites, rows8)
+        integer = {k: s for k, s in stored.items() if s.rows8 is not None}
+        dynamic = {k: s.rows8 for k, s in integer.items() if s.rows8 and not s.ranges}
+        static = {k: Static(s.rows8, s.ranges) for k, s in integer.items() if s.rows8 and s.ranges}
+        run_static(graph, self._sites, static)
+        run_dynamic(graph, self._sites, dynamic)
 
     def _run_graph(self) -> Graph:
         graph = self._graph.copy()
@@ -479,14 +509,29 @@ class OnnxModel:
         ]
         return compact(encode(graph, coded, narrow)).to_proto()
 
-    def _session(self, taps: tuple[str, ...], threads: int) -> Any:
-        key = (taps, threads)
+    def _tried(self, layer: str, weight: Array) -> Array:
+        site, shape = self._site(layer), self.layers[layer].weight.shape
+        fresh = as_array(weight, "weights", cast="float32", shape=shape)
+        return site.view.tensor(fresh).astype(self._value(layer).dtype, copy=False)
+
+    def _session(self, taps: tuple[str, ...], threads: int, *, probe: bool = False) -> Any:
+        """A session for the model as it is; with ``probe`` every weight can be fed."""
+        key = (taps, threads, probe)
         if key not in self._sessions:
-            proto = self._run_graph().to_proto()
+            if probe:
+                graph = self._graph.copy()
+                every = {k: Stored(v.form, v.weight) for k, v in self.layers.items()}
+                self._float_values(graph, every)
+                proto = graph.to_proto()
+                for name in every:
+                    proto.graph.input.append(tensor_info(name, graph.values[name]))
+            else:
+                proto = self._run_graph().to_proto()
             for name in taps:
                 proto.graph.output.add(name=name)
             where = "" if self._graph.path is None else str(self._graph.path)
-            self._sessions = {key: session(proto.SerializeToString(), threads, where=where)}
+            kept = {k: s for k, s in self._sessions.items() if k[2] != probe}
+            self._sessions = kept | {key: session(proto.SerializeToString(), threads, where=where)}
         return self._sessions[key]
 
     def _observe(self, feeds: Feeds) -> None:
