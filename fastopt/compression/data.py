@@ -322,11 +322,15 @@ class Rows:
         return math.ceil(len(self) / (1 if self.single else batch))
 
     def run(
-        self, model: Model, batch: int, taps: Sequence[str] = ()
+        self,
+        model: Model,
+        batch: int,
+        taps: Sequence[str] = (),
+        weights: Mapping[str, Array] | None = None,
     ) -> Iterator[tuple[Feed, Feed]]:
         """Outputs and tapped activations of a model, feed by feed."""
         for feed in self.feeds(batch):
-            yield from model.run([feed], taps=taps)
+            yield from model.run([feed], taps=taps, weights=weights)
 
     def _read(self, name: str, index: Array) -> Array:
         kind = self.kinds[name]

@@ -41,7 +41,7 @@ def inspect_model(model: Any, data: Any = None) -> dict[str, Any]:
         calibration = Calibration(found, rows, feed_size(found))
         places = {f"{quantize.NAME}.{n}": v for n, v in quantize.variables(found).items()}
         measured = effects(
-            Workbench(calibration), calibration, places, Recipe(), lambda m: float(m.nbytes),
+            Workbench(calibration), places, Recipe(), lambda m: float(m.nbytes),
             rows, feed_size(found), lambda done, of: None,
         )  # fmt: skip
         for key, options in measured.items():

@@ -86,12 +86,17 @@ def _finite(a: Array) -> Array:
     return good
 
 
-def collect(model: Model, rows: Rows, batch: int) -> Outputs:
-    """The model's outputs for all rows, and its logits where they are before an activation."""
+def collect(
+    model: Model, rows: Rows, batch: int, weights: Mapping[str, Array] | None = None
+) -> Outputs:
+    """The model's outputs for all rows, and its logits where they are before an activation.
+
+    ``weights`` gives layers other weights for this run alone.
+    """
     parts: list[dict[str, Array]] = []
     before = model.logits
     logits: dict[str, list[Array]] = {}
-    for outputs, tapped in rows.run(model, batch, tuple(dict.fromkeys(before.values()))):
+    for outputs, tapped in rows.run(model, batch, tuple(dict.fromkeys(before.values())), weights):
         parts.append(outputs)
         for name, a in outputs.items():
             a = tapped.get(before.get(name, ""), a)

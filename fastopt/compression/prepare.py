@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 
+from fastopt._arrays import Array
 from fastopt.calibration import Gram
 from fastopt.compression.data import Rows
 from fastopt.compression.metric import collect, relative_error
 from fastopt.compression.passes import quantize
-from fastopt.compression.passes.calibration import Calibration
 from fastopt.compression.recipe import Recipe, Workbench
 from fastopt.models import Form, Layer, Model
 from fastopt.search import Float
@@ -57,7 +57,6 @@ def grid(variable: Any) -> list[Any]:
 
 def effects(
     bench: Workbench,
-    calibration: Calibration,
     places: Mapping[str, Any],
     start: Recipe,
     cost: Callable[[Model], float],
@@ -65,32 +64,53 @@ def effects(
     batch: int,
     progress: Callable[[int, int], object],
 ) -> dict[str, list[Option]]:
-    """For every variable of ``places`` that acts on one place, the options of ``grid``."""
-    model = calibration.model
-    keys = [k for k in places if k.partition(".")[0] in ("prune", "merge", "layer")]
-    stored = [k for k in places if k.startswith("quantize.")]
-    probes = sum(len(grid(places[k])) - 1 for k in keys) + len(stored)
-    few = _probe_rows(rows, max(1, probes), model.macs)
-    base = collect(bench.apply(start).model, few, batch)
-    base_cost = cost(bench.apply(start).model)
+    """For every variable of ``places`` that acts on one place, the options of ``grid``.
+
+    Parameters
+    ----------
+    start : Recipe
+        What is done anyway.
+    cost : callable
+        What is made small, of a model.
+    rows : Rows
+        Probes run on some of them.
+    progress : callable
+        Called with (probes done, probes in all).
+    """
+    state = bench.apply(start)
+    edited = [k for k in places if k.partition(".")[0] in ("prune", "merge", "layer")]
+    stored = [k for k in places if k.partition(".")[0] == quantize.NAME]
+    probes = sum(len(grid(places[k])) - 1 for k in edited) + len(stored)
+    few = _probe_rows(rows, max(1, probes), state.model.macs)
+    base, base_cost = collect(state.model, few, batch), cost(state.model)
     found: dict[str, list[Option]] = {}
     done = 0
 
-    def probed(key: str, value: Any) -> tuple[Model, float]:
+    def step() -> None:
         nonlocal done
-        made = bench.apply(start.replaced({key: value})).model
         done += 1
         progress(done, probes)
-        return made, relative_error(collect(made, few, batch), base)
 
-    for key in keys:
-        found[key] = [Option(grid(places[key])[0], 0.0, 0.0)]
-        for value in grid(places[key])[1:]:
-            made, error = probed(key, value)
+    for key in edited:
+        values = grid(places[key])
+        found[key] = [Option(values[0], 0.0, 0.0)]
+        for value in values[1:]:
+            made = bench.apply(start.replaced({key: value})).model
+            error = relative_error(collect(made, few, batch), base)
             found[key].append(Option(value, cost(made) - base_cost, error))
+            step()
+    layers = state.model.layers
+    if stored:
+        state.calibration.grams(layers)
     for key in stored:
-        layer = model.layers[key.partition(".")[2]]
-        found[key] = _forms(key, layer, calibration, probed)
+        layer = layers.get(key.partition(".")[2])
+        if layer is not None:
+
+            def probe(weight: Array, name: str = layer.name) -> float:
+                return relative_error(collect(state.model, few, batch, {name: weight}), base)
+
+            found[key] = _forms(layer, state.calibration.grams([layer.name]), probe)
+        step()
     return found
 
 
@@ -101,38 +121,38 @@ def _probe_rows(rows: Rows, probes: int, macs: int) -> Rows:
 
 
 def _forms(
-    key: str,
-    layer: Layer,
-    calibration: Calibration,
-    probed: Callable[[str, Any], tuple[Model, float]],
+    layer: Layer, grams: Mapping[str, Gram], probe: Callable[[Array], float]
 ) -> list[Option]:
     """The forms of one layer: one is measured, the others follow from their rounding errors."""
-    name = layer.name
-    gram = calibration.grams([name]).get(name)
-    plain = [f for f in layer.forms if f.activations is None and f.integer]
-    errors = {f.name: _rounding(layer, f, gram) for f in layer.forms if f.activations is None}
+    gram = grams.get(layer.name)
     found = [Option(layer.form.name, 0.0, 0.0)]
-    if not plain:
+    forms = [f for f in layer.forms if f.activations is None and f.name != layer.form.name]
+    coded = [f for f in forms if f.integer]
+    if not coded:
         return found
-    probe = min(plain, key=lambda f: (abs(f.bits - _PROBE_BITS), f.group_size is None))
-    _, error = probed(key, probe.name)
-    unit = error / errors[probe.name] if errors[probe.name] > 0 else 0.0
-    for form in layer.forms:
-        if form.activations is None and form.name != layer.form.name:
-            saved = float(form.nbytes - layer.form.nbytes)
-            found.append(Option(form.name, saved, unit * errors[form.name]))
+    first = min(coded, key=lambda f: (abs(f.bits - _PROBE_BITS), f.group_size is None))
+    weights = {f.name: rounded(layer, f) for f in forms}
+    errors = {name: _output_error(layer.weight - w, gram) for name, w in weights.items()}
+    error = probe(weights[first.name])
+    unit = error / errors[first.name] if errors[first.name] > 0 else 0.0
+    for form in forms:
+        saved = float(form.nbytes - layer.form.nbytes)
+        found.append(Option(form.name, saved, unit * errors[form.name]))
     return found
 
 
-def _rounding(layer: Layer, form: Form, gram: Gram | None) -> float:
-    """Squared error that a form makes in the layer's own output, by plain rounding."""
+def rounded(layer: Layer, form: Form) -> Array:
+    """The weight as a form keeps it, rounded plainly."""
     if form.bits == 32:
-        return 0.0
-    w = layer.weight
+        return layer.weight
     if form.bits == 16:
-        delta = w - w.astype(np.float16).astype(np.float32)
-    else:
-        delta = w - quantize.codes_of(layer, form, None).dequantize()
+        return layer.weight.astype(np.float16).astype(np.float32)
+    found: Array = quantize.codes_of(layer, form, None).dequantize()
+    return found
+
+
+def _output_error(delta: Array, gram: Gram | None) -> float:
+    """Mean squared error of the layer's own output; of its weight where no input is known."""
     if gram is None:
         return float((delta.astype(np.float64) ** 2).sum())
     return float(np.vdot(delta.T @ delta, gram.second)) / gram.count

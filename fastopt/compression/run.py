@@ -388,7 +388,7 @@ def _run(job: _Job, memory: Memory, callback: Callable[[int, float], object] | N
     job.candidates = search.candidates
     job.say("measuring what each choice does alone")
     job.effects = effects(
-        job.bench, job.calibration, places, job.start, job.cost, job.search, job.feed,
+        job.bench, places, job.start, job.cost, job.search, job.feed,
         lambda done, of: job.say(f"measuring what each choice does alone: {done}/{of}"),
     )  # fmt: skip
     job.say("searching")

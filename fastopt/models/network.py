@@ -426,9 +426,21 @@ class Network:
         return [data[int(k)] for k in index]
 
     def run(
-        self, data: Any, taps: Sequence[str] = (), batch_size: int | None = None
+        self,
+        data: Any,
+        taps: Sequence[str] = (),
+        batch_size: int | None = None,
+        weights: Mapping[str, Array] | None = None,
     ) -> Iterator[tuple[dict[str, Array], dict[str, Array]]]:
-        """Outputs and tapped activations (``<layer>.in``), batch by batch."""
+        """Outputs and tapped activations (``<layer>.in``), batch by batch.
+
+        ``weights`` gives layers other weights for this run alone.
+        """
+        given = dict(weights or {})
+        layers = [
+            Dense(given[d.name], d.bias, d.activation, d.name) if d.name in given else d
+            for d in self._layers
+        ]
         unknown = set(taps) - {f"{d.name}.in" for d in self._layers}
         if unknown:
             raise OptionError(f"taps: no tensor named {sorted(unknown)}")
@@ -436,15 +448,7 @@ class Network:
             x = self._input(feed[_INPUT])
             step = batch_size or max(len(x), 1)
             for start in range(0, len(x), step):
-                yield self._run(x[start : start + step], taps)
-
-    def _run(self, h: Array, taps: Sequence[str]) -> tuple[dict[str, Array], dict[str, Array]]:
-        tapped = {}
-        for layer in self._layers:
-            if f"{layer.name}.in" in taps:
-                tapped[f"{layer.name}.in"] = h
-            h = layer(h)
-        return {_OUTPUT: h}, tapped
+                yield _forward(layers, x[start : start + step], taps)
 
     def rows(self, layer: str, tapped: Array, limit: int | None = None) -> Array:
         """A layer's input rows out of its tapped tensor, (1, rows, n_in)."""
@@ -661,6 +665,17 @@ class Network:
         p[rows, labels] -= 1
         p /= np.float32(n)
         return loss, p
+
+
+def _forward(
+    layers: Sequence[Dense], h: Array, taps: Sequence[str]
+) -> tuple[dict[str, Array], dict[str, Array]]:
+    tapped = {}
+    for layer in layers:
+        if f"{layer.name}.in" in taps:
+            tapped[f"{layer.name}.in"] = h
+        h = layer(h)
+    return {_OUTPUT: h}, tapped
 
 
 def _is_npz(path: str | os.PathLike[str]) -> bool:
