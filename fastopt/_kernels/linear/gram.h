@@ -67,14 +67,14 @@ FO_INLINE void NAME(fo_tile)(const REAL *a, const REAL *b, ptrdiff_t n, const ch
 #undef LIST
 }
 
-/* out (pad, pad) += the upper triangle of a' b, a and b (pad, FO_HEIGHT) with n rows in use, n whole
-   lanes; the `bytes` at ahead, which come next, are asked for meanwhile. */
+/* out (pad, pad) += the upper triangle of a' b, a and b (pad, FO_HEIGHT) with n rows and `used`
+   columns in use, n whole lanes; the `bytes` at ahead, which come next, are asked for meanwhile. */
 static void NAME(fo_moments)(double *out, const REAL *a, const REAL *b, ptrdiff_t n, ptrdiff_t pad,
-                             const char *ahead, ptrdiff_t bytes) {
+                             ptrdiff_t used, const char *ahead, ptrdiff_t bytes) {
     REAL z[FO_ROWS];
     ptrdiff_t asked = 0;
-    for (ptrdiff_t i = 0; i < pad; i += FO_DOWN)
-        for (ptrdiff_t j = i / FO_ACROSS * FO_ACROSS; j < pad; j += FO_ACROSS) {
+    for (ptrdiff_t i = 0; i < used; i += FO_DOWN)
+        for (ptrdiff_t j = i / FO_ACROSS * FO_ACROSS; j < used; j += FO_ACROSS) {
             NAME(fo_tile)(a + i * FO_HEIGHT, b + j * FO_HEIGHT, n, ahead + asked, z);
             asked = asked + 2048 < bytes ? asked + 1024 : asked;
             for (int l = 0; l < FO_DOWN; l++)
@@ -165,7 +165,7 @@ static void NAME(fo_run)(double *out, const REAL *x, const REAL *y, const REAL *
                 a[c * FO_HEIGHT + r] = s[start + r] * b[c * FO_HEIGHT + r];
             for (ptrdiff_t r = rows; r < n; r++) a[c * FO_HEIGHT + r] = 0;
         }
-        NAME(fo_moments)(out, s ? a : b, b, n, pad, (const char *)(x + (start + rows) * d),
+        NAME(fo_moments)(out, s ? a : b, b, n, pad, d + k + 1, (const char *)(x + (start + rows) * d),
                          more * d * (ptrdiff_t)sizeof(REAL));
     }
 }

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 
 from fastopt._arrays import Array
+from fastopt.models.base import Group, Member
 from fastopt.models.onnx.graph import Graph, Node
 from fastopt.models.onnx.layers import Site
-from fastopt.models.protocol import Group, Member
 
 __all__ = ["Labels", "Rule", "groups_of", "propagate", "reshaped"]
 

@@ -9,10 +9,10 @@ import numpy as np
 
 from fastopt._arrays import Array
 from fastopt.errors import FastoptError, UnsupportedError
+from fastopt.models.base import Input
 from fastopt.models.onnx.files import load_onnx
 from fastopt.models.onnx.graph import Graph
 from fastopt.models.onnx.run import execute, session, tensor_info
-from fastopt.models.protocol import Input
 
 __all__ = ["shapes_of", "synthetic_feed"]
 
