@@ -27,6 +27,7 @@ __all__ = ["Option", "Probe", "effects", "grid"]
 
 _PROBE_BITS = 4  # an error that is neither rounding noise nor a wreck
 _PROBE_MACS = 3e11  # multiply-adds of all probes together
+_MOST_ROWS = 24
 _MODES = ("dynamic", "static")
 _PAYS = 0.01  # share of the cost that running in int8 must save to be considered
 _SHARES = (0.875, 0.75, 0.5, 0.375, 0.25, 0.125)
@@ -147,7 +148,7 @@ def effects(
 
 def _probe_rows(rows: Rows, probes: int, macs: int) -> Rows:
     """Evenly spaced rows, as many as the probes can afford."""
-    n = int(min(len(rows), 64, max(1, _PROBE_MACS / (probes * max(1, macs)))))
+    n = int(min(len(rows), _MOST_ROWS, max(1, _PROBE_MACS / (probes * max(1, macs)))))
     return rows.select(np.linspace(0, len(rows) - 1, n).round().astype(np.int64))
 
 
