@@ -42,6 +42,8 @@ from fastopt.quantization import QuantizedArray
 
 __all__ = ["OnnxModel"]
 
+OLDEST_OPSET = 7  # before, operators broadcast by an attribute
+
 
 @dataclass(frozen=True)
 class Stored:
@@ -61,7 +63,8 @@ class OnnxModel:
     Parameters
     ----------
     source : path or onnx.ModelProto
-        Opset 9 or newer. External data must be plain files in the model's folder.
+        Opset 7 or newer; an older one can be run and saved, but has no layers. External data must
+        be plain files in the model's folder.
     portable : bool
         Only forms that run-times which do not fold constants run well.
 
@@ -152,11 +155,16 @@ class OnnxModel:
     @property
     def groups(self) -> Mapping[str, Group]:
         """The coupling groups in order of execution, frozen ones with their reason."""
-        return self._labelled()[1]
+        return self._labelled()[1] if self._sites else {}
 
     @property
     def notes(self) -> tuple[str, ...]:
         """Operators that the adapter does not know."""
+        if self._graph.opset < OLDEST_OPSET:
+            return (
+                f"opset {self._graph.opset} is left as it is; "
+                "onnx.version_converter makes a newer one",
+            )
         return self._labelled()[3]
 
     @property
@@ -386,6 +394,8 @@ class OnnxModel:
 
     def fold(self) -> tuple[str, ...]:
         """In place: merge operators where the function stays the same; what was done."""
+        if self._graph.opset < OLDEST_OPSET:
+            return ()
         self._settle()
         done = fold(self._graph, frozenset(self._stored))
         self._forget()
@@ -435,7 +445,10 @@ class OnnxModel:
         self._sessions: dict[tuple[tuple[str, ...], int, bool], Any] = {}
         if not keep_sites:
             self._consumers = self._graph.consumers()
-            self._sites, self._constant = find_sites(self._graph, self._value)
+            old = self._graph.opset < OLDEST_OPSET
+            self._sites, self._constant = (
+                ({}, set()) if old else find_sites(self._graph, self._value)
+            )
             self._main_names = {i.name for i in self._graph.inputs} | {
                 name for node in self._graph.block.nodes for name in node.outputs
             }
