@@ -48,23 +48,40 @@
 #endif
 #endif
 
-/* z = the dot products of FO_DOWN columns at a with FO_ACROSS columns at b, n rows. */
+/* A vector in a register: gcc would load it anew for each product. */
+FO_INLINE VEC NAME(fo_held)(const REAL *x) {
+    VEC v = *(const VEC *)x;
+#if defined(__AVX512F__)
+    __asm__("" : "+v"(v));
+#elif defined(__SSE2__)
+    __asm__("" : "+x"(v));
+#endif
+    return v;
+}
+
+/* z = the dot products of FO_DOWN columns at a with FO_ACROSS columns at b, n rows; a machine vector
+   of each column at a time, so that they and the sums fit the registers. */
 FO_INLINE void NAME(fo_tile)(const REAL *a, const REAL *b, ptrdiff_t n, const char *ahead, REAL *z) {
-#define ZERO(i) VEC a##i = {0};
-#define MORE(i)                                                                                   \
-    a##i += *(const VEC *)(a + (i / FO_PARTS) / FO_ACROSS * FO_HEIGHT + r + i % FO_PARTS * WIDE) * \
-            *(const VEC *)(b + (i / FO_PARTS) % FO_ACROSS * FO_HEIGHT + r + i % FO_PARTS * WIDE);
-#define LIST(i) a##i,
-    FO_EACH_SUM(ZERO)
+    VEC sum[FO_ROWS * FO_PARTS];
+#pragma GCC unroll 16
+    for (int i = 0; i < FO_ROWS * FO_PARTS; i++) sum[i] = (VEC){0};
     for (ptrdiff_t r = 0; r < n; r += LANES, ahead += 64) {
         __builtin_prefetch(ahead, 0, 2); /* the first-level cache is full of columns */
-        FO_EACH_SUM(MORE)
+#pragma GCC unroll 4
+        for (int p = 0; p < FO_PARTS; p++) {
+            VEC y[FO_ACROSS];
+#pragma GCC unroll 4
+            for (int m = 0; m < FO_ACROSS; m++)
+                y[m] = NAME(fo_held)(b + m * FO_HEIGHT + r + p * WIDE);
+#pragma GCC unroll 4
+            for (int l = 0; l < FO_DOWN; l++) {
+                const VEC x = NAME(fo_held)(a + l * FO_HEIGHT + r + p * WIDE);
+#pragma GCC unroll 4
+                for (int m = 0; m < FO_ACROSS; m++) sum[(l * FO_ACROSS + m) * FO_PARTS + p] += x * y[m];
+            }
+        }
     }
-    const VEC all[] = {FO_EACH_SUM(LIST)};
-    NAME(fo_folds)(all, z);
-#undef ZERO
-#undef MORE
-#undef LIST
+    NAME(fo_folds)(sum, z);
 }
 
 /* out (pad, pad) += the upper triangle of a' b, a and b (pad, FO_HEIGHT) with n rows and `used`
