@@ -482,11 +482,14 @@ def _tree(tree: Any, scale: float, proportions: bool = False) -> dict[str, Array
     value = tree.value[:, 0, :].astype(np.float64)
     if proportions:
         value = value / value.sum(axis=1, keepdims=True)
-    nan_left = getattr(tree, "missing_go_to_left", np.zeros(tree.node_count, np.uint8))
+    nodes = tree.__getstate__()["nodes"]
+    nan_left = np.zeros(len(nodes), bool)
+    if "missing_go_to_left" in nodes.dtype.names:
+        nan_left |= nodes["missing_go_to_left"].astype(bool)
     return {
         "feature": np.where(tree.children_left < 0, -1, tree.feature),
         "threshold": tree.threshold.astype(np.float64),
-        "nan_left": nan_left.astype(bool),
+        "nan_left": nan_left,
         "left": tree.children_left.astype(np.int64),
         "right": tree.children_right.astype(np.int64),
         "value": value * scale,
