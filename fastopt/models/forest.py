@@ -392,7 +392,7 @@ def _merged(thresholds: Array, limit: int) -> Array:
 def _nearest(values: Array, x: Array) -> Array:
     """Number of the value nearest to each x."""
     middle = (values[1:] + values[:-1]) / 2
-    return np.searchsorted(middle, x)
+    return np.searchsorted(middle, x, side="right")  # the last value may be infinite
 
 
 def _few_values(value: Array, bits: int | None) -> tuple[Array, Array]:
