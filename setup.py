@@ -66,6 +66,7 @@ KERNELS = [
     ("matmul/topk", LEVELS, []),
     ("prune/prune", LEVELS, []),
     ("sparse/sparse", LEVELS, []),
+    ("trees/forest", LEVELS, []),
     ("calibrate/clip", LEVELS, []),
     ("calibrate/gptq", LEVELS, []),
     ("calibrate/obs", LEVELS, []),
