@@ -49,11 +49,13 @@ DIRECTIVES = {
 # Every kernel: its source in fastopt/_kernels, the levels it is built for, its own flags. A module
 # is fastopt._kernels.<level>.<stem>; one that is built once is fastopt._kernels.shared.<stem>.
 ONCE: dict[str, list[str]] = {}
+# A formula becomes part of the loop that calls it only if every function on the way is inlined.
+INLINED = ["-DCYTHON_INLINE=inline __attribute__((always_inline))"]
 KERNELS = [
     ("shared/cpu", ONCE, []),  # asked before any level is known
     ("shared/pool", ONCE, []),  # one pool of threads for the process
-    ("update/update", LEVELS, []),
-    ("update/update_state", LEVELS, []),
+    ("update/update", LEVELS, INLINED),
+    ("update/update_state", LEVELS, INLINED),
     ("linear/linear", LEVELS, []),
     ("linear/linear_gram", LEVELS, []),
     ("linear/linear_sparse", LEVELS, []),

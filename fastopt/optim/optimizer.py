@@ -167,18 +167,14 @@ class Optimizer:
         """Name of the kernel's rule for these options."""
         raise NotImplementedError
 
-    def _state_names(self, rule: str) -> tuple[str, ...]:
-        """Names of the rule's state arrays, as torch.optim spells them."""
-        raise NotImplementedError
-
     def _kept(self, rule: str, p: Array) -> states.Kept:
         """The rule's state arrays for ``p``."""
-        signs = update.RULES[rule][1]
-        return [(n, s, p.shape) for n, s in zip(self._state_names(rule), signs, strict=True)]
+        return [(name, signed, p.shape) for name, signed in update.RULES[rule][0]]
 
-    def _scalars(self, group: Mapping[str, Any]) -> tuple[float, ...]:
-        """The group's own options after lr, sign and the two decays, as the kernel reads them."""
-        raise NotImplementedError
+    def _named(self, group: Mapping[str, Any]) -> dict[str, Any]:
+        """The group's options under the names of the kernel's rules."""
+        beta1, beta2 = group.get("betas", (0.0, 0.0))
+        return {**group, "beta1": beta1, "beta2": beta2}
 
     def _first_value(self, group: Mapping[str, Any]) -> float:
         """What the state arrays begin with."""
@@ -249,7 +245,7 @@ class Optimizer:
             self.skipped = self._guard and not math.isfinite(norm)
             if self.skipped and self._on_nonfinite == "raise":
                 raise DivergedError(
-                    "grads: hold NaN or infinity; nothing was changed. Try a smaller lr or "
+                    "grads: hold NaN or infinity, or what makes it; nothing was changed. Try a smaller lr or "
                     'max_grad_norm, or on_nonfinite="skip"'
                 )
         self.n_skipped += self.skipped
@@ -380,7 +376,9 @@ class Optimizer:
                 0.0 if decoupled else decay,
                 decay if decoupled else 0.0,
             )
-            self._plan.set_options(i, common + self._scalars(group))
+            named = self._named(group)
+            own = (named[name] for name in update.RULES[self._rules[i]][1])
+            self._plan.set_options(i, (*common, *own))
         self._stale = False
 
     def _bind_averages(self) -> None:
