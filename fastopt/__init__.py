@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import fastopt._kernels
+import fastopt._threads
 
 if TYPE_CHECKING:
     from fastopt import (
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
         report,
         search,
     )
+    from fastopt._threads import get_num_threads, set_num_threads
     from fastopt.calibration import Gram
     from fastopt.compression import compress
     from fastopt.config import show_config
@@ -37,7 +39,7 @@ if TYPE_CHECKING:
     from fastopt.quantization import QuantizedArray, dequantize, fake_quantize, quantize
     from fastopt.search import Bool, Choice, Float, Int, Permutation, Space, Vector, minimize
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # Where each public name lives.
 _HOME = {
@@ -55,10 +57,12 @@ _HOME = {
     "compress": "compression",
     "dequantize": "quantization",
     "fake_quantize": "quantization",
+    "get_num_threads": "_threads",
     "merge_neurons": "merging",
     "minimize": "search",
     "prune": "pruning",
     "quantize": "quantization",
+    "set_num_threads": "_threads",
     "show_config": "config",
     "split_low_rank": "layering",
 }

@@ -19,6 +19,9 @@ __all__ = [
     "FLOATS",
     "Array",
     "as_array",
+    "as_labels",
+    "as_ndarray",
+    "as_numbers",
     "as_target",
     "check_disjoint",
     "check_finite",
@@ -194,39 +197,141 @@ def check_finite(a: Array, name: str) -> None:
 
 
 def _ndarray(x: Any, name: str) -> Array:
-    """``x`` as an ndarray that shares its memory wherever the type allows."""
-    if type(x) is np.ndarray:
-        a = x
-    elif isinstance(x, (np.generic, float, int)):
-        a = np.asarray(x)
-    elif isinstance(x, np.ma.MaskedArray):
-        raise DTypeError(f"{name}: masked arrays are not taken; fill or drop the masked values")
-    elif isinstance(x, np.ndarray):
-        a = x.view(np.ndarray)
-    elif type(x).__module__.partition(".")[0] == "torch":
-        a = _from_torch(x, name)
-    elif hasattr(x, "toarray") and hasattr(x, "nnz"):
-        raise DTypeError(f"{name}: sparse matrices are not taken here; pass x.toarray()")
-    elif hasattr(x, "__array__") or hasattr(x, "__array_interface__"):
-        a = np.asarray(x)
-    elif hasattr(x, "__dlpack__"):
-        try:
-            a = np.from_dlpack(x)
-        except (TypeError, ValueError, RuntimeError, BufferError) as error:
-            raise DTypeError(f"{name}: cannot take this DLPack object: {error}") from None
-    else:
-        try:
-            a = np.asarray(x)
-        except (TypeError, ValueError) as error:
-            raise DTypeError(f"{name}: cannot be read as an array: {error}") from None
+    """``x`` as an ndarray of real numbers that shares its memory wherever the type allows."""
+    a = as_ndarray(x, name)
     kind = a.dtype.kind
     if kind in "fiub":
         return a
-    if kind != "V":
-        raise DTypeError(f"{name}: expected real numbers, got dtype {a.dtype}")
-    if a.dtype.names or a.dtype.name.startswith("void"):
+    if kind != "V" or a.dtype.names or a.dtype.name.startswith("void"):
         raise DTypeError(f"{name}: expected real numbers, got dtype {a.dtype}")
     return a
+
+
+def as_ndarray(x: Any, name: str) -> Array:
+    """``x`` as an ndarray of whatever dtype, without a copy where its type allows.
+
+    For what is not only numbers (labels, names, tables); :func:`as_array` is the gate for numbers.
+
+    Raises
+    ------
+    DTypeError
+        Masked and sparse arrays, also inside a list, and what NumPy cannot read.
+    """
+    if type(x) is np.ndarray:
+        return x
+    if isinstance(x, (np.generic, float, int)):
+        return np.asarray(x)
+    if isinstance(x, np.ma.MaskedArray):
+        raise DTypeError(f"{name}: masked arrays are not taken; fill or drop the masked values")
+    if isinstance(x, np.ndarray):
+        return x.view(np.ndarray)
+    if type(x).__module__.partition(".")[0] == "torch":
+        return _from_torch(x, name)
+    if hasattr(x, "toarray") and hasattr(x, "nnz"):
+        raise DTypeError(f"{name}: sparse matrices are not taken here; pass x.toarray()")
+    if not hasattr(x, "__array__") and not hasattr(x, "__array_interface__"):
+        if hasattr(x, "__dlpack__"):
+            try:
+                return np.from_dlpack(x)
+            except (TypeError, ValueError, RuntimeError, BufferError) as error:
+                raise DTypeError(f"{name}: cannot take this DLPack object: {error}") from None
+        if isinstance(x, (list, tuple)) and _holds_masks(x):
+            raise DTypeError(f"{name}: masked values are not taken; fill or drop them")
+    try:
+        return np.asarray(x)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise DTypeError(f"{name}: cannot be read as an array: {error}") from None
+
+
+def _holds_masks(x: Any) -> bool:
+    """Whether a masked array stands in nested lists, where NumPy drops its mask."""
+    return any(
+        isinstance(v, np.ma.MaskedArray) or (isinstance(v, (list, tuple)) and _holds_masks(v))
+        for v in x
+    )
+
+
+def as_labels(y: Any, name: str) -> Array:
+    """Class labels: an array of integers, bools, whole floats, strings or dates, none missing.
+
+    An object array of numbers becomes one of numbers; one of strings stays as it is.
+
+    Raises
+    ------
+    ArrayError
+        A missing value (NaN, None, NaT), a number that is not whole, or complex numbers.
+    DTypeError
+        A masked, sparse or structured array.
+    """
+    a = as_ndarray(y, name)
+    if a.dtype.kind == "O":
+        values = a.ravel().tolist()
+        if any(_is_missing(v) for v in values):
+            raise ArrayError(f"{name}: Input {name} contains NaN or None; clean the labels first")
+        if values and all(isinstance(v, (int, float, np.number, np.bool_)) for v in values):
+            a = np.array(values).reshape(a.shape)
+    kind = a.dtype.kind
+    if kind == "c":
+        raise ArrayError(f"{name}: Complex data not supported; got dtype {a.dtype}")
+    if kind == "V":
+        raise DTypeError(f"{name}: expected labels, got dtype {a.dtype}")
+    if kind in "Mm" and np.isnat(a).any():
+        raise ArrayError(f"{name}: Input {name} contains NaT; clean the labels first")
+    if kind == "f":
+        if not np.isfinite(a).all():
+            raise ArrayError(f"{name}: Input {name} contains NaN or infinity; clean the labels")
+        if (a != np.floor(a)).any():
+            raise ArrayError(
+                f"{name}: Unknown label type: continuous. Maybe you are trying to fit a "
+                "classifier, which expects discrete classes on a regression target with "
+                "continuous values."
+            )
+    return a
+
+
+def _is_missing(value: Any) -> bool:
+    """Whether a value of an object array is None or not equal to itself (NaN, NaT, pandas.NA)."""
+    if value is None:
+        return True
+    try:
+        return not bool(value == value)
+    except (TypeError, ValueError):
+        return type(value).__name__ == "NAType"
+
+
+def as_numbers(x: Any, name: str) -> Array:
+    """``x`` as an ndarray of real numbers; object arrays of them become float64.
+
+    Raises
+    ------
+    DTypeError
+        Masked and sparse arrays, dates, objects that are no numbers.
+    ArrayError
+        Complex numbers or strings, also inside object arrays: their conversion would lose what
+        they say.
+    """
+    a = as_ndarray(x, name)
+    kind = a.dtype.kind
+    if kind == "c":
+        raise ArrayError(f"{name}: Complex data not supported; got dtype {a.dtype}")
+    if kind in "US":
+        raise ArrayError(f"{name}: expected numbers, got dtype {a.dtype}; convert it first")
+    if kind != "O":
+        return _ndarray(a, name)
+    result = np.empty(a.shape)
+    flat = result.reshape(-1)
+    for i, value in enumerate(a.ravel().tolist()):
+        if isinstance(value, (str, bytes, complex, np.complexfloating)):
+            raise ArrayError(f"{name}: expected real numbers, got {value!r}")
+        if isinstance(value, (np.datetime64, np.timedelta64, np.ndarray)):
+            raise DTypeError(f"{name}: expected real numbers, got {type(value).__name__}")
+        try:
+            flat[i] = float(value)
+        except TypeError as error:
+            raise DTypeError(f"{name}: argument must be numbers: {error}") from None
+        except (ValueError, OverflowError) as error:
+            raise ArrayError(f"{name}: expected numbers: {error}") from None
+    return result
 
 
 def _from_torch(x: Any, name: str) -> Array:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
 
 from fastopt.errors import DTypeError, OptionError
 
-__all__ = ["choice", "flag", "integer", "number"]
+__all__ = ["choice", "flag", "function", "integer", "number", "real"]
 
 
 def number(
@@ -24,12 +24,7 @@ def number(
     high_open: bool = False,
 ) -> float:
     """``value`` as a finite float inside the interval, or OptionError naming the argument."""
-    if isinstance(value, (str, bytes)):
-        raise DTypeError(f"{name}: expected a number, got {value!r}")
-    try:
-        result = float(value)
-    except (TypeError, ValueError):
-        raise DTypeError(f"{name}: expected a number, got {type(value).__name__}") from None
+    result = real(value, name)
     below = result <= low if low_open else result < low
     above = result >= high if high_open else result > high
     if not math.isfinite(result) or below or above:
@@ -40,28 +35,72 @@ def number(
             if math.isinf(low) and math.isinf(high)
             else f"a number in {left}{low:g}, {high:g}{right}"
         )
-        raise OptionError(f"{name}: expected {wanted}, got {value!r}")
+        raise OptionError(f"{name}: expected {wanted}, got {_short(value)}")
     return result
+
+
+def real(value: Any, name: str) -> float:
+    """``value`` as a float, NaN and infinity too: a number or an array of one, nothing that only
+    can be read as one (strings, dates, masked or complex values)."""
+    taken = isinstance(value, (float, int, np.floating, np.integer)) and not _is_span(value)
+    if not taken and (
+        isinstance(value, (str, bytes, bytearray, complex, np.ma.MaskedArray))
+        or (
+            isinstance(value, (np.ndarray, np.generic))
+            and (value.dtype.kind not in "fiubOV" or value.size != 1)
+        )
+    ):
+        raise DTypeError(f"{name}: expected a number, got {_short(value)}")
+    try:
+        return float(value)
+    except OverflowError:
+        raise OptionError(f"{name}: {_short(value)} is beyond the range of a float") from None
+    except Exception as error:  # whatever an object's own __float__ raises
+        raise DTypeError(
+            f"{name}: expected a number, got {type(value).__name__}: {error}"
+        ) from None
+
+
+def _is_span(value: Any) -> bool:
+    return isinstance(value, np.timedelta64)  # an integer to NumPy
+
+
+def _short(value: Any) -> str:
+    """``repr``, cut where it is long; integers of thousands of digits have none."""
+    try:
+        text = repr(value)
+    except Exception:
+        return f"a value of type {type(value).__name__}"
+    return text if len(text) <= 80 else f"{text[:60]}..."
+
+
+def function(value: Any, name: str) -> Callable[..., Any]:
+    """``value`` if it can be called, or DTypeError naming the argument."""
+    if not callable(value):
+        raise DTypeError(f"{name}: expected a function, got {type(value).__name__}")
+    return value  # type: ignore[no-any-return]
 
 
 def integer(value: Any, name: str, *, low: int | None = None, high: int | None = None) -> int:
     """``value`` as an int inside [low, high], or OptionError naming the argument."""
-    if isinstance(value, bool):
+    if isinstance(value, (bool, np.ma.MaskedArray)) or _is_span(value):
         raise DTypeError(f"{name}: expected an integer, got {value!r}")
     try:
         result = operator.index(value)
-    except TypeError:
-        raise DTypeError(f"{name}: expected an integer, got {value!r}") from None
+    except Exception:  # whatever an object's own __index__ raises
+        raise DTypeError(f"{name}: expected an integer, got {_short(value)}") from None
+    if not -(1 << 63) <= result < 1 << 63:  # the kernels' integers, and NumPy's lengths
+        raise OptionError(f"{name}: {_short(result)} is beyond the range of 64-bit integers")
     if (low is not None and result < low) or (high is not None and result > high):
         bounds = f">= {low}" if high is None else f"<= {high}" if low is None else f"{low}..{high}"
-        raise OptionError(f"{name}: expected an integer {bounds}, got {result}")
+        raise OptionError(f"{name}: expected an integer {bounds}, got {_short(result)}")
     return result
 
 
 def flag(value: Any, name: str) -> bool:
     """``value`` as a bool if it is one, or DTypeError naming the argument."""
     if not isinstance(value, (bool, np.bool_)):
-        raise DTypeError(f"{name}: expected True or False, got {value!r}")
+        raise DTypeError(f"{name}: expected True or False, got {_short(value)}")
     return bool(value)
 
 
@@ -72,6 +111,6 @@ def choice(value: Any, name: str, options: Iterable[str]) -> str:
     allowed = list(options)
     if not isinstance(value, str) or value not in allowed:
         raise OptionError(
-            f"{name}: expected one of {', '.join(map(repr, allowed))}, got {value!r}"
+            f"{name}: expected one of {', '.join(map(repr, allowed))}, got {_short(value)}"
         )
     return value

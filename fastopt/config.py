@@ -9,7 +9,7 @@ import numpy as np
 
 from fastopt import __version__
 from fastopt._kernels import isa, levels
-from fastopt._threads import available_threads
+from fastopt._threads import get_num_threads
 
 __all__ = ["config", "show_config"]
 
@@ -22,7 +22,7 @@ def config() -> dict[str, str]:
         "fastopt": __version__,
         "level": isa,
         "levels": " ".join(levels()),
-        "threads": str(available_threads()),
+        "threads": str(get_num_threads()),
         "python": platform.python_version(),
         "machine": f"{platform.system()} {platform.machine()}",
         "numpy": np.__version__,

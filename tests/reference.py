@@ -312,6 +312,16 @@ def multiply_i32(a, b, za, zb):
     return (a.astype(np.int64) - za[:, None]) @ (b.astype(np.int64) - zb)
 
 
+def excess(b):
+    """What is taken off the second int8 weight of each pair of rows for exact 16-bit sums."""
+    w = b.astype(np.int64)
+    first, second = w[0 : len(w) - 1 : 2], w[1::2]
+    kept = np.minimum(second, 128 - np.maximum(first, 0))
+    out = np.zeros_like(w)
+    out[1::2] = second - np.maximum(kept, -128 - np.minimum(first, 0))
+    return out
+
+
 def multiply_q8(a, b, za, zb, scale, zero_point, dtype):
     """The product requantised: half to even before the zero point, saturated."""
     y = np.rint(multiply_i32(a, b, za, zb).astype(np.float64) * scale) + zero_point
@@ -319,20 +329,14 @@ def multiply_q8(a, b, za, zb, scale, zero_point, dtype):
 
 
 def quantize_row(x, bits):
-    """Codes, scale and zero point of one row of activations (8 bits affine, 16 symmetric)."""
+    """Codes, scale and zero point of one row of activations (7 or 8 bits affine, 16 symmetric)."""
     low, high = np.float64(min(0, x.min(initial=0))), np.float64(max(0, x.max(initial=0)))
-    steps, span = (255, high - low) if bits == 8 else (32767, max(high, -low))
-    scale = np.float32(1) if span == 0 else max(np.float32(span / steps), np.finfo("f").tiny)
+    top = np.float32({7: 127, 8: 255, 16: 32767}[bits])
+    span = max(high, -low) if bits == 16 else high - low
+    scale = np.float32(1) if span == 0 else max(np.float32(span / top), np.finfo("f").tiny)
     inverse = np.float32(1 / np.float64(scale))
-    zero = (
-        min(np.rint(np.float32(-low) * inverse), np.float32(255)) if bits == 8 else np.float32(0)
-    )
-    least = 0 if bits == 8 else -32767
-    return (
-        np.clip(np.rint(x * inverse) + zero, least, least + 255 if bits == 8 else 32767),
-        scale,
-        zero,
-    )
+    zero = np.float32(0) if bits == 16 else min(np.rint(np.float32(-low) * inverse), top)
+    return np.clip(np.rint(x * inverse) + zero, -top if bits == 16 else 0, top), scale, zero
 
 
 def gelu(y):

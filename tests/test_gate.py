@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
+import ast
 import os
-import subprocess
-import sys
+import re
 import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from fastopt import _threads
-from fastopt._arrays import as_array, as_target, check_disjoint, check_finite, out_for
+import fastopt
+from fastopt._arrays import (
+    as_array,
+    as_labels,
+    as_numbers,
+    as_target,
+    check_disjoint,
+    check_finite,
+    out_for,
+)
 from fastopt._files import write_whole
 from fastopt._options import choice, integer, number
 from fastopt._random import generator_of, key_of
 from fastopt.errors import ArrayError, DTypeError, FastoptError, OptionError
+
+ROOT = Path(fastopt.__file__).parent
 
 
 def misaligned(dtype: str = "float32") -> np.ndarray:
@@ -195,50 +205,6 @@ def test_seeds() -> None:
         key_of(-1)
 
 
-# --- threads ----------------------------------------------------------------------------------
-
-
-def test_thread_rule() -> None:
-    assert _threads.resolve(None, 10) == 1
-    assert _threads.resolve(None, 1 << 30) == _threads.available_threads() >= 1
-    assert _threads.resolve(3, 10) == 3
-    # a count that the system cannot start would end the process inside OpenMP
-    assert _threads.resolve(10**6, 10) == _threads.resolve(10**9, 10) == _threads.MOST
-    for bad in (0, -1):
-        with pytest.raises(OptionError, match="threads: "):
-            _threads.resolve(bad, 10)
-
-
-def test_threads_follow_the_environment_and_threadpoolctl() -> None:
-    code = "from fastopt._threads import available_threads as a; print(a())"
-    run = [sys.executable, "-c", code]
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    assert subprocess.run(run, env=env, capture_output=True, text=True).stdout.strip() == "1"
-    threadpoolctl = pytest.importorskip("threadpoolctl")
-    with threadpoolctl.threadpool_limits(1, user_api="openmp"):
-        assert _threads.available_threads() == 1
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_a_forked_child_runs_serial_and_does_not_hang() -> None:
-    code = """
-import os, sys
-import numpy as np
-import fastopt
-big = [np.ones(300_000, np.float32)]
-opt = fastopt.optim.SGD(big, lr=0.1, threads=2)
-opt.step([np.ones(300_000, np.float32)])
-pid = os.fork()
-if pid == 0:
-    opt.step([np.ones(300_000, np.float32)])
-    fastopt.quantize(np.ones((600, 600), np.float32), "int8", threads=2)
-    os._exit(0)
-sys.exit(os.waitpid(pid, 0)[1])
-"""
-    done = subprocess.run([sys.executable, "-c", code], timeout=60, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-
-
 def test_kernels_release_the_gil() -> None:
     import fastopt
 
@@ -269,3 +235,125 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
         1 / 0  # noqa: B018
     assert path.read_bytes() == b"old"
     assert os.listdir(tmp_path) == ["a.bin"]
+
+
+# -- what is not only numbers ------------------------------------------------------------------
+
+
+class Odd:
+    """A number by its own word alone."""
+
+    def __float__(self) -> float:
+        raise RuntimeError("no")
+
+    def __index__(self) -> int:
+        raise RuntimeError("no")
+
+
+@pytest.mark.parametrize(
+    "bad",
+    ["1", b"1", 1j, np.complex128(1), Odd(), None, [1.0], np.ma.masked_array([1.0], [True]),
+     np.ma.masked, np.datetime64("2020"), np.timedelta64(3), 10**400, -(10**400), np.ones(2)],
+    ids=str,
+)  # fmt: skip
+def test_what_is_no_number_is_refused_as_ours(bad) -> None:
+    for check in (number, integer, lambda v, n: number(v, n, low=0, high=1)):
+        with pytest.raises(FastoptError, match="lr"):
+            check(bad, "lr")
+
+
+def test_messages_stay_short() -> None:
+    for call in (
+        lambda: integer(10**30000, "k", high=5),
+        lambda: choice("x" * 10**6, "mode", ("a", "b")),
+        lambda: number(10**30000, "lr"),
+    ):
+        with pytest.raises(FastoptError) as refused:
+            call()
+        assert len(str(refused.value)) < 300
+
+
+@pytest.mark.parametrize("bad", [
+    [np.ma.masked_array([1.0, 2.0], [1, 0])], [[1.0], (np.ma.masked_array([2.0], [1]),)],
+    np.ma.masked_array([1, 2], [1, 0]), np.array([1, 2j]), ["1", "2"], np.array(["2020"], "M8[Y]"),
+    np.array([1], "m8[s]"), np.array([(1, 2)], "i4,i4"),
+], ids=str)  # fmt: skip
+def test_values_that_would_lose_their_meaning_are_refused(bad) -> None:
+    for read in (lambda v: as_array(v, "x", cast="float64"), lambda v: as_numbers(v, "x")):
+        with pytest.raises((DTypeError, ArrayError), match="x: "):
+            read(bad)
+
+
+@pytest.mark.parametrize(("bad", "word"), [
+    (np.array([1.0, "2"], object), "'2'"), (np.array([1.0, 2j], object), "2j"),
+    (np.array([1.0, {}], object), "numbers"), (np.array([np.datetime64("2020")], object), "real"),
+    (np.array([10**400], object), "numbers"),
+])  # fmt: skip
+def test_objects_that_are_no_numbers_are_refused(bad, word) -> None:
+    with pytest.raises(FastoptError, match=word):
+        as_numbers(bad, "x")
+    assert as_numbers(np.array([1, 2.5, True], object), "x").tolist() == [1.0, 2.5, 1.0]
+
+
+@pytest.mark.parametrize("bad", [
+    np.array([0, 1, np.nan], object), np.array(["a", None], object), [0.0, np.nan], [0.5, 1.0],
+    np.array([0.5, 1.0], object), np.array(["2020", "NaT"], "M8[Y]"), [1j, 2], [0.0, np.inf],
+    np.ma.masked_array([0, 1], [0, 1]), np.array([(1, 2)], "i4,i4"),
+], ids=str)  # fmt: skip
+def test_missing_and_continuous_labels_are_refused(bad) -> None:
+    with pytest.raises(FastoptError, match="y: "):
+        as_labels(bad, "y")
+
+
+def test_labels_keep_what_they_are() -> None:
+    assert as_labels(np.array([2, 1, 2], object), "y").dtype == np.int64
+    assert as_labels(np.array(["b", "a"], object), "y").dtype == object
+    assert as_labels([True, False], "y").dtype == np.bool_
+    assert as_labels(["b", "a"], "y").tolist() == ["b", "a"]
+    pandas = pytest.importorskip("pandas")
+    with pytest.raises(ArrayError, match="NaN"):
+        as_labels(pandas.Series([1, None], dtype="Int64"), "y")
+
+
+def _taken_unchecked(source: str) -> list[str]:
+    """Calls of NumPy's converters on a function's own argument, before it has been checked."""
+    found = []
+    for function in ast.walk(ast.parse(source)):
+        if not isinstance(function, (ast.FunctionDef, ast.Lambda)):
+            continue
+        given = function.args
+        names = {a.arg for a in (*given.posonlyargs, *given.args, *given.kwonlyargs)}
+        body = function.body if isinstance(function.body, list) else [function.body]
+        nodes = [node for statement in body for node in ast.walk(statement)]
+        stored: dict[str, int] = {}
+        for node in nodes:
+            if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+                stored[node.id] = min(node.lineno, stored.get(node.id, node.lineno))
+        found += [
+            f"{node.lineno}: {ast.unparse(node)}"
+            for node in nodes
+            if isinstance(node, ast.Call)
+            and re.fullmatch(r"np\.as\w*array|np\.array", ast.unparse(node.func))
+            and node.args
+            and isinstance(node.args[0], ast.Name)
+            and node.args[0].id in names
+            and not stored.get(node.args[0].id, node.lineno) < node.lineno
+        ]
+    return found
+
+
+GATED = ["optim", "linear_model", "calibration", "quantization", "pruning", "merging", "layering"]
+
+
+@pytest.mark.parametrize("path", [
+    path for folder in GATED for path in sorted([
+        *(ROOT / folder).rglob("*.py"), *ROOT.glob(f"{folder}.py")
+    ])
+], ids=lambda p: str(p.relative_to(ROOT)))  # fmt: skip
+def test_arguments_become_arrays_at_the_gate_alone(path: Path) -> None:
+    assert _taken_unchecked(path.read_text()) == []
+
+
+def test_the_test_sees_what_it_looks_for() -> None:
+    assert _taken_unchecked("def f(y):\n    return np.asarray(y)") == ["2: np.asarray(y)"]
+    assert _taken_unchecked("def f(y):\n    y = as_array(y)\n    return np.asarray(y)") == []

@@ -40,32 +40,32 @@ def test_full_rank_with_data_is_lossless_even_where_data_is_thin(
     shape: tuple[int, int], rng: np.random.Generator
 ) -> None:
     w = rng.standard_normal(shape)
-    x = rng.standard_normal((40, 2)) @ rng.standard_normal((2, shape[0]))
-    a, b = fastopt.split_low_rank(w, min(shape), gram=Gram(shape[0]).update(x))
+    x = rng.standard_normal((40, 2)) @ rng.standard_normal((2, shape[1]))
+    a, b = fastopt.split_low_rank(w, min(shape), gram=Gram(shape[1]).update(x))
     np.testing.assert_allclose(a @ b, w, atol=1e-8)
-    a, b = fastopt.split_low_rank(w, 2, gram=Gram(shape[0]).update(x))  # all that the data sees
-    np.testing.assert_allclose(x @ a @ b, x @ w, atol=1e-6)
-    silent = Gram(shape[0]).update(np.zeros((3, shape[0])))
+    a, b = fastopt.split_low_rank(w, 2, gram=Gram(shape[1]).update(x))  # all that the data sees
+    np.testing.assert_allclose(x @ (a @ b).T, x @ w.T, atol=1e-6)
+    silent = Gram(shape[1]).update(np.zeros((3, shape[1])))
     a, b = fastopt.split_low_rank(w, min(shape), gram=silent)
     np.testing.assert_allclose(a @ b, w, atol=1e-8)
 
 
 def test_data_decides_and_the_output_error_is_least(rng: np.random.Generator) -> None:
-    w = rng.standard_normal((20, 15))
+    w = rng.standard_normal((15, 20))
     x = rng.standard_normal((500, 20)) * np.geomspace(1, 1e-3, 20) + 0.3
     g = Gram(20).update(x)
-    values = np.linalg.svd(x @ w, compute_uv=False)
+    values = np.linalg.svd(x @ w.T, compute_uv=False)
     for rank in (2, 5, 10):
         a, b = fastopt.split_low_rank(w, rank, gram=g)
         plain_a, plain_b = fastopt.split_low_rank(w, rank)
-        wise, plain = (np.linalg.norm(x @ (w - p @ q)) for p, q in ((a, b), (plain_a, plain_b)))
+        wise, plain = (np.linalg.norm(x @ (w - p @ q).T) for p, q in ((a, b), (plain_a, plain_b)))
         assert wise == pytest.approx(np.sqrt((values[rank:] ** 2).sum()), rel=1e-5)
         assert wise < plain
 
 
 def test_energy_gives_the_smallest_rank(rng: np.random.Generator) -> None:
     q, _ = np.linalg.qr(rng.standard_normal((10, 10)))
-    w = q * np.array([4.0, 3, 2, 1, 0, 0, 0, 0, 0, 0])
+    w = (q * np.array([4.0, 3, 2, 1, 0, 0, 0, 0, 0, 0])).T
     powers = np.array([16, 25, 29, 30]) / 30
     for rank, share in enumerate(powers, 1):
         assert fastopt.split_low_rank(w, energy=share - 1e-9)[0].shape[1] == rank
@@ -76,10 +76,45 @@ def test_energy_gives_the_smallest_rank(rng: np.random.Generator) -> None:
     assert fastopt.split_low_rank(w, energy=1, gram=Gram(10).update(x))[0].shape[1] == 1
 
 
+@pytest.mark.parametrize("shape", [(700, 300), (300, 700), (400, 400)])
+@pytest.mark.parametrize("data", [False, True])
+def test_large_weights_are_within_two_per_cent_of_the_least_error(
+    shape: tuple[int, int], data: bool, rng: np.random.Generator
+) -> None:
+    n_out, n_in = shape
+    w = (rng.standard_normal(shape) @ np.diag(np.geomspace(1, 0.05, n_in))).astype("float32")
+    x = rng.standard_normal((900, n_in)) * np.geomspace(1, 0.1, n_in)
+    gram = Gram(n_in).update(x) if data else None
+    seen = w @ x.T if data else w
+    values = np.linalg.svd(seen.astype(float), compute_uv=False)
+    for rank in (1, 20, min(shape) // 4):
+        a, b = fastopt.split_low_rank(w, rank, gram=gram)
+        assert (a.shape, b.shape, a.dtype) == ((n_out, rank), (rank, n_in), np.float32)
+        rest = w.astype(float) - a.astype(float) @ b
+        lost = np.linalg.norm(rest @ x.T if data else rest)
+        assert lost <= 1.02 * np.sqrt((values[rank:] ** 2).sum())
+        again = fastopt.split_low_rank(w, rank, gram=gram)
+        assert (again[0] == a).all()
+
+
+def test_the_rank_by_error_and_by_bytes(rng: np.random.Generator) -> None:
+    w = rng.standard_normal((30, 20)) * np.geomspace(1, 1e-2, 20)
+    for error in (0.5, 0.1, 0.01):
+        a, b = fastopt.split_low_rank(w, error=error)
+        assert np.linalg.norm(w - a @ b) <= error * np.linalg.norm(w)
+        if a.shape[1] > 1:
+            a, b = fastopt.split_low_rank(w, a.shape[1] - 1)
+            assert np.linalg.norm(w - a @ b) > error * np.linalg.norm(w)
+    a, b = fastopt.split_low_rank(w, max_bytes=8 * 50 * 6 + 10)
+    assert a.shape[1] == 6
+    assert fastopt.split_low_rank(w, max_bytes=10**9)[0].shape[1] == 20
+
+
 def test_refusals(rng: np.random.Generator) -> None:
     w = rng.standard_normal((4, 6))
     for args, options, error, word in (
-        ((w,), {}, OptionError, "either"), ((w, 2), {"energy": 0.5}, OptionError, "either"),
+        ((w,), {}, OptionError, "one of"), ((w, 2), {"energy": 0.5}, OptionError, "one of"),
+        ((w,), {"error": 2.0}, OptionError, "error"), ((w,), {"max_bytes": 3}, OptionError, "by"),
         ((w, 0), {}, OptionError, "rank"), ((w, 5), {}, OptionError, "rank"),
         ((w,), {"energy": 1.1}, OptionError, "energy"), ((w[0], 1), {}, ArrayError, "w"),
         ((w * np.nan, 1), {}, ArrayError, "NaN"), ((np.zeros((0, 3)), 1), {}, ArrayError, "w"),

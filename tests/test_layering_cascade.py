@@ -35,6 +35,7 @@ def test_only_unsure_rows_go_on() -> None:
     assert p[:, 1].tolist() == [0.9, 0.05, 0.2, 0.9]
     assert c.predict(x).tolist() == [1, 0, 0, 1]
     assert c.shares(x) == [0.25, 0.25, 0.5]
+    assert c.mean_cost(x, [1.0, 4.0, 16.0]) == 0.25 * 1 + 0.25 * 5 + 0.5 * 21
     assert Cascade([Level(0, ("no", "yes")), Level(1)], 0.5).predict(x[:1]).tolist() == ["yes"]
     assert c.predict(x[:0]).shape == (0,)
     assert Cascade([Level(0)], 0.3).shares(x) == [1.0]

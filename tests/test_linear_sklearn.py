@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import pytest
 
 from fastopt import linear_model
-from fastopt.errors import OptionError
+from fastopt.errors import DivergedError, DTypeError, FastoptError, OptionError
 
 pytest.importorskip("sklearn")
 
@@ -144,3 +146,113 @@ def test_partial_fit_asks_for_its_own_metadata():
 def test_sparse_tag_says_that_sparse_rows_are_taken():
     for estimator in ESTIMATORS:
         assert sklearn.utils.get_tags(estimator).input_tags.sparse
+
+
+# -- weights, averages, labels and divergence as scikit-learn's users expect them -----------------
+
+
+@pytest.mark.parametrize("weight", [1e-9, 1.0, 5.0])
+@pytest.mark.parametrize("name", ["SGDRegressor", "SGDClassifier"])
+def test_partial_fit_weights_multiply_the_gradient(name, weight):
+    x, y = np.array([[1.0, 2.0], [0.5, -1.0]]), [1.0, 0.0]
+    options = {"learning_rate": "constant", "eta0": 0.1, "alpha": 0.0, "shuffle": False}
+    classes = {"classes": [0, 1]} if name == "SGDClassifier" else {}
+    ours = getattr(linear_model, name)(batch_size=1, **options)
+    theirs = getattr(sklearn.linear_model, name)(**options)
+    for model in (ours, theirs):
+        model.partial_fit(x, y, sample_weight=[weight, 2 * weight], **classes)
+        model.partial_fit(x[:1], y[:1], sample_weight=[weight], **classes)
+    np.testing.assert_allclose(ours.coef_, theirs.coef_, rtol=1e-12)
+    np.testing.assert_allclose(ours.intercept_, theirs.intercept_, rtol=1e-12)
+
+
+@pytest.mark.parametrize("average", [1, 50, 199, 200, 350])
+def test_the_average_starts_after_that_many_rows(average, rng):
+    x = rng.standard_normal((200, 5))
+    y = x @ [1, -2, 3, 0, 0.0]
+    options = {
+        "alpha": 0.01, "max_iter": 2, "tol": None, "shuffle": False, "learning_rate": "constant",
+        "eta0": 0.01, "average": average,
+    }  # fmt: skip
+    ours = linear_model.SGDRegressor(batch_size=1, **options).fit(x, y)
+    theirs = sklearn.linear_model.SGDRegressor(**options).fit(x, y)
+    np.testing.assert_allclose(ours.coef_, theirs.coef_, rtol=1e-9)
+
+
+def test_balanced_with_sample_weights_equals_repetition(rng):
+    x = rng.standard_normal((60, 3))
+    y = (x[:, 0] + 0.5 * rng.standard_normal(60) > 0.7).astype(int)
+    times = rng.integers(1, 4, 60)
+    options = {"class_weight": "balanced", "tol": 1e-10}
+    weighted = linear_model.LogisticRegression(**options).fit(x, y, sample_weight=times)
+    again = linear_model.LogisticRegression(**options).fit(
+        np.repeat(x, times, axis=0), np.repeat(y, times)
+    )
+    np.testing.assert_allclose(weighted.coef_, again.coef_, rtol=1e-6)
+    np.testing.assert_allclose(weighted.intercept_, again.intercept_, rtol=1e-6)
+
+
+@pytest.mark.parametrize(("weights", "word"), [
+    ({"0": 1, "1": 50}, "no class is called '0', '1'"), ({0: 1, 2: 3}, "no class is called 2"),
+    ({0: "a", 1: 5}, "class_weight"), ({0: -1.0, 1: 5}, "class_weight"), ("balance", "balanced"),
+    ({0: np.nan}, "class_weight"), (5, "class_weight"),
+], ids=str)  # fmt: skip
+def test_class_weights_that_mean_nothing_are_refused(weights, word):
+    x = np.arange(20.0)[:, None]
+    y = (x[:, 0] > 9).astype(int)
+    for model in (linear_model.LogisticRegression, linear_model.SGDClassifier):
+        with pytest.raises(FastoptError, match=word):
+            model(class_weight=weights).fit(x, y)
+    more = {0: 1, 1: 2, 2: 3}  # a label of other samples
+    linear_model.LogisticRegression(class_weight=more).fit(x, y)
+
+
+@pytest.mark.parametrize("eta0", [1e1, 1e2, 1e3])
+@pytest.mark.parametrize("schedule", ["constant", "invscaling", "adaptive"])
+def test_a_step_that_runs_away_is_an_error(eta0, schedule, rng):
+    x = rng.standard_normal((200, 5))
+    y = x @ [1, -2, 3, 0, 0.0]
+    model = linear_model.SGDRegressor(
+        learning_rate=schedule, eta0=eta0, random_state=0, power_t=0.01
+    )
+    with pytest.raises(DivergedError, match="eta0"):
+        model.fit(x, y)
+
+
+def test_a_tolerance_met_beside_one_gradient_alone_warns(rng):
+    x = rng.standard_normal((300, 3)).astype("f4")
+    y = x @ np.array([1, -2, 3], "f4") + rng.standard_normal(300).astype("f4")
+    quiet = linear_model.Ridge(alpha=1e-3, solver="lbfgs", tol=1e-4)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        quiet.fit(x, y)
+    with pytest.warns(sklearn.exceptions.ConvergenceWarning, match="one gradient"):
+        linear_model.Ridge(alpha=1e-3, solver="lbfgs", tol=1e-2).fit(x.astype("f8"), y + 1e6)
+
+
+@pytest.mark.parametrize("bad", [
+    np.array([0, 1, np.nan] * 20, object), np.array(["2020", "NaT", "2021"] * 20, "M8[Y]"),
+    np.arange(60).astype(object) / 7, np.ma.masked_array([0, 1] * 30, [0, 1] * 30),
+], ids=["nan", "nat", "continuous", "masked"])  # fmt: skip
+def test_labels_that_are_none_are_refused(bad):
+    x = np.arange(180.0).reshape(60, 3)
+    for model in (linear_model.LogisticRegression(), linear_model.SGDClassifier()):
+        with pytest.raises(FastoptError, match="y: "):
+            model.fit(x, bad)
+    for classes in ([0, 1, np.nan], [0, 1, None], np.array([0, "a"], object)):
+        with pytest.raises(FastoptError, match="classes"):
+            linear_model.SGDClassifier().partial_fit(x, [0, 1] * 30, classes=classes)
+
+
+def test_masks_in_targets_and_weights_are_refused():
+    x = np.arange(20.0)[:, None]
+    y = 2 * x[:, 0]
+    for model in (
+        linear_model.LinearRegression(),
+        linear_model.Ridge(),
+        linear_model.SGDRegressor(),
+    ):
+        with pytest.raises(DTypeError, match="y: masked"):
+            model.fit(x, np.ma.masked_array(y, y > 30))
+        with pytest.raises(DTypeError, match="sample_weight: masked"):
+            model.fit(x, y, sample_weight=np.ma.masked_array(y, y > 30))

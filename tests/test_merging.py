@@ -13,13 +13,13 @@ from fastopt.errors import ArrayError, DTypeError, OptionError
 def network(n: int = 12, seed: int = 0) -> tuple[np.ndarray, ...]:
     rng = np.random.default_rng(seed)
     return (
-        rng.standard_normal((300, 6)), rng.standard_normal((6, n)), rng.standard_normal(n),
-        rng.standard_normal((n, 4)),
+        rng.standard_normal((300, 6)), rng.standard_normal((n, 6)), rng.standard_normal(n),
+        rng.standard_normal((4, n)),
     )  # fmt: skip
 
 
 def run(x: np.ndarray, w: np.ndarray, b: np.ndarray, out: np.ndarray, act=np.tanh) -> np.ndarray:
-    return act(x @ w + b) @ out
+    return act(x @ w.T + b) @ out.T
 
 
 def error(y: np.ndarray, z: np.ndarray) -> float:
@@ -32,14 +32,14 @@ def test_exact_duplicates_merge_without_loss(dtype: str, data: bool) -> None:
     x, w, b, _ = (a.astype(dtype) for a in network(6))
     rng = np.random.default_rng(1)
     copies = rng.permutation(np.repeat(np.arange(6), 3))
-    wide, bias = w[:, copies], b[copies]
-    second = rng.standard_normal((18, 4)).astype(dtype)
-    gram = Gram(18).update(np.tanh(x @ wide + bias)) if data else None
+    wide, bias = w[copies], b[copies]
+    second = rng.standard_normal((4, 18)).astype(dtype)
+    gram = Gram(18).update(np.tanh(x @ wide.T + bias)) if data else None
     m = fastopt.merge_neurons(wide, bias, second, 6, gram=gram, damp=1e-9)
     assert (m.w_in.dtype, m.w_out.dtype, m.bias_shift.dtype) == (dtype,) * 3
     for unit in range(6):
         assert len(set(m.labels[copies == unit])) == 1
-    assert (wide[:, m.index] == m.w_in).all()  # equal units keep their bits
+    assert (wide[m.index] == m.w_in).all()  # equal units keep their bits
     assert (bias[m.index] == m.b_in).all()
     y = run(x, wide, bias, second)
     z = run(x, m.w_in, m.b_in, m.w_out) + m.bias_shift
@@ -51,18 +51,18 @@ def test_exact_duplicates_merge_without_loss(dtype: str, data: bool) -> None:
 def test_labels_and_index_describe_the_merge() -> None:
     x, w, b, out = network(20)
     before = [a.copy() for a in (w, b, out)]
-    for gram in (None, Gram(20).update(np.tanh(x @ w + b))):
+    for gram in (None, Gram(20).update(np.tanh(x @ w.T + b))):
         for keep in (20, 13, 5, 1):
             m = fastopt.merge_neurons(w, b, out, keep, gram=gram)
-            assert m.w_in.shape == (6, keep)
+            assert m.w_in.shape == (keep, 6)
             assert m.b_in.shape == (keep,)
-            assert m.w_out.shape == (keep, 4)
+            assert m.w_out.shape == (4, keep)
             assert sorted(set(m.labels.tolist())) == list(range(keep))
             assert (m.labels[m.index] == np.arange(keep)).all()
             if gram is None:
                 total = np.zeros((keep, 4))
-                np.add.at(total, m.labels, out)
-                np.testing.assert_allclose(m.w_out, total, atol=1e-12)
+                np.add.at(total, m.labels, out.T)
+                np.testing.assert_allclose(m.w_out, total.T, atol=1e-12)
     assert all((a == c).all() for a, c in zip((w, b, out), before))
     whole = fastopt.merge_neurons(w, b, out, 20)
     assert (whole.w_in == w).all()
@@ -70,18 +70,18 @@ def test_labels_and_index_describe_the_merge() -> None:
 
 
 def test_without_data_near_copies_merge_at_their_centre_of_mass() -> None:
-    w = np.array([[1.0, 1.2, 9.0]])
-    out = np.array([[3.0], [1.0], [1.0]])
+    w = np.array([[1.0], [1.2], [9.0]])
+    out = np.array([[3.0, 1.0, 1.0]])
     m = fastopt.merge_neurons(w, None, out, 2)
-    np.testing.assert_allclose(m.w_in, [[(9 * 1.0 + 1 * 1.2) / 10, 9.0]])
-    assert m.w_out.tolist() == [[4.0], [1.0]]
+    np.testing.assert_allclose(m.w_in, [[(9 * 1.0 + 1 * 1.2) / 10], [9.0]])
+    assert m.w_out.tolist() == [[4.0, 1.0]]
     assert m.b_in is None
 
 
 def test_ward_merges_the_cheapest_pair_each_time() -> None:
     """The bookkeeping of nearest neighbours against a search over all pairs."""
     _, w, b, out = network(25, seed=3)
-    v, mass = np.vstack([w, b]).T, (out**2).sum(1)
+    v, mass = np.column_stack([w, b]), (out**2).sum(0)
     groups = [[i] for i in range(25)]
     centres, masses = [x.copy() for x in v], list(mass)
     while len(groups) > 7:
@@ -103,8 +103,8 @@ def test_ward_merges_the_cheapest_pair_each_time() -> None:
 
 def test_data_beats_no_data_and_the_refit_beats_the_sum() -> None:
     x, w, b, out = network(40, seed=2)
-    a = np.maximum(x @ w + b, 0)
-    y = a @ out
+    a = np.maximum(x @ w.T + b, 0)
+    y = a @ out.T
     for keep in (30, 20, 10):
         blind = fastopt.merge_neurons(w, b, out, keep)
         seen = fastopt.merge_neurons(w, b, out, keep, gram=Gram(40).update(a))
@@ -116,19 +116,19 @@ def test_data_beats_no_data_and_the_refit_beats_the_sum() -> None:
 
 def test_scaled_relu_units_merge_without_loss_on_data() -> None:
     x, w, b, out = network(5)
-    w, b = np.hstack([w, 3 * w]), np.concatenate([b, 3 * b])
-    out = np.vstack([out, -out[::-1]])
-    a = np.maximum(x @ w + b, 0)
+    w, b = np.vstack([w, 3 * w]), np.concatenate([b, 3 * b])
+    out = np.hstack([out, -out[:, ::-1]])
+    a = np.maximum(x @ w.T + b, 0)
     m = fastopt.merge_neurons(w, b, out, 5, gram=Gram(10).update(a), damp=1e-9)
     assert sorted((m.index % 5).tolist()) == list(range(5))
-    z = np.maximum(x @ m.w_in + m.b_in, 0) @ m.w_out + m.bias_shift
-    assert error(a @ out, z) < 1e-10
+    z = np.maximum(x @ m.w_in.T + m.b_in, 0) @ m.w_out.T + m.bias_shift
+    assert error(a @ out.T, z) < 1e-10
 
 
 def test_dead_and_unread_units_merge_first() -> None:
     x, w, b, out = network(10)
-    out[3] = 0
-    a = np.tanh(x @ w + b)
+    out[:, 3] = 0
+    a = np.tanh(x @ w.T + b)
     a[:, 7] = 0.5
     seen = fastopt.merge_neurons(w, b, out, 8, gram=Gram(10).update(a))
     assert set(range(10)) - set(seen.index.tolist()) == {3, 7}

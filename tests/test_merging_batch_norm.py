@@ -15,17 +15,17 @@ from fastopt.pruning import cubic_sparsity
 def test_dense_layer_and_norm_equal_the_folded_layer(
     dtype: str, affine: bool, rng: np.random.Generator
 ) -> None:
-    w, b = rng.standard_normal((7, 4)).astype(dtype), rng.standard_normal(4).astype(dtype)
+    w, b = rng.standard_normal((4, 7)).astype(dtype), rng.standard_normal(4).astype(dtype)
     mean, var = rng.standard_normal(4).astype(dtype), rng.random(4).astype(dtype)
     gamma, beta = rng.standard_normal((2, 4)).astype(dtype) if affine else (None, None)
     x = rng.standard_normal((20, 7))
     for bias in (b, None):
-        y = (x @ w + (0 if bias is None else bias) - mean) / np.sqrt(var + 1e-5)
+        y = (x @ w.T + (0 if bias is None else bias) - mean) / np.sqrt(var + 1e-5)
         y = y * gamma + beta if affine else y
         before = w.copy()
         new_w, new_b = fold_batch_norm(w, bias, mean, var, gamma, beta)
         assert new_w.dtype == new_b.dtype == dtype
-        np.testing.assert_allclose(x @ new_w + new_b, y, atol=1e-4, rtol=1e-4)
+        np.testing.assert_allclose(x @ new_w.T + new_b, y, atol=1e-4, rtol=1e-4)
         assert (w == before).all()
 
 
@@ -40,14 +40,14 @@ def test_convolution_as_torch_does_it() -> None:
     fused = torch.nn.utils.fuse_conv_bn_eval(conv, norm)
     w, b = fold_batch_norm(
         conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.weight, norm.bias,
-        eps=norm.eps, axis=0,
+        eps=norm.eps,
     )  # fmt: skip
     np.testing.assert_allclose(w, fused.weight.detach().numpy(), rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(b, fused.bias.detach().numpy(), rtol=1e-5, atol=1e-6)
 
 
 def test_refusals() -> None:
-    w, one = np.ones((2, 3)), np.ones(3)
+    w, one = np.ones((3, 2)), np.ones(3)
     for args, options, kind, word in (
         ((w, None, one[:2], one), {}, ArrayError, "mean"),
         ((w, None, one, -one), {}, ArrayError, "var"),

@@ -317,3 +317,61 @@ def test_a_callback_that_is_none_is_refused_at_once():
     with pytest.raises(DTypeError, match="callback"):
         descend(lambda x: calls.append(x), [1.0], callback=3)
     assert not calls
+
+
+# -- the unit of the function, and whose array x is -----------------------------------------------
+
+
+@pytest.mark.parametrize("options", [
+    {"optimizer": "lbfgs"}, {"optimizer": "gd"}, {"optimizer": "gd", "lr": "bb"},
+    {"optimizer": "nesterov"},
+], ids=str)  # fmt: skip
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_scaled_problem_takes_the_same_path(options, dtype):
+    a = np.array([1.0, 10.0, 30.0], dtype)
+    paths = []
+    for scale in (2.0**-60, 1.0, 2.0**60):
+        seen = []
+
+        def f(x, scale=scale, seen=seen):
+            seen.append(x.copy())
+            return scale * float((a * (x - 3) ** 2).sum()), x.dtype.type(scale) * 2 * a * (x - 3)
+
+        descend(f, np.zeros(3, dtype), tol=0.0, max_iter=30, **options)
+        paths.append(np.array(seen))
+    for path in paths:
+        np.testing.assert_array_equal(path, paths[1])
+
+
+def test_lbfgs_converges_in_float32_as_in_float64(rng):
+    a = (rng.standard_normal((200_000, 4)) * [1, 10, 100, 3]).astype("f4")
+    b = a @ np.array([1, 0.5, -0.2, 2], "f4") + 1
+
+    def f(v):
+        e = a @ v.astype("f4") - b
+        return float((e.astype("f8") ** 2).sum()), (2 * (a.T @ e)).astype(v.dtype)
+
+    low, high = (descend(f, np.zeros(4, t), optimizer="lbfgs", max_iter=200) for t in ("f4", "f8"))
+    assert abs(low.fun / high.fun - 1) < 1e-9
+    np.testing.assert_allclose(low.x, high.x, rtol=1e-4)
+
+
+def test_a_steep_bowl_is_descended():
+    found = descend(lambda x: (1e18 * ((x - 3) ** 2).sum(), 2e18 * (x - 3)), np.zeros(2),
+                    optimizer="lbfgs")  # fmt: skip
+    np.testing.assert_allclose(found.x, 3, rtol=1e-12)
+
+
+@pytest.mark.parametrize("optimizer", ["lbfgs", "gd", "momentum", "nesterov", "adam"])
+def test_an_objective_that_writes_its_argument_changes_nothing(optimizer):
+    def clean(x):
+        return ((x - 1) ** 2).sum(), 2 * (x - 1)
+
+    def writes(x):
+        x -= 1
+        return (x**2).sum(), 2 * x
+
+    start = np.array([5.0, 5.0])
+    one, other = (descend(f, start, optimizer=optimizer, max_iter=50) for f in (clean, writes))
+    np.testing.assert_array_equal(one.x, other.x)
+    assert (start == 5).all()

@@ -396,7 +396,7 @@ def test_pickle_and_copy_keep_every_bit(rng):
 def test_wrong_input_is_refused():
     x = np.zeros((3, 4), "f4")
     for call, error, text in [
-        (lambda: fastopt.quantize(x, "int7"), OptionError, "dtype"),
+        (lambda: fastopt.quantize(x, "int17"), OptionError, "dtype"),
         (lambda: fastopt.quantize(x, "q20.20"), OptionError, "dtype"),
         (lambda: fastopt.quantize(x, axis=2), OptionError, "axis"),
         (lambda: fastopt.quantize(x, group_size=0), OptionError, "group_size"),

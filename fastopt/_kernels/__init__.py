@@ -9,9 +9,9 @@ import os
 from importlib import import_module
 from types import ModuleType
 
-from fastopt._kernels.shared.cpu import levels, openmp_threads
+from fastopt._kernels.shared.cpu import levels
 
-__all__ = ["isa", "levels", "openmp_threads"]
+__all__ = ["isa", "levels"]
 
 isa: str = os.environ.get("FASTOPT_ISA") or levels()[0]
 

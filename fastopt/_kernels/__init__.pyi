@@ -19,7 +19,6 @@ from fastopt._kernels.quantize import pack as pack
 from fastopt._kernels.quantize import quantize as quantize
 from fastopt._kernels.quantize import quantize_range as quantize_range
 from fastopt._kernels.shared.cpu import levels as levels
-from fastopt._kernels.shared.cpu import openmp_threads as openmp_threads
 from fastopt._kernels.sparse import sparse as sparse
 from fastopt._kernels.update import update as update
 from fastopt._kernels.update import update_state as update_state

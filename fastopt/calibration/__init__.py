@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fastopt.calibration.gram import Gram
+from fastopt.calibration.gram import Gram, check_gram
 from fastopt.calibration.histograms import HistogramObserver, PercentileObserver
 from fastopt.calibration.observers import MinMaxObserver, MovingAverageMinMaxObserver
 
@@ -12,4 +12,5 @@ __all__ = [
     "MinMaxObserver",
     "MovingAverageMinMaxObserver",
     "PercentileObserver",
+    "check_gram",
 ]

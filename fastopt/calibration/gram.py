@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from fastopt._arrays import Array, as_array
+from fastopt._arrays import Array, as_array, as_ndarray
 from fastopt._options import integer, number
 from fastopt.errors import ArrayError, ConcurrentUseError, DTypeError, FormatError
 
-__all__ = ["Gram"]
+__all__ = ["Gram", "check_gram"]
 
 # Bytes of one float64 chunk: large enough for BLAS to run at full speed, small enough that the
 # extra memory does not depend on the data.
@@ -181,9 +181,10 @@ class Gram:
 
     def take(self, index: Any) -> Gram:
         """The Gram of the features ``index`` only, in that order (after units were removed)."""
-        wanted = as_array(index, "index", dtypes=("int64",), cast="int64", ndim=1)
-        if wanted.size and np.asarray(index).dtype.kind not in "iu":  # a mask is not an index
-            raise DTypeError(f"index: expected integers, got {np.asarray(index).dtype}")
+        given = as_ndarray(index, "index")
+        if given.size and given.dtype.kind not in "iu":  # a mask is not an index
+            raise DTypeError(f"index: expected integers, got {given.dtype}")
+        wanted = as_array(given, "index", dtypes=("int64",), cast="int64", ndim=1)
         if wanted.size == 0 or wanted.min() < 0 or wanted.max() >= self.n:
             raise ArrayError(f"index: expected one or more values in 0..{self.n - 1}")
         result = Gram(wanted.size)
@@ -248,6 +249,17 @@ class Gram:
         self._mean = state["mean"]
         self._scatter = state["scatter"]
         self._busy = threading.Lock()
+
+
+def check_gram(gram: Any, n: int | None = None, name: str = "gram") -> Gram:
+    """``gram``, a Gram (of ``n`` features) that has seen data; else a typed error."""
+    if not isinstance(gram, Gram):
+        raise DTypeError(f"{name}: expected a fastopt.Gram, got {type(gram).__name__}")
+    if n is not None and gram.n != n:
+        raise ArrayError(f"{name}: expected a Gram of {n} features, got {gram!r}")
+    if gram.count == 0:
+        raise ArrayError(f"{name}: holds no rows; call gram.update(activations) first")
+    return gram
 
 
 def _merge(count: int, mean: Array, scatter: Array, more: int, mean_b: Array, add: Array) -> int:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 import numpy as np
 
 from fastopt import _threads
-from fastopt._arrays import Array, as_array
+from fastopt._arrays import Array, as_array, as_numbers
 from fastopt._kernels import quantize_range
 from fastopt._options import integer, number
 from fastopt.errors import ArrayError, ConcurrentUseError, DTypeError, FormatError, OptionError
@@ -221,7 +221,7 @@ class Observer:
             result.count = integer(state["count"], "count", low=0)
             for key in cls._ARRAYS:
                 template = getattr(result, key)
-                value = np.asarray(state[key], dtype=template.dtype)
+                value = as_numbers(state[key], key).astype(template.dtype, casting="same_kind")
                 if template.ndim == 2 and value.size == 0:
                     value = value.reshape(0, template.shape[1])
                 if value.shape[1:] != template.shape[1:] or value.ndim != template.ndim:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from fastopt._arrays import Array
+from fastopt._arrays import Array, as_array, as_labels, as_ndarray
 from fastopt._options import number
 from fastopt.errors import ArrayError, DTypeError, OptionError
 
@@ -63,7 +63,12 @@ class Cascade:
             for t in ([threshold] * n if given is None else given)
         ]
         self.classes_ = next(
-            (np.asarray(m.classes_) for m in self.levels if hasattr(m, "classes_")), None
+            (
+                as_ndarray(m.classes_, "levels: classes_")
+                for m in self.levels
+                if hasattr(m, "classes_")
+            ),
+            None,
         )
 
     def route(self, X: Any) -> tuple[Array, Array]:
@@ -76,7 +81,9 @@ class Cascade:
         ArrayError
             A level's answer has another number of rows or classes.
         """
-        x = X if hasattr(X, "iloc") else np.asarray(X)
+        x = X if hasattr(X, "iloc") else as_ndarray(X, "X")
+        if not hasattr(x, "iloc") and x.ndim == 0:
+            raise ArrayError("X: expected rows, got a scalar")
         rows = np.arange(len(x))
         answered = np.zeros(len(x), np.int64)
         result: Array | None = None
@@ -85,7 +92,7 @@ class Cascade:
                 break
             part = x.iloc[rows] if hasattr(x, "iloc") else x[rows]
             ask: Callable[[Any], Any] = getattr(level, "predict_proba", level)
-            p = np.asarray(ask(part))
+            p = as_array(ask(part), f"levels[{i}]", cast="float64")
             if (
                 p.ndim != 2
                 or len(p) != len(rows)
@@ -112,6 +119,21 @@ class Cascade:
         best: Array = self.route(X)[0].argmax(axis=1)
         return best if self.classes_ is None else self.classes_[best]
 
+    def mean_cost(self, X: Any, costs: Sequence[float]) -> float:
+        """Mean cost per row of X when level i costs ``costs[i]`` for each row that it sees.
+
+        Parameters
+        ----------
+        X : array
+            Rows.
+        costs : sequence of float
+            Of each level, in any unit: multiply-adds, seconds. A row pays every level it reaches.
+        """
+        if len(costs) != len(self.levels):
+            raise OptionError(f"costs: expected {len(self.levels)} numbers, got {len(costs)}")
+        paid = np.cumsum([number(c, "costs", low=0.0) for c in costs])
+        return float(np.dot(self.shares(X), paid))
+
     def shares(self, X: Any) -> list[float]:
         """Share of the rows that each level answers."""
         answered = self.route(X)[1]
@@ -137,7 +159,7 @@ class Cascade:
         seen, so the answer is exact for one level and this data. Level 0 is asked first.
         """
         drop = number(max_drop, "max_drop", low=0.0, high=1.0)
-        labels = np.asarray(y)
+        labels = as_labels(y, "y")
         tail = cls(levels[-1:], 1.0)
         floor = float((tail.predict(X) == labels).mean()) - drop
         thresholds: list[float] = []

@@ -8,38 +8,39 @@ from typing import Any
 import numpy as np
 
 from fastopt import _threads
-from fastopt._arrays import Array
+from fastopt._arrays import Array, as_labels
 from fastopt._kernels import linear
+from fastopt._options import number
 from fastopt.errors import ArrayError, DTypeError, OptionError
-from fastopt.linear_model._data import _column, check_weights
+from fastopt.linear_model._data import _column, check_weights, weights_of
 from fastopt.linear_model._rows import CSR, Rows
 from fastopt.linear_model._train import DIRECT, ONE_VS_REST, TWO
 
-__all__ = ["ClassifierFace", "as_targets", "class_weights", "encode"]
+__all__ = ["ClassifierFace", "as_targets", "check_classes", "class_weights", "encode"]
 
 
 def check_labels(y: Any, n: int) -> Array:
     """Labels (n,): integers, strings, bools or whole floats."""
     if y is None:
         raise ArrayError("y: requires y to be passed, but the target y is None; give the labels")
-    a = np.asarray(y)
-    if a.dtype.kind == "c":
-        raise ArrayError(f"y: Complex data not supported; got dtype {a.dtype}")
+    a = as_labels(y, "y")
     if a.ndim == 2:
         a = _column(a, "y")
     if a.ndim != 1:
         raise ArrayError(f"y: expected shape ({n},), got {a.shape}")
     if len(a) != n:
         raise ArrayError(f"y: expected {n} labels, one a row of X, got {len(a)}")
-    if a.dtype.kind == "f":
-        if not np.isfinite(a).all():
-            raise ArrayError("y: Input y contains NaN or infinity; clean the labels first")
-        if (a != np.floor(a)).any():
-            raise ArrayError(
-                "y: Unknown label type: continuous. Maybe you are trying to fit a classifier, "
-                "which expects discrete classes on a regression target with continuous values."
-            )
     return a
+
+
+def check_classes(classes: Any) -> Array:
+    """All labels that partial fits will meet, sorted, each once."""
+    try:
+        return np.unique(as_labels(classes, "classes"))
+    except TypeError as error:
+        if isinstance(error, DTypeError):
+            raise
+        raise DTypeError(f"classes: the labels cannot be sorted: {error}") from None
 
 
 def encode(
@@ -71,7 +72,7 @@ def _number(a: Array, threads: int | None) -> tuple[Array, Array]:
     if len(few) == 2 and plain and len(a) >= 16:
         codes: Array = np.empty(len(a), np.uint8)
         count = _threads.resolve(threads, len(a))
-        if linear.number_two(codes, np.ascontiguousarray(a), few, count):
+        if linear.number_two(codes, a.copy() if a.strides[0] != a.itemsize else a, few, count):
             return few, codes
     elif len(few) == 2 and a.dtype.kind in "US":
         second = a == few[1]
@@ -103,22 +104,34 @@ def as_targets(x: Rows, codes: Array, n_classes: int) -> tuple[Array, int, int]:
 
 
 def class_weights(weight: Any, classes: Array, codes: Array, sample_weight: Any) -> Any:
-    """Sample weights times the factor of each row's class."""
+    """Sample weights times the factor of each row's class; "balanced": sum of all weights over
+    (classes times sum of the class's), so that a weight of two counts as two rows."""
     if weight is None:
         return sample_weight
+    given = weights_of(sample_weight, len(codes))
     factors = np.ones(len(classes))
-    if isinstance(weight, str):
-        if weight != "balanced":
-            raise OptionError(f"class_weight: expected a dict, 'balanced' or None, got {weight!r}")
-        counts = np.bincount(codes, minlength=len(classes))
-        factors = len(codes) / (len(classes) * np.maximum(counts, 1.0))
-    else:
-        if not isinstance(weight, Mapping):
-            raise OptionError(f"class_weight: expected a dict, 'balanced' or None, got {weight!r}")
+    if isinstance(weight, str) and weight == "balanced":
+        counts = np.bincount(codes, given, minlength=len(classes))
+        present = np.where(counts > 0, counts, 1.0)
+        factors = counts.sum() / (len(classes) * present)
+    elif isinstance(weight, Mapping):
+        found = np.zeros(len(classes), np.bool_)
+        unknown = []
         for label, factor in weight.items():
-            factors[classes == label] = factor
+            hit = np.array([bool(c == label) for c in classes.tolist()])
+            if not hit.any():
+                unknown.append(label)
+            found |= hit
+            factors[hit] = number(factor, f"class_weight[{label!r}]", low=0)
+        if unknown and not found.all():  # labels that this sample lacks are allowed
+            raise OptionError(
+                f"class_weight: no class is called {', '.join(map(repr, unknown[:5]))}; "
+                f"the classes are {', '.join(map(repr, classes.tolist()[:10]))}"
+            )
+    else:
+        raise OptionError(f"class_weight: expected a dict, 'balanced' or None, got {weight!r}")
     per_row = factors[codes]
-    return per_row if sample_weight is None else per_row * np.asarray(sample_weight)
+    return per_row if given is None else per_row * given
 
 
 class _WhenProbable:

@@ -7,12 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from fastopt._arrays import Array, as_array, check_finite
+from fastopt._arrays import Array, as_array, as_ndarray, as_numbers, check_finite
 from fastopt.errors import ArrayError, DTypeError
 from fastopt.linear_model import _rows
 from fastopt.linear_model._rows import CSR, Rows, Stream
 
-__all__ = ["check_weights", "check_x", "check_y", "feature_names", "is_source"]
+__all__ = ["check_weights", "check_x", "check_y", "feature_names", "is_source", "plain_weights"]
+__all__ += ["weights_of"]
 
 
 def is_source(x: Any) -> bool:
@@ -34,7 +35,7 @@ def feature_names(x: Any) -> Array | None:
     columns = getattr(x, "columns", None)
     if columns is None:
         return None
-    names = np.asarray(columns, dtype=object)
+    names = as_ndarray(columns, "X.columns").astype(object)
     if all(isinstance(name, str) for name in names):
         return names if len(names) else None
     if any(isinstance(name, str) for name in names):
@@ -68,19 +69,7 @@ def check_x(x: Any, name: str = "X", *, finite: bool = True) -> Rows:
         return Stream(x)
     if isinstance(x, np.matrix):
         raise DTypeError(f"{name}: numpy.matrix is not taken; pass numpy.asarray({name})")
-    if not isinstance(x, np.ndarray) and not hasattr(x, "__dlpack__"):
-        try:
-            x = np.asarray(x)
-        except ValueError as error:
-            raise ArrayError(f"{name}: cannot be read as a matrix: {error}") from None
-    if isinstance(x, np.ndarray):
-        if x.dtype.kind == "c":
-            raise ArrayError(f"{name}: Complex data not supported; got dtype {x.dtype}")
-        if x.dtype == object:
-            x = _from_object(x, name)
-        if x.dtype.kind in "US":
-            raise ArrayError(f"{name}: expected numbers, got dtype {x.dtype}; convert it first")
-    a = as_array(x, name, cast="float64")
+    a = as_array(as_numbers(x, name), name, cast="float64")
     if a.ndim != 2:
         raise ArrayError(
             f"{name}: Expected 2D array, got {a.ndim}D array instead (shape {a.shape}). Reshape "
@@ -90,16 +79,6 @@ def check_x(x: Any, name: str = "X", *, finite: bool = True) -> Rows:
     if finite:
         _finite(a, name)
     return a
-
-
-def _from_object(x: Array, name: str) -> Array:
-    """An object array of numbers as float64."""
-    try:
-        return x.astype(np.float64)
-    except TypeError as error:
-        raise DTypeError(f"{name}: argument must be numbers: {error}") from None
-    except ValueError as error:
-        raise ArrayError(f"{name}: expected numbers: {error}") from None
 
 
 def _check_size(shape: tuple[int, ...], name: str) -> None:
@@ -169,14 +148,7 @@ def check_y(y: Any, n: int, name: str = "y", *, multi: bool = False, finite: boo
         raise ArrayError(
             f"{name}: requires y to be passed, but the target y is None; give the targets"
         )
-    a = np.asarray(y)
-    if a.dtype.kind == "c":
-        raise ArrayError(f"{name}: Complex data not supported; got dtype {a.dtype}")
-    if a.dtype == object:
-        a = _from_object(a, name)
-    if a.dtype.kind in "US":
-        raise ArrayError(f"{name}: expected numbers, got dtype {a.dtype}")
-    a = as_array(a, name, cast="float64", ndim=(1, 2))
+    a = as_array(as_numbers(y, name), name, cast="float64", ndim=(1, 2))
     if a.ndim == 2 and not multi:
         a = _column(a, name)
     if len(a) != n:
@@ -206,14 +178,11 @@ def _column(a: Array, name: str) -> Array:
     return a.ravel()
 
 
-def check_weights(weights: Any, n: int, dtype: Any) -> tuple[Array | None, float]:
-    """Sample weights (n,), finite, not negative, divided by their mean (None where all agree),
-    and their sum."""
+def weights_of(weights: Any, n: int) -> Array | None:
+    """Sample weights (n,) as given: finite, not negative, not all zero; None for none."""
     if weights is None:
-        return None, float(n)
-    a = np.asarray(weights)
-    if a.dtype.kind == "c":
-        raise ArrayError(f"sample_weight: Complex data not supported; got dtype {a.dtype}")
+        return None
+    a = as_numbers(weights, "sample_weight")
     if a.ndim == 0:
         a = np.full(n, a)
     if a.ndim != 1:
@@ -226,9 +195,31 @@ def check_weights(weights: Any, n: int, dtype: Any) -> tuple[Array | None, float
     check_finite(a, "sample_weight")
     if (a < 0).any():
         raise ArrayError("sample_weight: expected weights >= 0")
-    total = float(np.sum(a, dtype=np.float64))
-    if total <= 0:
+    if not a.any():
         raise ArrayError("sample_weight: every weight is zero; expected at least one above zero")
+    return a
+
+
+def check_weights(weights: Any, n: int, dtype: Any) -> tuple[Array | None, float]:
+    """Sample weights divided by their mean (None where all agree), and their sum."""
+    a = weights_of(weights, n)
+    if a is None:
+        return None, float(n)
+    with np.errstate(over="ignore"):
+        total = float(np.sum(a, dtype=np.float64))
+    if not np.isfinite(total):
+        raise ArrayError("sample_weight: the sum of the weights overflows; scale them")
     if (a == a[0]).all():
         return None, total
     return (a * (n / total)).astype(dtype), total
+
+
+def plain_weights(weights: Any, n: int, dtype: Any) -> Array | None:
+    """Sample weights as factors on each row's gradient (scikit-learn's ``partial_fit``)."""
+    a = weights_of(weights, n)
+    if a is None or (a == 1).all():
+        return None
+    with np.errstate(over="ignore"):
+        factors = a.astype(dtype)
+    check_finite(factors, "sample_weight")
+    return factors

@@ -10,6 +10,7 @@ import numpy as np
 from fastopt._arrays import Array, check_finite
 from fastopt._options import choice, flag, integer, number
 from fastopt.errors import ArrayError, DivergedError, DTypeError, OptionError
+from fastopt.linear_model._data import check_weights, plain_weights
 from fastopt.linear_model._estimator import (
     LinearEstimator,
     key_of_state,
@@ -22,10 +23,12 @@ from fastopt.linear_model._train import (
     RULES,
     Problem,
     Stochastic,
+    loss_gradient,
 )
 
 __all__ = ["SGD"]
 
+ABSURD = 1e12  # a mean loss beyond this deserves a second look
 SCHEDULES = ("adaptive", "constant", "invscaling", "optimal", "cosine")
 Self = TypeVar("Self", bound="SGD")
 
@@ -80,6 +83,8 @@ class SGD(LinearEstimator):
         integer(self.n_iter_no_change, "n_iter_no_change", low=1)
         if not isinstance(self.average, (bool, np.bool_)):
             integer(self.average, "average", low=0)
+        for name in ("shuffle", "early_stopping"):
+            flag(getattr(self, name), name)
         flag(self.fit_intercept, "fit_intercept")
         flag(self.warm_start, "warm_start")
         if self.threads is not None:
@@ -92,6 +97,13 @@ class SGD(LinearEstimator):
             integer(self.local_workers, "local_workers", low=1, high=64)
         if self.learning_rate == "optimal" and self.alpha == 0:
             raise OptionError("alpha: must be > 0 for learning_rate='optimal', whose step it sets")
+
+    def _weights(self, weights: Any, n: int, dtype: Any, partial: bool) -> Array | None:
+        """Factors on the rows' gradients: of mean one in a whole fit, as given in a partial one,
+        which cannot know the mean of all."""
+        if partial:
+            return plain_weights(weights, n, dtype)
+        return check_weights(weights, n, dtype)[0]
 
     def _problem(
         self, x: Rows, y: Array, weights: Array | None, k: int, targets: int, loss: str
@@ -152,17 +164,16 @@ class SGD(LinearEstimator):
 
     def _descend(self, run: Stochastic, max_iter: int, tol: float | None) -> list[float]:
         """The epochs of one fit; leaves the parameters in the run. Returns the loss curve."""
-        problem = run.problem
+        problem, start = run.problem, run.flat.copy()
         held, score = self._hold_out(run)
         auto = first_rate(run) if self.eta0 is None and self.learning_rate != "optimal" else 0.0
         eta0 = float(self.eta0) if self.eta0 is not None else auto
         rate, slower = self._rate(run, eta0), 1.0
         curve: list[float] = []
         best, waited, first = np.inf, 0, run.batches
+        begin = np.inf if not self.average else 0 if self.average is True else int(self.average)
         for _ in range(max_iter):
-            begin = 0 if self.average is True else int(self.average)
-            averaging = bool(self.average) and run.batches * run.batch_size >= begin
-            loss = run.run_epoch(lambda t: slower * rate(t - first), averaging)  # noqa: B023
+            loss = run.run_epoch(lambda t: slower * rate(t - first), begin)  # noqa: B023
             curve.append(loss)
             if not np.isfinite(loss):
                 problem.refuse_bad_margins("mini-batch descent")
@@ -174,13 +185,30 @@ class SGD(LinearEstimator):
             best = min(best, value)
             if waited >= self.n_iter_no_change:
                 if self.learning_rate != "adaptive" or slower < 2e-3:
+                    self._refuse_divergence(run, curve, start)
                     return curve
                 slower, waited = slower / 5, 0
         if tol is not None and max_iter > 1:
             warn_not_converged(
                 f"{type(self).__name__}: stopped at max_iter={max_iter} before the loss settled"
             )
+        self._refuse_divergence(run, curve, start)
         return curve
+
+    def _refuse_divergence(self, run: Stochastic, curve: list[float], start: Array) -> None:
+        """DivergedError if the loss is a hundred times that of the start. Only a fit whose epochs
+        lowered nothing, or one of absurd values, is worth two passes over X; only losses whose
+        slope grows with the error run away."""
+        if not run.problem.loss.startswith("squared"):
+            return
+        if curve[-1] < curve[0] if len(curve) > 1 else curve[-1] < ABSURD:
+            return
+        with np.errstate(over="ignore", invalid="ignore"):
+            before, after = (
+                loss_gradient(run.problem, flat, 1)[0] for flat in (start, self._current(run))
+            )
+        if not after <= 100 * before + ABSURD**-1:
+            run.problem.refuse_bad_margins("mini-batch descent")
 
     def _train(
         self, run: Stochastic, max_iter: int, tol: float | None, flat: Array

@@ -40,6 +40,7 @@ class Fit:
     n_iter: int
     curve: list[float]
     converged: bool
+    dominated: bool = False  # tolerance met, but only beside one gradient that began far larger
 
 
 @dataclass
@@ -105,7 +106,7 @@ def _fused(
     n_runs = min(16, -(-n // 1024))  # by the size alone: threads must not change the bits
     out = np.empty((n_runs, pad, pad))
     count = _threads.resolve(threads, n * both)
-    linear_gram.gram(out, x, np.ascontiguousarray(y), weights, pilot, count)
+    linear_gram.gram(out, x, y, weights, pilot, count)
     upper = np.triu(out.sum(axis=0))[: both + 1, : both + 1]
     full = upper + np.triu(upper, 1).T
     return full[:both, :both], full[:both, both].copy()
@@ -191,10 +192,14 @@ def lbfgs(problem: Problem, flat: Array, max_iter: int, tol: float, threads: int
     objective = Objective(problem, threads)
     unit = 1 / np.sqrt(curvature(problem))
     at_zero = objective(np.zeros(len(flat)))
+    best = np.inf, at_zero[1]  # the lowest value seen and the gradient there, in these units
 
     def scaled(x: Array) -> tuple[float, Array]:
+        nonlocal best
         value, grad = objective(x * unit) if x.any() else at_zero
-        return value, grad * unit
+        grad = grad * unit
+        best = min(best, (value, grad), key=lambda pair: pair[0])
+        return value, grad
 
     eps = float(np.finfo(flat.dtype).eps)
     result = minimise(
@@ -208,7 +213,12 @@ def lbfgs(problem: Problem, flat: Array, max_iter: int, tol: float, threads: int
     curve = [float(value) for value in result.history]
     # A line search that finds nothing better has reached the arithmetic's floor.
     done = bool(result.converged) or result.n_iter < max_iter
-    return Fit((result.x * unit).astype(flat.dtype), int(result.n_iter), curve, done)
+    # In these units half a component's square is about what moving it can still gain. Where that
+    # is much of the loss, and some have hardly shrunk, another one's start set the tolerance.
+    left, start = np.abs(best[1]), np.abs(at_zero[1] * unit)
+    gain = 0.5 * float(np.sum(left[left > 0.1 * start] ** 2))
+    dominated = bool(result.converged) and gain > 1e-3 * abs(best[0])
+    return Fit((result.x * unit).astype(flat.dtype), int(result.n_iter), curve, done, dominated)
 
 
 def prox_gradient(flat: Array, grad: Array, problem: Problem) -> Array:
@@ -271,7 +281,7 @@ def stochastic(run: Stochastic, flat: Array, max_iter: int, tol: float, lr: floa
     rate = first_rate(run) if lr is None else lr
     run.start(flat)
     for _ in range(max_iter):
-        run.run_epoch(lambda numbers: slower * rate, False)  # noqa: B023
+        run.run_epoch(lambda numbers: slower * rate)  # noqa: B023
         loss, grad = objective(run.flat)
         curve.append(loss)
         norm = float(np.abs(prox_gradient(run.flat, grad, problem)).max(initial=0.0))
@@ -348,6 +358,12 @@ class Solver:
 
     def warn(self, fit: Fit, model: str, exact: str) -> None:
         """ConvergenceWarning if the fit is not done; ``exact`` names the solver to try."""
+        if fit.dominated:
+            warn_not_converged(
+                f"{model}: tol={self.tol:g} was met only because one gradient began far larger "
+                "than the others, which have hardly shrunk; centre or scale y and the features, "
+                "or lower tol"
+            )
         if not fit.converged:
             warn_not_converged(
                 f"{model}: solver={self.name!r} stopped at max_iter={self.max_iter} before "

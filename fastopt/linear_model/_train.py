@@ -325,11 +325,12 @@ class Stochastic:
         """Batches of one epoch."""
         return -(-len(self.entries) // self.size)
 
-    def run_epoch(self, rate: Callable[[Array], Array | float], average: bool) -> float:
+    def run_epoch(self, rate: Callable[[Array], Array | float], begin: float = np.inf) -> float:
         """One epoch; returns the mean loss as seen before each step, NaN-free or DivergedError.
 
         ``rate`` maps the numbers of the batches (1, 2, ... over the whole run) to step sizes, or
-        to one for all.
+        to one for all. Iterates count for the average from the first batch on with which the run
+        has seen ``begin`` rows.
         """
         p = self.problem
         total = seen = 0.0
@@ -338,12 +339,17 @@ class Stochastic:
             numbers = np.arange(self.batches + 1, self.batches + n_batches + 1, dtype=np.float64)
             lr = np.full(n_batches, rate(numbers), np.float64)
             y, weights = p.part(first, len(x))
-            loss, weight, bad = self._walk(x, y, weights, order, lr, average)
+            plain = int(np.searchsorted(numbers * self.batch_size, begin))
             self.batches += n_batches
-            if bad or not np.isfinite(self.flat).all():
-                p.refuse_bad_margins("mini-batch descent")
-            total += loss
-            seen += weight
+            for a, b in ((0, plain), (plain, n_batches)):
+                if a == b:
+                    continue
+                some = order[a * self.size : b * self.size]
+                loss, weight, bad = self._walk(x, y, weights, some, lr[a:b], a == plain)
+                if bad or not np.isfinite(self.flat).all():
+                    p.refuse_bad_margins("mini-batch descent")
+                total += loss
+                seen += weight
         self.epoch += 1
         return float(total / seen) if seen > 0 else 0.0
 

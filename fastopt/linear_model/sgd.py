@@ -9,8 +9,14 @@ import numpy as np
 from fastopt._arrays import Array
 from fastopt._options import choice
 from fastopt.errors import OptionError
-from fastopt.linear_model._classes import ClassifierFace, as_targets, class_weights, encode
-from fastopt.linear_model._data import check_weights, check_x, check_y
+from fastopt.linear_model._classes import (
+    ClassifierFace,
+    as_targets,
+    check_classes,
+    class_weights,
+    encode,
+)
+from fastopt.linear_model._data import check_x, check_y
 from fastopt.linear_model._epochs import SGD
 from fastopt.linear_model._estimator import r2_score
 from fastopt.linear_model._rows import CSR
@@ -51,7 +57,7 @@ class SGDRegressor(SGD):
         Hold rows out and stop by their score instead of the training loss.
     warm_start : bool
     average : bool or int
-        Use the mean of the iterates, from the start or after that many rows.
+        Use the mean of the iterates, from the start or from that many rows on.
     solver : {"sgd", "momentum", "nesterov", "adam"}
     batch_size : int, optional
         None: 32, or 128 from 8192 rows on. 1 is the classical per-sample SGD.
@@ -77,7 +83,8 @@ class SGDRegressor(SGD):
     ------
     ArrayError, DTypeError, OptionError
     DivergedError
-        A given eta0 is too large.
+        A given eta0 is too large: values are no longer finite, or the fit ends with a hundred
+        times the loss that it began with.
 
     Notes
     -----
@@ -131,7 +138,11 @@ class SGDRegressor(SGD):
         return self._fit(X, y, sample_weight, partial=False)
 
     def partial_fit(self, X: Any, y: Any, sample_weight: Any = None) -> SGDRegressor:
-        """One epoch over these rows, going on from where the last call ended."""
+        """One epoch over these rows, going on from where the last call ended.
+
+        ``sample_weight`` multiplies each row's gradient, as in scikit-learn; ``fit`` divides the
+        weights by their mean first.
+        """
         return self._fit(X, y, sample_weight, partial=True)
 
     def _fit(self, X: Any, y: Any, sample_weight: Any, partial: bool) -> SGDRegressor:
@@ -142,7 +153,7 @@ class SGDRegressor(SGD):
         if partial and "_state" in self.__dict__:
             x = self._as_before(x)
         targets = check_y(y, len(x), finite=isinstance(x, CSR))
-        weights, _ = check_weights(sample_weight, len(x), x.dtype)
+        weights = self._weights(sample_weight, len(x), x.dtype, partial)
         targets = np.ascontiguousarray(targets, x.dtype)
         problem = self._problem(x, targets, weights, 1, DIRECT, self.loss)
         lock = self._busy()
@@ -246,7 +257,11 @@ class SGDClassifier(SGD, ClassifierFace):
     def partial_fit(
         self, X: Any, y: Any, classes: Any = None, sample_weight: Any = None
     ) -> SGDClassifier:
-        """One epoch over these rows; the first call names all ``classes``."""
+        """One epoch over these rows; the first call names all ``classes``.
+
+        ``sample_weight`` and the class weights multiply each row's gradient, as in scikit-learn;
+        ``fit`` divides them by their mean first.
+        """
         return self._fit(X, y, classes, sample_weight, partial=True)
 
     def _fit(
@@ -264,9 +279,8 @@ class SGDClassifier(SGD, ClassifierFace):
             x = self._as_before(x)
         known = self._known_classes(classes) if partial else None
         labels, codes = encode(y, len(x), known, self.threads)
-        weights, _ = check_weights(
-            class_weights(self.class_weight, labels, codes, sample_weight), len(x), x.dtype
-        )
+        factors = class_weights(self.class_weight, labels, codes, sample_weight)
+        weights = self._weights(factors, len(x), x.dtype, partial)
         targets, meaning, k = as_targets(x, codes, len(labels))
         loss = "multinomial" if joint and k > 1 else self.loss
         problem = self._problem(x, targets, weights, k, meaning, loss)
@@ -285,7 +299,7 @@ class SGDClassifier(SGD, ClassifierFace):
             if have is None:
                 raise OptionError("classes: must be passed on the first call to partial_fit.")
             return have
-        given = np.unique(np.asarray(classes))
+        given = check_classes(classes)
         if have is not None and not np.array_equal(have, given):
             raise OptionError("classes: differs from that of the first call to partial_fit")
         return given

@@ -22,7 +22,7 @@ def fold_batch_norm(
     beta: Any = None,
     *,
     eps: float = 1e-5,
-    axis: int = -1,
+    axis: int = 0,
 ) -> tuple[Array, Array]:
     """w' = w g, b' = (b - mean) g + beta with g = gamma / sqrt(var + eps), per output channel.
 
@@ -39,8 +39,8 @@ def fold_batch_norm(
     eps : float
         As the normalisation has it.
     axis : int
-        Axis of ``w`` that holds the output channels: -1 for (n_in, n_out), 0 for torch and ONNX
-        convolutions (out, in, h, w).
+        Axis of ``w`` that holds the output channels: 0 for (n_out, n_in) and for convolutions
+        (out, in, h, w), 1 for transposed convolutions.
 
     Returns
     -------
@@ -56,9 +56,9 @@ def fold_batch_norm(
     --------
     >>> import numpy as np
     >>> from fastopt.merging import fold_batch_norm
-    >>> w, b = fold_batch_norm(np.ones((2, 1)), None, np.array([1.0]), np.array([4.0]), eps=0)
+    >>> w, b = fold_batch_norm(np.ones((1, 2)), None, np.array([1.0]), np.array([4.0]), eps=0)
     >>> w.tolist(), b.tolist()
-    ([[0.5], [0.5]], [-0.5])
+    ([[0.5, 0.5]], [-0.5])
     """
     weight = as_array(w, "w")
     along = integer(axis, "axis")

@@ -9,8 +9,8 @@ import numpy as np
 
 from fastopt._arrays import Array, as_array, check_finite
 from fastopt._options import integer, number
-from fastopt.calibration import Gram
-from fastopt.errors import ArrayError, DTypeError
+from fastopt.calibration import Gram, check_gram
+from fastopt.errors import ArrayError
 from fastopt.pruning.units import refit
 
 __all__ = ["Merged", "merge_neurons"]
@@ -22,12 +22,12 @@ class Merged:
 
     Attributes
     ----------
-    w_in : (n_in, n_keep) array
-        The layer's new weight, one column a unit.
+    w_in : (n_keep, n_in) array
+        The layer's new weight, one row per unit.
     b_in : (n_keep,) array or None
         The layer's new bias; None where none was given.
-    w_out : (n_keep, n_out) array
-        The next layer's new weight, one row a unit.
+    w_out : (n_out, n_keep) array
+        The next layer's new weight, one column per unit.
     bias_shift : (n_out,) array
         To add to the next layer's bias (zeros without a Gram).
     index : (n_keep,) int64
@@ -56,19 +56,19 @@ def merge_neurons(
     """Merge the most similar units until ``n_keep`` are left; exact duplicates merge without loss.
 
     Without ``gram`` units i, j of least cost m_i m_j / (m_i + m_j) ||v_i - v_j||^2 become one at
-    their centre of mass, where v = (column of w_in, bias) and m = ||row of w_out||^2; their rows
-    of w_out are added. With ``gram`` the unit j goes whose activations another unit i explains
-    best, cost m_j S_jj (1 - corr_ij^2); i stays as it is, takes over beta w_out_j with
+    their centre of mass, where v = (row of w_in, bias) and m = ||column of w_out||^2; their
+    columns of w_out are added. With ``gram`` the unit j goes whose activations another unit i
+    explains best, cost m_j S_jj (1 - corr_ij^2); i stays as it is, takes over beta w_out_j with
     beta = S_ij / S_ii, and at the end w_out is refitted by least squares with a bias shift.
 
     Parameters
     ----------
-    w_in : (n_in, n_units) float32 or float64
-        The layer's weight, **one column a unit**. Not changed.
+    w_in : (n_units, n_in) float32 or float64
+        The layer's weight, one row per unit. Not changed.
     b_in : (n_units,) array or None
         Its bias.
-    w_out : (n_units, n_out) array of the dtype of ``w_in``
-        The next layer's weight, **one row a unit**.
+    w_out : (n_out, n_units) array of the dtype of ``w_in``
+        The next layer's weight, one column per unit.
     n_keep : int
         Units left, 1..n_units.
     gram : Gram, optional
@@ -97,17 +97,17 @@ def merge_neurons(
     Examples
     --------
     >>> import numpy as np, fastopt
-    >>> w_in = np.array([[1.0, 2.0, 1.0]])              # units 0 and 2 are the same
-    >>> w_out = np.array([[1.0], [5.0], [3.0]])
+    >>> w_in = np.array([[1.0], [2.0], [1.0]])          # units 0 and 2 are the same
+    >>> w_out = np.array([[1.0, 5.0, 3.0]])
     >>> m = fastopt.merge_neurons(w_in, np.zeros(3), w_out, 2)
     >>> m.w_in.tolist(), m.w_out.tolist(), m.labels.tolist()
-    ([[1.0, 2.0]], [[4.0], [5.0]], [0, 1, 0])
+    ([[1.0], [2.0]], [[4.0, 5.0]], [0, 1, 0])
     """
     first = as_array(w_in, "w_in", ndim=2)
     dtype = first.dtype
-    n = first.shape[1]
+    n = first.shape[0]
     bias = None if b_in is None else as_array(b_in, "b_in", dtypes=(dtype.name,), shape=(n,))
-    second = as_array(w_out, "w_out", dtypes=(dtype.name,), shape=(n, None))
+    second = as_array(w_out, "w_out", dtypes=(dtype.name,), shape=(None, n))
     keep = integer(n_keep, "n_keep", low=1, high=max(1, n))
     ridge = number(damp, "damp", low=0.0)
     for name, a in (("w_in", first), ("b_in", bias), ("w_out", second)):
@@ -116,33 +116,26 @@ def merge_neurons(
     if n == 0:
         raise ArrayError("w_in: holds no units")
     if gram is not None:
-        if not isinstance(gram, Gram):
-            raise DTypeError(
-                f"gram: expected a fastopt.calibration.Gram, got {type(gram).__name__}"
-            )
-        if gram.n != n or gram.count == 0:
-            raise ArrayError(
-                f"gram: expected one of {n} units that has seen data, got {gram!r}; "
-                "it is taken of the units' activations"
-            )
+        check_gram(gram, n)
     wide = second.astype(np.float64)
     if gram is None:
-        vectors = first.T.astype(np.float64)
+        vectors = first.astype(np.float64)
         if bias is not None:
             vectors = np.column_stack([vectors, bias.astype(np.float64)])
-        heads, centres, rows, index = _by_weights(vectors, wide, keep)
-        new_in, shift = centres[:, : first.shape[0]].T, np.zeros(second.shape[1])
+        heads, centres, outgoing, index = _by_weights(vectors, wide.T, keep)
+        new_in, new_out = centres[:, : first.shape[1]], outgoing.T
+        shift = np.zeros(second.shape[0])
         new_bias = None if bias is None else centres[:, -1]
     else:
-        heads = _by_activations(gram.covariance(), wide.copy(), keep)
+        heads = _by_activations(gram.covariance(), wide.T.copy(), keep)
         index = np.unique(heads)
-        rows, shift, _ = refit(gram, gram.covariance(damp=ridge), wide, index)
-        new_in, new_bias = first[:, index], None if bias is None else bias[index]
+        new_out, shift, _ = refit(gram, gram.covariance(damp=ridge), wide, index)
+        new_in, new_bias = first[index], None if bias is None else bias[index]
     labels = np.searchsorted(index, heads)
     return Merged(
         np.ascontiguousarray(new_in, dtype),
         None if new_bias is None else np.ascontiguousarray(new_bias, dtype),
-        np.ascontiguousarray(rows, dtype),
+        np.ascontiguousarray(new_out, dtype),
         shift.astype(dtype),
         index,
         labels,
@@ -150,7 +143,10 @@ def merge_neurons(
 
 
 def _by_weights(v: Array, w_out: Array, keep: int) -> tuple[Array, Array, Array, Array]:
-    """Ward's agglomeration: (head of each unit, merged v, merged w_out, heads kept)."""
+    """Ward's agglomeration: (head of each unit, merged v, merged w_out, heads kept).
+
+    Here and below w_out has one row of outgoing weights per unit.
+    """
     n = len(v)
     mass = np.einsum("ij,ij->i", w_out, w_out)
     mass += 1e-12 * (mass.mean() or 1.0)  # a unit nobody reads still has a place

@@ -2,5 +2,6 @@
 
 from fastopt.models.base import Fittable, Group, Layer, Model
 from fastopt.models.network import Dense, Network
+from fastopt.models.onnx import OnnxModel
 
-__all__ = ["Dense", "Fittable", "Group", "Layer", "Model", "Network"]
+__all__ = ["Dense", "Fittable", "Group", "Layer", "Model", "Network", "OnnxModel"]

@@ -6,12 +6,12 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from fastopt._arrays import Array, as_array, check_finite
-from fastopt._options import choice, integer, number
+from fastopt._options import choice, function, integer, number, real
 from fastopt.errors import DivergedError, DTypeError, OptionError
 from fastopt.optim.adam import Adam
 from fastopt.optim.line_search import (
@@ -28,6 +28,9 @@ from fastopt.optim.optimizer import Optimizer
 from fastopt.optim.sgd import SGD
 
 __all__ = ["DescendResult", "descend"]
+
+# From a function to evaluate, a point, its value and gradient to the points that follow.
+Iteration: TypeAlias = "Callable[[Evaluate, Array, float, Array], Iterator[Point]]"
 
 METHODS = ("gd", "momentum", "nesterov", "adam", "lbfgs")
 MEMORY = 10  # pairs that L-BFGS keeps
@@ -84,8 +87,8 @@ def descend(
     Parameters
     ----------
     value_and_grad : callable
-        ``value_and_grad(x) -> (value, gradient)``, the gradient with the shape of ``x``. It must
-        not write to ``x``.
+        ``value_and_grad(x) -> (value, gradient)``, the gradient with the shape of ``x``, which
+        is a copy of its own.
     x0 : array-like, any shape
         Start; float32 and float64 keep their dtype, other numbers become float64. Not modified.
     optimizer : str or Optimizer class
@@ -144,8 +147,8 @@ def descend(
     check_finite(x, "x0")
     max_iter = integer(max_iter, "max_iter", low=0)
     tol = number(tol, "tol", low=0.0)
-    if callback is not None and not callable(callback):
-        raise DTypeError(f"callback: expected a function, got {type(callback).__name__}")
+    if callback is not None:
+        function(callback, "callback")
     budget_s = math.inf if max_time is None else number(max_time, "max_time", low=0.0)
     counted = _Counted(value_and_grad, x.shape, x.dtype)
     make = _method(optimizer, lr, options)
@@ -187,23 +190,17 @@ def descend(
 class _Counted:
     """The user's function, its results checked, its gradient copied, its calls counted."""
 
-    def __init__(self, function: Callable[[Array], Any], shape: Any, dtype: Any) -> None:
-        if not callable(function):
-            raise DTypeError(f"value_and_grad: expected a function, got {type(function).__name__}")
-        self.function, self.shape, self.dtype, self.calls = function, shape, dtype, 0
+    def __init__(self, f: Callable[[Array], Any], shape: Any, dtype: Any) -> None:
+        self.function = function(f, "value_and_grad")
+        self.shape, self.dtype, self.calls = shape, dtype, 0
 
     def __call__(self, x: Array) -> Point:
         self.calls += 1
-        result = self.function(x)
+        result = self.function(x.copy())
         if not isinstance(result, (tuple, list)) or len(result) != 2:
             raise DTypeError("value_and_grad: expected to get (value, gradient) back")
         value, gradient = result
-        try:
-            f = float(value)
-        except (TypeError, ValueError):
-            raise DTypeError(
-                f"value_and_grad: expected a number as value, got {type(value).__name__}"
-            ) from None
+        f = real(value, "value_and_grad's value")
         if not (
             type(gradient) is np.ndarray
             and gradient.dtype == self.dtype
@@ -223,7 +220,7 @@ def _result(
         f,
         len(history) - 1,
         counted.calls,
-        np.array(history),
+        np.fromiter(history, np.float64),
         ok,
         why,
         time.perf_counter() - start,
@@ -232,7 +229,7 @@ def _result(
 
 def _method(
     optimizer: str | type[Optimizer], lr: float | str | None, options: dict[str, Any]
-) -> Callable[[Evaluate, Array, float, Array], Iterator[Point]]:
+) -> Iteration:
     """The iteration as a generator of points; options are checked here, before any evaluation."""
     if isinstance(optimizer, type) and issubclass(optimizer, Optimizer):
         factory: type[Optimizer] = optimizer
@@ -259,17 +256,37 @@ def _method(
         if lr is not None:
             raise OptionError("lr: lbfgs finds its step by a line search; leave lr out")
         share = None if noise is None else number(noise, "noise", low=0.0)
-        return lambda evaluate, x, f, g: _lbfgs(evaluate, x, f, g, share)
+        return _in_own_unit(lambda evaluate, x, f, g: _lbfgs(evaluate, x, f, g, share))
     if lr is None or isinstance(lr, str):
         rule = choice(lr or "backtracking", "lr", ("backtracking", "bb"))
         if name == "nesterov":
             choice(rule, "lr", ("backtracking",))
-            return lambda evaluate, x, f, g: _nesterov_search(evaluate, x, f, g)
-        return _barzilai_borwein if rule == "bb" else _backtracking
+            return _in_own_unit(_nesterov_search)
+        return _in_own_unit(_barzilai_borwein if rule == "bb" else _backtracking)
     step = number(lr, "lr", low=0.0, low_open=True)
     if name == "nesterov":
         return lambda evaluate, x, f, g: _nesterov_fixed(evaluate, x, g, step)
     return lambda evaluate, x, f, g: _fixed(evaluate, x, g, step)
+
+
+def _in_own_unit(iterate: Iteration) -> Iteration:
+    """The iteration on f / u, u a power of two that makes the first gradient's largest component
+    0.5 to 1: its path does not depend on the unit of f, and float32 products stay in range."""
+
+    def scaled(evaluate: Evaluate, x: Array, f: float, g: Array) -> Iterator[Point]:
+        reach = min(100, np.finfo(x.dtype).maxexp - 28)  # what 2**reach may multiply without loss
+        power = max(-reach, min(reach, math.frexp(flatness(g))[1]))
+        down, up = x.dtype.type(2.0**-power), x.dtype.type(2.0**power)
+
+        def inner(at: Array) -> Point:
+            at, value, gradient = evaluate(at)
+            gradient *= down  # the copy that was made for us
+            return at, value * 2.0**-power, gradient
+
+        for at, value, gradient in iterate(inner, x, f * 2.0**-power, g * down):
+            yield at, value * 2.0**power, gradient * up
+
+    return scaled
 
 
 def _stepped(
@@ -374,7 +391,7 @@ def _lbfgs(
     evaluate: Evaluate, x: Array, f: float, g: Array, noise: float | None
 ) -> Iterator[Point]:
     noise = 4 * float(np.finfo(x.dtype).eps) if noise is None else noise
-    pairs, d, t = _Pairs(x), -g, min(1.0, first_step(x, g))
+    pairs, d, t = _Pairs(x), -g, _first_trial(x, f, g)
     while True:
         slope = dot(g, d)
         found = wolfe(evaluate, x, f, d, slope, t, noise) if slope < 0 else None
@@ -382,11 +399,19 @@ def _lbfgs(
             if not pairs.inverse.any():
                 return
             pairs.inverse[:] = 0.0  # forget a misleading curvature, once more
-            d, t = -g, min(1.0, first_step(x, g))
+            d, t = -g, _first_trial(x, f, g)
             continue
         yield found
         d = pairs.direction(x, g, found[0], found[2])
         (x, f, g), t = found, 1.0
+
+
+def _first_trial(x: Array, f: float, g: Array) -> float:
+    """A step along -g: that to the minimum of a round bowl whose least value is 0, where it moves
+    no component by more than 1 or its own size."""
+    slope = dot(g, g)
+    guess = 2.0 * abs(f) / slope if slope > 0 else 0.0
+    return min(guess or math.inf, first_step(x, g))
 
 
 class _Pairs:
@@ -414,10 +439,12 @@ class _Pairs:
         np.subtract(g_new.ravel(), g.ravel(), out=rows[m + k])
         rows[2 * m] = g_new.ravel()
         parts = [slice(i, i + PIECE) for i in range(0, x.size, PIECE)]
-        both = sum(rows[:, i] @ rows[m + k :: m - k, i].T for i in parts)  # with y and g
-        y, by_g = np.asarray(both, np.float64).T
+        both = np.zeros((len(rows), 2))  # with y and g
+        for i in parts:
+            both += rows[:, i] @ rows[m + k :: m - k, i].T
+        y, by_g = both.T
         r[k] = r[:, k] = 0.0
-        if y[k] > self.eps * y[m + k]:
+        if y[k] > self.eps * math.sqrt(dot(rows[k], rows[k]) * y[m + k]):
             r[:, k] = r @ y[:m] / -y[k]
             r[k, k] = 1.0 / y[k]
             self.yy[k] = self.yy[:, k] = y[m:-1]

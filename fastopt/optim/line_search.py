@@ -26,7 +26,9 @@ def flatness(g: Array) -> float:
 
 def dot(a: Array, b: Array) -> float:
     """In pieces that BLAS leaves to one thread: its others would change the bits, and spin on
-    while the function to minimise wants the processors."""
+    while the function to minimise wants the processors. Float32 products are summed in double."""
+    if a.dtype == np.float32:
+        return float(np.einsum("i,i->", a.ravel(), b.ravel(), dtype=np.float64))
     if a.size <= PIECE:
         return float(np.vdot(a, b))
     a, b = a.ravel(), b.ravel()

@@ -11,7 +11,8 @@ import numpy as np
 
 from fastopt._arrays import Array, as_array
 from fastopt._kernels import update_state
-from fastopt.errors import ArrayError, DTypeError, FormatError
+from fastopt._options import real
+from fastopt.errors import ArrayError, DTypeError, FastoptError, FormatError
 
 __all__ = [
     "FORMAT", "STATE_DTYPES", "Kept", "ParamState", "allocate", "averages", "check_format", "full",
@@ -169,8 +170,8 @@ def parts(
 def scalar(value: Any, where: str, high: float = 2.0**53, whole: bool = True) -> float:
     """A number between 0 and ``high`` that a state dict holds, as a number, array or tensor."""
     try:
-        found = float(np.asarray(value))
-    except (TypeError, ValueError, OverflowError):
+        found = real(value, where)
+    except FastoptError:
         raise FormatError(f"state_dict: {where}: expected a number, got {value!r}") from None
     if not 0 <= found <= high or (whole and not found.is_integer()):
         kind = "a whole number" if whole else "a number"

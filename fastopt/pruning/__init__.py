@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fastopt.pruning.ranking import share_units, unit_scores
 from fastopt.pruning.schedule import cubic_sparsity
 from fastopt.pruning.sparse_linear import SparseLinear
 from fastopt.pruning.units import Selection, removal_order, select_units
@@ -15,4 +16,6 @@ __all__ = [
     "prune",
     "removal_order",
     "select_units",
+    "share_units",
+    "unit_scores",
 ]

@@ -1,8 +1,8 @@
 """Pruning with data: which weights the output misses least, the others refitted to make up.
 
-Up to EXACT inputs, unstructured: Optimal Brain Surgeon weight by weight (kernel `calibrate`), the
+Up to EXACT inputs, unstructured: Optimal Brain Surgeon weight by weight (kernel `obs`), the
 losses of all outputs compared. Above, and for patterns: alternating directions on
-min ||x (w - d)||^2 over the pattern, then an exact least-squares fit on the mask found (Meng et
+min ||(w - d) x||^2 over the pattern, then an exact least-squares fit on the mask found (Meng et
 al., "ALPS: improved optimization for highly sparse one-shot pruning", 2024), which is matrix
 products only.
 """
@@ -38,15 +38,15 @@ def exact_losses(s: Array, w: Array, threads: int) -> tuple[Array, Array]:
     The loss is made non-decreasing along a row, so that a threshold cuts each order once, and is
     a share of the output's power, so that layers compare.
     """
-    n_in, n_out = w.shape
-    h, rows = inverse(s), np.ascontiguousarray(w.T)
+    n_out, n_in = w.shape
+    h = inverse(s)
     order, loss = np.empty((n_out, n_in), np.int64), np.empty((n_out, n_in))
     step = max(threads, _ROWS_PER_CALL // max(1, n_in**3 // 6))
     for r in range(0, n_out, step):
         part = slice(r, r + step)
-        kernel.eliminate(order[part], loss[part], h, rows[part], threads)
+        kernel.eliminate(order[part], loss[part], h, w[part], threads)
     np.maximum.accumulate(loss, axis=1, out=loss)
-    power = float(np.einsum("ij,ij->", w, s @ w))
+    power = float(np.einsum("ij,ij->", w, w @ s))
     return order, loss / power if power > 0 else loss
 
 
@@ -54,15 +54,15 @@ def alternate(s: Array, w: Array, project: Callable[[Array], Array]) -> Array:
     """The mask that ``project`` (an array to the mask of its best elements) settles on."""
     scale = np.sqrt(s.diagonal())
     unit = s / np.multiply.outer(scale, scale)
-    target = w * scale[:, None]
+    target = w * scale
     values, vectors = np.linalg.eigh(unit)
     values = np.maximum(values, 0)
-    goal = vectors.T @ (unit @ target)
+    goal = target @ unit @ vectors
     rho, d, dual = 0.1, target, np.zeros_like(target)
     before: Array | None = None
     mask = project(target)
     for step in range(300):
-        free = vectors @ ((goal + vectors.T @ (rho * d - dual)) / (values + rho)[:, None])
+        free = ((goal + (rho * d - dual) @ vectors) / (values + rho)) @ vectors.T
         shifted = free + dual / rho
         mask = project(shifted)
         d = np.where(mask, shifted, 0.0)
@@ -81,9 +81,9 @@ def alternate(s: Array, w: Array, project: Callable[[Array], Array]) -> Array:
 def fit(s: Array, w: Array, mask: Array) -> Array:
     """Each output's least-squares weights on its own mask."""
     result = np.zeros_like(w)
-    goal = s @ w
-    for c in range(w.shape[1]):
-        kept = np.flatnonzero(mask[:, c])
+    goal = w @ s
+    for r in range(w.shape[0]):
+        kept = np.flatnonzero(mask[r])
         if len(kept):
-            result[kept, c] = solve(s[np.ix_(kept, kept)], goal[kept, c])
+            result[r, kept] = solve(s[np.ix_(kept, kept)], goal[r, kept])
     return result

@@ -13,8 +13,8 @@ import numpy as np
 
 from fastopt._arrays import Array, as_array, check_finite
 from fastopt._options import integer, number
-from fastopt.calibration import Gram
-from fastopt.errors import ArrayError, DTypeError, OptionError
+from fastopt.calibration import Gram, check_gram
+from fastopt.errors import ArrayError, OptionError
 
 __all__ = ["Selection", "removal_order", "select_units"]
 
@@ -34,7 +34,7 @@ class Selection:
     ----------
     index : (n_keep,) int64
         The units that stay, ascending.
-    w_next : (n_keep * unit_size, n_out) array
+    w_next : (n_out, n_keep * unit_size) array
         The next layer's refitted weight, dtype of the one given.
     bias_shift : (n_out,) array
         To add to the next layer's bias.
@@ -57,22 +57,22 @@ def select_units(
     damp: float = 1e-3,
     order: Any = None,
 ) -> Selection:
-    """Keep ``n_keep`` units; w' = S_KK^-1 S_K: w is the next layer's least-squares refit.
+    """Keep ``n_keep`` units; w' = w S_:K S_KK^-1 is the next layer's least-squares refit.
 
-    Units leave greedily, each time the one of least cost ||w_i||^2 / [S^-1]_ii, where S is the
+    Units leave greedily, each time the one of least cost ||w_:i||^2 / [S^-1]_ii, where S is the
     centred, damped covariance of the activations and w the weight compensated so far.
 
     Parameters
     ----------
     gram : Gram
         Of the units' activations (the next layer's input), on calibration data.
-    w_next : (n_units * unit_size, n_out) float32 or float64
-        The next layer's weight, **one row a unit**: it computes ``a @ w_next + bias``. For several
-        consumers stack their weights side by side. Not changed.
+    w_next : (n_out, n_units * unit_size) float32 or float64
+        The next layer's weight: it computes ``a @ w_next.T + bias``. For several consumers stack
+        their weights on top of each other. Not changed.
     n_keep : int
         Units that stay, 1..n_units.
     unit_size : int
-        Consecutive rows that form one unit (the width of an attention head).
+        Consecutive columns that form one unit (the width of an attention head).
     damp : float
         Ridge on S, a fraction of the mean variance; it pulls the refit towards the given weight.
     order : sequence of int, optional
@@ -96,14 +96,14 @@ def select_units(
     Examples
     --------
     >>> import numpy as np
-    >>> from fastopt.calibration import Gram
+    >>> from fastopt.calibration import Gram, check_gram
     >>> from fastopt.pruning import select_units
     >>> a = np.random.default_rng(0).random((50, 3))
     >>> a[:, 2] = 2 * a[:, 0] + 1                   # unit 2 repeats unit 0
-    >>> w = np.array([[1.0], [5.0], [1.0]])
+    >>> w = np.array([[1.0, 5.0, 1.0]])
     >>> s = select_units(Gram(3).update(a), w, 2)
-    >>> y = a[:, s.index] @ s.w_next + s.bias_shift
-    >>> bool(np.allclose(y, a @ w, atol=0.01))
+    >>> y = a[:, s.index] @ s.w_next.T + s.bias_shift
+    >>> bool(np.allclose(y, a @ w.T, atol=0.01))
     True
     """
     weight, n_units, size = _checked(gram, w_next, unit_size)
@@ -122,15 +122,15 @@ def select_units(
             )
         gone = given[: n_units - keep].tolist()
     index = np.setdiff1d(np.arange(n_units), gone)
-    rows = (index[:, None] * size + np.arange(size)).reshape(-1)
-    fitted, shift, error = refit(gram, s, wide, rows)
+    columns = (index[:, None] * size + np.arange(size)).reshape(-1)
+    fitted, shift, error = refit(gram, s, wide, columns)
     return Selection(index, fitted.astype(weight.dtype), shift.astype(weight.dtype), error)
 
 
 def removal_order(
     gram: Gram, w_next: Any, *, unit_size: int = 1, damp: float = 1e-3
 ) -> tuple[Array, Array]:
-    """The order in which units leave, and cost_i = ||w_i||^2 / [S^-1]_ii as each one does.
+    """The order in which units leave, and cost_i = ||w_:i||^2 / [S^-1]_ii as each one does.
 
     Parameters are those of :func:`select_units`. A selection for any size is a prefix of this
     order, so one call serves a whole search over sizes; costs of different layers' units compare
@@ -150,36 +150,30 @@ def removal_order(
 
 
 def _checked(gram: Gram, w_next: Any, unit_size: int) -> tuple[Array, int, int]:
-    if not isinstance(gram, Gram):
-        raise DTypeError(
-            f"gram: expected a fastopt.calibration.Gram, got {type(gram).__name__}; "
-            "the signature is select_units(gram, w_next, n_keep)"
-        )
+    check_gram(gram)
     weight = as_array(w_next, "w_next", ndim=2)
     size = integer(unit_size, "unit_size", low=1)
-    if weight.shape[0] != gram.n:
+    if weight.shape[1] != gram.n:
         raise ArrayError(
-            f"w_next: expected shape ({gram.n}, n_out), one row a feature of the Gram, "
+            f"w_next: expected shape (n_out, {gram.n}), one column per feature of the Gram, "
             f"got {weight.shape}"
         )
     if gram.n % size:
         raise OptionError(f"unit_size: expected a divisor of {gram.n}, got {size}")
-    if gram.count == 0:
-        raise ArrayError("gram: holds no rows; call gram.update(activations) first")
     check_finite(weight, "w_next")
     return weight, gram.n // size, size
 
 
-def refit(gram: Gram, s: Array, w: Array, rows: Array) -> tuple[Array, Array, float]:
-    """(w', bias shift, lost share of the output variance) with only ``rows`` of the input."""
-    fitted = solve(s[np.ix_(rows, rows)], s[rows] @ w)
+def refit(gram: Gram, s: Array, w: Array, kept: Array) -> tuple[Array, Array, float]:
+    """(w', bias shift, lost share of the output variance) with only the inputs ``kept``."""
+    fitted = solve(s[np.ix_(kept, kept)], s[kept] @ w.T).T
     mean = gram.mean
-    shift = mean @ w - mean[rows] @ fitted
+    shift = w @ mean - fitted @ mean[kept]
     change = w.copy()
-    change[rows] -= fitted
+    change[:, kept] -= fitted
     plain = gram.covariance()
-    whole = float(np.einsum("ij,ij->", w, plain @ w))
-    lost = float(np.einsum("ij,ij->", change, plain @ change))
+    whole = float(np.einsum("ij,ij->", w, w @ plain))
+    lost = float(np.einsum("ij,ij->", change, change @ plain))
     return fitted, shift, min(1.0, max(0.0, lost / whole)) if whole > 0 else 0.0
 
 
@@ -211,11 +205,12 @@ def inverse(s: Array) -> Array:
 def _removals(s: Array, w: Array, size: int, count: int) -> tuple[list[int], list[float]]:
     if count == 0:
         return [], []
+    outgoing = w.T.copy()  # the units one after another in memory
     if size > 1:
-        return _remove_blocks(inverse(s), w.copy(), size, count)
+        return _remove_blocks(inverse(s), outgoing, size, count)
     if len(s) <= _ONE_BY_ONE:
-        return _remove_rows(inverse(s), w.copy(), count, step=1, pool=1)
-    return _remove_rows(inverse(s), w.copy(), count, step=_STEP, pool=_POOL)
+        return _remove_rows(inverse(s), outgoing, count, step=1, pool=1)
+    return _remove_rows(inverse(s), outgoing, count, step=_STEP, pool=_POOL)
 
 
 def _remove_rows(
@@ -223,6 +218,7 @@ def _remove_rows(
 ) -> tuple[list[int], list[float]]:
     """Greedy removal with h = S^-1 and w overwritten: w -= h_:i w_i / h_ii, h -= h_:i h_i: / h_ii.
 
+    w holds one row of outgoing weights per unit.
     The ``pool`` cheapest units are taken out as a small problem and ``step`` of them leave it
     exactly one by one (so two copies of a unit cannot leave together); the rest of h and w then
     gets one product of rank ``step``. Removed rows are dropped when a quarter is gone.
@@ -261,7 +257,7 @@ def _remove_rows(
 
 
 def _remove_blocks(h: Array, w: Array, size: int, count: int) -> tuple[list[int], list[float]]:
-    """Units of ``size`` rows: cost_b = tr(w_b^T [h_bb]^-1 w_b), one unit at a time."""
+    """Units of ``size`` rows of h and w: cost_b = tr(w_b^T [h_bb]^-1 w_b), one unit at a time."""
     n = len(h) // size
     ids = list(range(n))
     gone: list[int] = []

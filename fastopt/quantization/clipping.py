@@ -101,7 +101,7 @@ def mse_range(
     """
     rule = RangeRule.of(_integer(dtype), symmetric=symmetric, wide=wide)
     best_low, best_high = low.astype(np.float64), high.astype(np.float64)
-    shared = None if weight is None else _normal(np.ascontiguousarray(weight, np.float64))[0]
+    shared = None if weight is None else _normal(weight.astype(np.float64, order="C"))[0]
     count = 1 if shared is None else len(shared)
     n, tried = x.shape[1], len(rule.wide) + 2 * len(rule.near)
     step = max(1, _CHUNK // max(1, n * count)) * count  # whole rounds of the weights

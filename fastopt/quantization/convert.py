@@ -84,8 +84,8 @@ def encode(
     return kernel.encode(
         out,
         x,
-        np.asarray(scale, wide),
-        np.asarray(zero_point, wide),
+        scale.astype(wide, copy=False),
+        zero_point.astype(wide, copy=False),
         *layout.loops,
         low,
         high,
@@ -115,7 +115,7 @@ def encode_floats(
     """out = bare codes of x / scale as narrow floats; computes in x's dtype."""
     kernel.narrow(
         out,
-        np.asarray(scale, x.dtype),
+        scale.astype(x.dtype, copy=False),
         x,
         *layout.loops,
         0.0,
@@ -192,8 +192,8 @@ def fake(
         out,
         mask,
         x,
-        np.asarray(scale, wide),
-        np.asarray(zero_point, wide),
+        scale.astype(wide, copy=False),
+        zero_point.astype(wide, copy=False),
         *layout.loops,
         low,
         high,
@@ -242,7 +242,7 @@ def decode_floats(
     decode_kernel.widen(
         out,
         codes,
-        np.asarray(scale, out.dtype),
+        scale.astype(out.dtype, copy=False),
         *layout.loops,
         *spec,
         codes.nbytes + out.nbytes >= STREAM_FROM,

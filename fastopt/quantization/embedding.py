@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fastopt import _threads
-from fastopt._arrays import Array, as_array, check_finite
+from fastopt._arrays import Array, as_array, as_numbers, check_finite
 from fastopt._kernels import topk as kernel
 from fastopt._options import choice, integer, number
 from fastopt.calibration import MinMaxObserver
@@ -235,13 +235,7 @@ class EmbeddingQuantizer:
         """Finite float32 rows; the words of a refusal are those that scikit-learn looks for."""
         if hasattr(X, "nnz"):
             raise ArrayError(f"{name}: sparse input is not supported; pass {name}.toarray()")
-        if not hasattr(X, "__dlpack__") or isinstance(X, np.ndarray):
-            X = np.asarray(X)
-            if X.dtype.kind == "c":
-                raise ArrayError(f"{name}: Complex data not supported, got dtype {X.dtype}")
-            if X.dtype == object:
-                X = X.astype(np.float64)  # TypeError or ValueError where one is no number
-        a = as_array(X, name, cast="float32")
+        a = as_array(as_numbers(X, name), name, cast="float32")
         if a.ndim != 2:
             raise ArrayError(
                 f"{name}: expected 2 dimensions (rows, features), got shape {a.shape}. "

@@ -29,7 +29,7 @@ class Format:
     bits : int
         Bits of one code.
     storage : str
-        NumPy dtype of an unpacked code; 3-bit codes take a byte each.
+        NumPy dtype of an unpacked code; codes of 2, 3, 5, 6 and 7 bits take a byte each.
     qmin, qmax : int
         Smallest and largest code (``int`` and ``fixed``).
     frac_bits : int
@@ -87,8 +87,8 @@ FORMATS: dict[str, Format] = {
         _integer("uint16", 16, False, "uint16"),
         _integer("int4", 4, True, "int8", packed=True),
         _integer("uint4", 4, False, "uint8", packed=True),
-        _integer("int3", 3, True, "int8"),
-        _integer("uint3", 3, False, "uint8"),
+        *(_integer(f"int{bits}", bits, True, "int8") for bits in (2, 3, 5, 6, 7)),
+        *(_integer(f"uint{bits}", bits, False, "uint8") for bits in (2, 3, 5, 6, 7)),
         Format("float16", "float", 16, "uint16", peak=65504.0),
         Format("bfloat16", "float", 16, "uint16", peak=(2 - 2**-7) * 2.0**127),
         Format("float8_e4m3fn", "float", 8, "uint8", peak=448.0),

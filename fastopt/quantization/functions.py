@@ -47,10 +47,11 @@ def quantize(
         The values; finite (fixed point also takes infinities, which saturate; 16-bit floats take
         infinities and NaN).
     dtype : str
-        "int8", "uint8", "int16", "uint16", "int4", "uint4" (packed two to a byte), "int3", "uint3"
-        (a byte each); a fixed-point name: "q3.12" has a sign, 3 integer and 12 fraction bits,
-        "uq4.12" no sign; "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2" (bare codes, uint16
-        or uint8); "nf4", "mxfp4" (packed, float32 values).
+        "int8", "uint8", "int16", "uint16", "int4", "uint4" (packed two to a byte), "int2", "int3",
+        "int5", "int6", "int7" and the same unsigned (a byte each); a fixed-point name: "q3.12" has
+        a sign, 3 integer and 12 fraction bits, "uq4.12" no sign; "float16", "bfloat16",
+        "float8_e4m3fn", "float8_e5m2" (bare codes, uint16 or uint8); "nf4", "mxfp4"
+        (packed, float32 values).
     axis : int, optional
         One scale per index of this axis; default one scale for all.
     group_size : int, optional

@@ -1,7 +1,7 @@
 """QuantizedLinear: a dense layer that multiplies in integers.
 
 The weight is held in 8 or 4 bits; every row of the input is quantised on its own as it arrives
-(dynamic, per token), to 8 or 16 bits. Sums are exact integers; scale, bias and activation are
+(dynamic, per token), to 7, 8 or 16 bits. Sums are exact integers; scale, bias and activation are
 applied while a tile of them is still in the cache.
 """
 
@@ -22,20 +22,20 @@ from fastopt.quantization.convert import encode
 from fastopt.quantization.formats import format_of
 from fastopt.quantization.layout import layout_of
 from fastopt.quantization.matmul import SERIAL_BELOW
-from fastopt.quantization.operands import aligned_bytes
+from fastopt.quantization.operands import aligned_bytes, excess_of
 from fastopt.quantization.qparams import choose_qparams
 
 __all__ = ["SCHEMES", "QuantizedLinear"]
 
-SCHEMES = {"w8a8": (8, 8), "w8a16": (8, 16), "w4a8": (4, 8), "w4a16": (4, 16)}
+SCHEMES = {"w8a8": (8, 8), "w8a7": (8, 7), "w8a16": (8, 16), "w4a8": (4, 8), "w4a16": (4, 16)}
 ACTIVATIONS = {None: 0, "relu": 1, "gelu": 2}
 # The longest sum of (code - zero point) products that int32 holds whatever the data:
-# 255 * 255, 32767 * 255, 255 * 15, 32767 * 15 a term. Multiples of 8.
-LONGEST = {(8, 8): 33_024, (8, 16): 256, (4, 8): 561_432, (4, 16): 4_368}
+# 255 * 255, 127 * 255, 32767 * 255, 255 * 15, 32767 * 15 a term. Multiples of 8.
+LONGEST = {(8, 8): 33_024, (8, 7): 66_304, (8, 16): 256, (4, 8): 561_432, (4, 16): 4_368}
 
 
 class QuantizedLinear:
-    """act(x @ W.T + bias) with W in 8 or 4 bits and each row of x in 8 or 16 bits.
+    """act(x @ W.T + bias) with W in 8 or 4 bits and each row of x in 7, 8 or 16 bits.
 
     Parameters
     ----------
@@ -47,7 +47,10 @@ class QuantizedLinear:
     bias : (out_features,) float32 array, optional
         Added after scaling.
     scheme : str
-        "w8a8", "w8a16", "w4a8" or "w4a16": bits of the weight and of the activations.
+        "w8a8", "w8a7", "w8a16", "w4a8" or "w4a16": bits of the weight and of the activations.
+        "w8a7" is what torch's fbgemm does on a CPU without 8-bit dot products: activations in
+        0..127 cannot saturate the 8-bit instruction of AVX2, so it is faster there than "w8a8" at
+        twice the rounding error of the activations.
     group_size : int, optional
         Weights along in_features that share a scale: a multiple of 8; default all of a channel.
     activation : str, optional
@@ -75,8 +78,9 @@ class QuantizedLinear:
     Notes
     -----
     8-bit activations are affine, uint8, range widened to hold 0, as in ONNX's
-    DynamicQuantizeLinear but one scale per row; 16-bit ones symmetric, scale max|row| / 32767 (so
-    an outlier costs the other elements of its row resolution, 2**-15 of it, where float16 would
+    DynamicQuantizeLinear but one scale per row, and 7-bit ones the same with 127 steps; 16-bit
+    ones are symmetric, scale max|row| / 32767 (so an outlier costs the other elements of its row
+    resolution, 2**-15 of it, where float16 would
     not). Sums of a group are exact in int32; where K is longer than int32 can hold it is cut. A
     group's sum becomes float32, times its scale, groups added in order, times the row's scale,
     plus bias: the same bits for every thread count and instruction set.
@@ -168,7 +172,7 @@ class QuantizedLinear:
         finite = _kernel.linear(
             result, a, self._panels, self._narrow, self.bias,
             ACTIVATIONS[self.activation], m, n, k, self._group, bits, bits_a,
-            _threads.resolve(threads, m * n * k, SERIAL_BELOW),
+            _threads.resolve(threads, m * n * k, SERIAL_BELOW), self._excess,
         )  # fmt: skip
         if not finite:
             raise ArrayError("x: holds NaN or infinity, so its rows have no scale")
@@ -213,6 +217,8 @@ class QuantizedLinear:
             np.ascontiguousarray(self.zero_point[:, of_group].T, np.int32),
             codes, n, k, self._group, bits, True, _threads.resolve(threads, n * k),
         )  # fmt: skip
+        clips = (bits, bits_a) == (8, 8) and not self._group and not self._narrow
+        self._excess = excess_of(self._panels, n, k, True, threads) if clips else None
 
     def __getstate__(self) -> dict[str, Any]:
         return {

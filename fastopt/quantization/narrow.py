@@ -65,7 +65,7 @@ CODEBOOKS = {"nf4": _nf4(), "mxfp4": _mxfp4()}
 def narrow_scale(top: Array, fmt: Format, dtype: Any) -> Array:
     """Scale of parts whose largest magnitude is ``top``: 1 for zeros, positive, not denormal."""
     info = np.finfo(dtype)
-    wide = np.asarray(top, np.float64)
+    wide = top.astype(np.float64)
     if fmt.kind == "codebook":
         book = CODEBOOKS[fmt.name]
         base = np.ldexp(1.0, np.frexp(wide)[1] - 1) if book.power else wide

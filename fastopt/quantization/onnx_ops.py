@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from fastopt._arrays import Array, as_array, name_of, out_for
+from fastopt._arrays import Array, as_array, as_ndarray, name_of, out_for
 from fastopt._options import integer
 from fastopt.errors import ArrayError, DTypeError, OptionError
 from fastopt.quantization.array import QuantizedArray
@@ -193,7 +193,7 @@ def dequantize_linear(
         decode_floats(values, narrow, s, layout, FLOAT_SPECS[given], threads)
         return _rounded(result, values)
     if given in _NIBBLES:
-        x = np.asarray(x).astype(_NIBBLES[given])
+        x = as_ndarray(x, "x").astype(_NIBBLES[given])
         if zero_point is not None:
             zero_point = _nibbles(zero_point, FORMATS[given])
     codes = _codes(x, "x", None)
@@ -371,12 +371,14 @@ def _plain_zero(zero_point: Any, dtype: str) -> Any:
     low, high = (fmt.qmin, fmt.qmax) if fmt else _LIMITS.get(dtype, _LIMITS["uint8"])
     if not low <= zero_point <= high:
         raise ArrayError(f"zero_point: expected {low}..{high} of {dtype}, got {zero_point}")
-    return np.asarray(zero_point, fmt.storage if fmt else dtype)
+    return np.full((), zero_point, fmt.storage if fmt else dtype)
 
 
 def _nibbles(zero_point: Any, fmt: Format) -> Array:
     """Zero points of a 4-bit format, in a byte each."""
-    zero = np.asarray(zero_point)
+    zero = as_ndarray(zero_point, "zero_point")
+    if zero.dtype.kind not in "iuV":  # V: ml_dtypes' nibbles
+        raise DTypeError(f"zero_point: expected integers, got dtype {zero.dtype}")
     codes = zero.astype(np.int64)
     if (codes != zero).any() or (codes < fmt.qmin).any() or (codes > fmt.qmax).any():
         raise ArrayError(f"zero_point: expected codes {fmt.qmin}..{fmt.qmax} of {fmt.name}")
@@ -385,7 +387,7 @@ def _nibbles(zero_point: Any, fmt: Format) -> Array:
 
 def _zero_only(zero_point: Any) -> None:
     """float8 has no zero point but 0."""
-    if zero_point is not None and np.asarray(zero_point).astype(np.float32).any():
+    if zero_point is not None and as_ndarray(zero_point, "zero_point").astype(np.float32).any():
         raise ArrayError("zero_point: must be 0 for a float8 format")
 
 

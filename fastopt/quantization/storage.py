@@ -141,7 +141,7 @@ def to_onnx(q: QuantizedArray, name: str) -> tuple[Any, list[Any]]:
     from fastopt.quantization.packing import pack_int4
 
     def tensor(part: str, codes: Array, shape: tuple[int, ...]) -> Any:
-        raw = pack_int4(codes) if fmt.packed else np.ascontiguousarray(codes)
+        raw = pack_int4(codes) if fmt.packed else codes
         return helper.make_tensor(
             f"{name}_{part}", getattr(TensorProto, kind), shape, raw.tobytes(), raw=True
         )

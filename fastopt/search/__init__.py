@@ -1,14 +1,17 @@
 """Search over mixed spaces: spaces, engines to ask and tell, and the loop around them."""
 
+from fastopt.search.cma import CMA
 from fastopt.search.driver import minimize
 from fastopt.search.engine import Random
 from fastopt.search.genetic import Genetic
 from fastopt.search.greedy import Greedy
 from fastopt.search.operators import tournament, variation
+from fastopt.search.portfolio import Portfolio
 from fastopt.search.result import Progress, Result
 from fastopt.search.space import Bool, Choice, Float, Int, Permutation, Space, Vector
 
 __all__ = [
+    "CMA",
     "Bool",
     "Choice",
     "Float",
@@ -16,6 +19,7 @@ __all__ = [
     "Greedy",
     "Int",
     "Permutation",
+    "Portfolio",
     "Progress",
     "Random",
     "Result",

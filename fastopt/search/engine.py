@@ -13,6 +13,7 @@ import copy
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import is_dataclass
 from hashlib import blake2b
 from typing import Any, ClassVar
 
@@ -140,8 +141,11 @@ class Engine:
             }
             for name in self._names():
                 value = getattr(self, name)
-                part = isinstance(value, Engine)
-                state[name.lstrip("_")] = value.state_dict() if part else copy.deepcopy(value)
+                if isinstance(value, Engine):
+                    value = value.state_dict()
+                elif is_dataclass(value):
+                    value = vars(value)
+                state[name.lstrip("_")] = copy.deepcopy(value)
             return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -152,6 +156,8 @@ class Engine:
                 value, own = state[name.lstrip("_")], getattr(self, name)
                 if isinstance(own, Engine):
                     own.load_state_dict(value)
+                elif is_dataclass(own):
+                    vars(own).update(copy.deepcopy(value))
                 else:
                     setattr(self, name, copy.deepcopy(value))
 
@@ -211,6 +217,9 @@ class Engine:
             value, own = state[key], getattr(self, name)
             if isinstance(own, Engine):
                 own._check_state(value)
+            elif is_dataclass(own):
+                if not isinstance(value, dict) or set(value) != set(vars(own)):
+                    raise FormatError(f"state: {key} is not of the expected fields")
             elif isinstance(own, np.ndarray):
                 if (
                     not isinstance(value, np.ndarray)

@@ -56,16 +56,16 @@ def tournament(
     >>> tournament(np.array([3.0, 1.0, 2.0]), 4, size=50).tolist()
     [1, 1, 1, 1]
     """
-    fitness = np.ascontiguousarray(fitness, dtype=np.float64)
+    fitness = as_array(fitness, "fitness", dtypes=("float64",), cast="float64")
     if fitness.ndim != 1 or not len(fitness):
         raise ArrayError(f"fitness: expected shape (n,) with n >= 1, got {fitness.shape}")
-    winners = np.empty(integer(k, "k", low=0), np.intp)
+    winners = np.empty(integer(k, "k", low=0, high=1 << 48), np.intp)
     _kernels.genetic_select.tournament(
         winners,
         fitness,
-        integer(size, "size", low=1),
+        integer(size, "size", low=1, high=(1 << 31) - 1),
         key_of(seed),
-        generation & 0xFFFFFFFF,
+        integer(generation, "generation") & 0xFFFFFFFF,
         resolve(threads, len(winners) * size),
     )
     return winners
@@ -128,6 +128,10 @@ def variation(
     parents = as_array(parents, "parents", ndim=2)
     d = parents.shape[1]
     lows, highs = _bound(low, "low", parents), _bound(high, "high", parents)
+    if not (lows <= highs).all():
+        raise ArrayError("low, high: expected low <= high for each gene, and no NaN")
+    if ((parents < lows) | (parents > highs)).any():
+        raise ArrayError("parents: expected genes within low and high")
     mates = as_array(mates, "mates", dtypes=(np.dtype(np.intp).name,), ndim=1)
     child = out_for(out, "out", (len(mates), d), parents.dtype.name)
     check_disjoint([("out", child)], [("parents", parents), ("low", lows), ("high", highs)])
@@ -149,7 +153,7 @@ def variation(
         number(mutation_rate, "mutation_rate", low=0, high=1) if mutation != "none" else 0.0,
         number(mutation_scale, "mutation_scale", low=0),
         key_of(seed),
-        generation & 0xFFFFFFFF,
+        integer(generation, "generation") & 0xFFFFFFFF,
         resolve(threads, child.size, SERIAL_BELOW),
     )
     return child

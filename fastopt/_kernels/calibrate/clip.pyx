@@ -9,22 +9,33 @@ column is the second moment of its input (the diagonal of the Gram), of a bin it
 """
 
 from fastopt._kernels.shared cimport numpy as cnp
-from cpython.exc cimport PyErr_CheckSignals
-from cython.parallel cimport prange
 
 from fastopt._kernels.calibrate.ranges cimport Rule, clip_range, rule_of
 from fastopt._kernels.shared.arguments cimport data_of
+from fastopt._kernels.shared.pool cimport run_polled
 
 cnp.import_array()
 
 cdef enum:
-    STEP = 1 << 26  # evaluations between two looks at the signals: about 50 ms
+    ROWS = 4  # a thread takes at a time
+
+cdef struct Work:
+    double* low
+    double* high
+    const float* x
+    const float* weight  # of shared rows, or NULL
+    Py_ssize_t rows, n, shared
+    const Rule* rule
 
 
-cdef inline const float* at(const float* weight, Py_ssize_t row, Py_ssize_t n) noexcept nogil:
-    if weight == NULL:
-        return NULL
-    return weight + row * n
+cdef void some_rows(void* context, Py_ssize_t k, int worker) noexcept nogil:
+    cdef Work* w = <Work*> context
+    cdef Py_ssize_t r
+    cdef const float* weight = NULL
+    for r in range(k * ROWS, min(w.rows, (k + 1) * ROWS)):
+        if w.weight != NULL:
+            weight = w.weight + r % w.shared * w.n
+        clip_range(w.low + r, w.high + r, w.x + r * w.n, weight, w.n, w.rule)
 
 
 def best_range(
@@ -36,25 +47,16 @@ def best_range(
     """low, high (rows,) float64: the full ranges, overwritten with the best; x (rows, n) float32;
     weight is None (ones) or (weight_rows, n) float32, row r using weight row r % weight_rows;
     wide, near float64: the parts tried of both ends, of one."""
-    cdef Py_ssize_t r, first, last, step, shared = 1
-    cdef double* lo = <double*> data_of(low, cnp.NPY_FLOAT64, rows, True, "low")
-    cdef double* hi = <double*> data_of(high, cnp.NPY_FLOAT64, rows, True, "high")
-    cdef const float* v = <const float*> data_of(x, cnp.NPY_FLOAT32, rows * n, False, "x")
-    cdef const float* w = NULL
     cdef Rule rule = rule_of(wide, near, symmetric, steps, zero, qmin, qmax)
+    cdef Work w
+    w.low = <double*> data_of(low, cnp.NPY_FLOAT64, rows, True, "low")
+    w.high = <double*> data_of(high, cnp.NPY_FLOAT64, rows, True, "high")
+    w.x = <const float*> data_of(x, cnp.NPY_FLOAT32, rows * n, False, "x")
+    w.weight = NULL
     if weight is not None:
-        shared = weight_rows
-        w = <const float*> data_of(weight, cnp.NPY_FLOAT32, shared * n, False, "weight")
-    step = max(<Py_ssize_t> 1, STEP // max(<Py_ssize_t> 1, n * (rule.n_wide + 2 * rule.n_near)))
-    for first in range(0, rows, step):
-        last = min(rows, first + step)
-        with nogil:
-            if threads == 1:
-                for r in range(first, last):
-                    clip_range(lo + r, hi + r, v + r * n, at(w, r % shared, n), n, &rule)
-            else:
-                for r in prange(
-                    first, last, num_threads=threads, schedule="dynamic", chunksize=4
-                ):
-                    clip_range(lo + r, hi + r, v + r * n, at(w, r % shared, n), n, &rule)
-        PyErr_CheckSignals()
+        w.weight = <const float*> data_of(
+            weight, cnp.NPY_FLOAT32, weight_rows * n, False, "weight"
+        )
+    w.rows, w.n, w.shared, w.rule = rows, n, weight_rows, &rule
+    with nogil:
+        run_polled(some_rows, &w, (rows + ROWS - 1) // ROWS, threads)

@@ -12,13 +12,12 @@ compensated for it.
 """
 
 from fastopt._kernels.shared cimport numpy as cnp
-from cpython.exc cimport PyErr_CheckSignals
-from cython.parallel cimport prange
 from libc.stdint cimport int32_t, int64_t
 from libc.stdlib cimport free, malloc
 
 from fastopt._kernels.calibrate.ranges cimport Rule, rule_of
 from fastopt._kernels.shared.arguments cimport data_of
+from fastopt._kernels.shared.pool cimport mark, marked, run_polled
 
 cnp.import_array()
 
@@ -31,8 +30,6 @@ cdef extern from "calibrate/gptq.h":
         const int64_t* order, const float* cost, Py_ssize_t rows, Py_ssize_t n, Py_ssize_t size,
         bint early, float* room, const Rule* rule,
     ) noexcept nogil
-
-cdef double SLICE = 1e9  # multiply-adds between two looks at the signals: about 50 ms
 
 COLS = FO_COLS
 
@@ -50,21 +47,23 @@ cdef struct Work:
     Py_ssize_t size
     Py_ssize_t groups
     bint early
+    const Rule* rule
+    int failed  # no room for a tile
 
 
-cdef bint tile(Py_ssize_t i, const Work* k, const Rule* rule) noexcept nogil:
-    """Tile i; False where its room cannot be had."""
+cdef void tile(void* context, Py_ssize_t i, int worker) noexcept nogil:
+    cdef Work* k = <Work*> context
     cdef Py_ssize_t row = i * FO_ROWS
     cdef float* room = <float*> malloc(room_of(k.n, k.groups) * sizeof(float))
     if room == NULL:
-        return False
+        mark(&k.failed)
+        return
     round_tile(
         k.code + row * k.n, k.scale + row * k.groups, k.zero + row * k.groups, k.w + row * k.n,
         k.panels, k.order, k.cost, min(k.rows - row, <Py_ssize_t> FO_ROWS), k.n, k.size,
-        k.early, room, rule,
+        k.early, room, k.rule,
     )
     free(room)
-    return True
 
 
 def feedback(
@@ -80,9 +79,8 @@ def feedback(
     order. Scales come from w if ``early``; if not, groups must take their turns one by one.
     panels is a in (ceil(n / 8), n, 8), read above
     the diagonal only; wide, near, symmetric, steps, middle: as for best_range."""
-    cdef Py_ssize_t groups, i, first, last, step, tiles
+    cdef Py_ssize_t groups, i
     cdef Rule rule = rule_of(wide, near, symmetric, steps, middle, qmin, qmax)
-    cdef bint done = True
     cdef Work k
     if size < 1:
         raise IndexError("size")
@@ -97,22 +95,12 @@ def feedback(
         ),
         <const int64_t*> data_of(order, cnp.NPY_INT64, n, False, "order"),
         <const float*> data_of(cost, cnp.NPY_FLOAT32, n, False, "cost"),
-        rows, n, size, groups, early,
+        rows, n, size, groups, early, &rule, 0,
     )
     for i in range(n):
         if not 0 <= k.order[i] < n or (not early and k.order[i] // size != i // size):
             raise IndexError("order")
-    tiles = (rows + FO_ROWS - 1) // FO_ROWS
-    step = <Py_ssize_t> max(1.0, SLICE / (<double> (n + 1) * (n + 99) * FO_ROWS))
-    for first in range(0, tiles, step):
-        last = min(tiles, first + step)
-        with nogil:
-            if threads == 1:
-                for i in range(first, last):
-                    done &= tile(i, &k, &rule)
-            else:
-                for i in prange(first, last, num_threads=threads, schedule="dynamic"):
-                    done &= tile(i, &k, &rule)
-        if not done:
-            raise MemoryError("gptq: no room for a tile")
-        PyErr_CheckSignals()
+    with nogil:
+        run_polled(tile, &k, (rows + FO_ROWS - 1) // FO_ROWS, threads)
+    if marked(&k.failed):
+        raise MemoryError("gptq: no room for a tile")

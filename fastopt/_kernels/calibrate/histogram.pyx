@@ -11,11 +11,11 @@ added. Counts are integers: the same for every thread count and level.
 
 from fastopt._kernels.shared cimport numpy as cnp
 from cpython.exc cimport PyErr_CheckSignals
-from cython.parallel cimport prange
 from libc.stdint cimport int64_t, uint32_t
 from libc.stdlib cimport calloc, free
 
 from fastopt._kernels.shared.arguments cimport data_of
+from fastopt._kernels.shared.pool cimport mark, marked, run
 
 cnp.import_array()
 
@@ -35,6 +35,7 @@ ctypedef fused real:
     double
 
 DEF PIECE = 1 << 27  # elements between two looks at the signals
+DEF CHUNK = 1 << 16  # elements a thread takes at a time
 
 
 cdef void count_run(uint32_t* table, real* x, Py_ssize_t n, Py_ssize_t bins,
@@ -53,25 +54,39 @@ cdef void flush(int64_t* counts, uint32_t* table, Py_ssize_t bins, Py_ssize_t ta
             table[t * bins + b] = 0
 
 
-cdef int count_whole(int64_t* counts, real* x, Py_ssize_t n, Py_ssize_t bins, double inv,
-                     int threads) noexcept nogil:
-    """One tensor of n <= PIECE values: a set of tables for each of ``threads`` equal parts."""
-    cdef Py_ssize_t t, step = (n + threads - 1) // threads
-    cdef uint32_t* table = <uint32_t*> calloc(threads * FO_TABLES * bins, sizeof(uint32_t))
-    if table == NULL:
-        return -1
-    if threads == 1:
-        count_run(table, x, n, bins, inv)
+cdef struct Work:
+    bint single
+    int64_t* counts
+    const void* x
+    const double* inv
+    Py_ssize_t n, bins  # of one tensor
+    uint32_t* table  # a set of tables per worker
+    Py_ssize_t outer, channels, inner, width
+    int failed  # no room for a strip's tables
+
+
+cdef void count_chunk(void* context, Py_ssize_t k, int worker) noexcept nogil:
+    cdef Work* w = <Work*> context
+    cdef Py_ssize_t start = k * CHUNK, n = min(<Py_ssize_t> CHUNK, w.n - start)
+    cdef uint32_t* table = w.table + worker * FO_TABLES * w.bins
+    if w.single:
+        count_run(table, <float*> w.x + start, n, w.bins, w.inv[0])
     else:
-        for t in prange(threads, num_threads=threads, schedule="static", chunksize=1):
-            count_run(table + t * FO_TABLES * bins, x + min(n, t * step),
-                      max(<Py_ssize_t> 0, min(step, n - t * step)), bins, inv)
-    flush(counts, table, bins, threads * FO_TABLES)
-    free(table)
+        count_run(table, <double*> w.x + start, n, w.bins, w.inv[0])
+
+
+cdef int count_whole(Work* w, int threads) noexcept nogil:
+    """One tensor of at most PIECE values."""
+    w.table = <uint32_t*> calloc(threads * FO_TABLES * w.bins, sizeof(uint32_t))
+    if w.table == NULL:
+        return -1
+    run(count_chunk, w, (w.n + CHUNK - 1) // CHUNK, threads)
+    flush(w.counts, w.table, w.bins, threads * FO_TABLES)
+    free(w.table)
     return 0
 
 
-cdef int count_strip(int64_t* counts, real* x, double* inv, Py_ssize_t outer, Py_ssize_t channels,
+cdef int count_strip(int64_t* counts, real* x, const double* inv, Py_ssize_t outer, Py_ssize_t channels,
                      Py_ssize_t inner, Py_ssize_t first, Py_ssize_t last,
                      Py_ssize_t bins) noexcept nogil:
     """Channels [first, last), at most FO_STRIP of them, by one thread."""
@@ -114,21 +129,19 @@ cdef int count_strip(int64_t* counts, real* x, double* inv, Py_ssize_t outer, Py
     return 0
 
 
-cdef int count_strips(int64_t* counts, real* x, double* inv, Py_ssize_t outer,
-                      Py_ssize_t channels, Py_ssize_t inner, Py_ssize_t bins,
-                      int threads) noexcept nogil:
-    cdef Py_ssize_t s, width = min(<Py_ssize_t> FO_STRIP, (channels + threads - 1) // threads)
-    cdef Py_ssize_t strips = (channels + width - 1) // width
-    cdef int failed = 0
-    if threads == 1:
-        for s in range(strips):
-            failed += count_strip(counts, x, inv, outer, channels, inner, s * width,
-                                  min(channels, (s + 1) * width), bins)
+cdef void count_channels(void* context, Py_ssize_t k, int worker) noexcept nogil:
+    """Strip k of the channels."""
+    cdef Work* w = <Work*> context
+    cdef Py_ssize_t first = k * w.width, last = min(w.channels, first + w.width)
+    cdef int failed
+    if w.single:
+        failed = count_strip(w.counts, <float*> w.x, w.inv, w.outer, w.channels, w.inner, first,
+                             last, w.bins)
     else:
-        for s in prange(strips, num_threads=threads, schedule="dynamic"):
-            failed += count_strip(counts, x, inv, outer, channels, inner, s * width,
-                                  min(channels, (s + 1) * width), bins)
-    return failed
+        failed = count_strip(w.counts, <double*> w.x, w.inv, w.outer, w.channels, w.inner, first,
+                             last, w.bins)
+    if failed:
+        mark(&w.failed)
 
 
 def count(cnp.ndarray counts not None, cnp.ndarray x not None, cnp.ndarray inv not None,
@@ -139,36 +152,31 @@ def count(cnp.ndarray counts not None, cnp.ndarray x not None, cnp.ndarray inv n
     """
     cdef int kind = cnp.PyArray_TYPE(x)
     cdef Py_ssize_t bins = cnp.PyArray_SIZE(counts) // max(channels, <Py_ssize_t> 1)
-    cdef Py_ssize_t size = outer * channels * inner, start, step
-    cdef int64_t* into = <int64_t*> data_of(counts, cnp.NPY_INT64, channels * bins, True, "counts")
-    cdef double* scale = <double*> data_of(inv, cnp.NPY_FLOAT64, channels, False, "inv")
-    cdef void* data
-    cdef int failed = 0
+    cdef Py_ssize_t size = outer * channels * inner, start
+    cdef Work w
+    cdef int failed
     if kind != cnp.NPY_FLOAT64:
         kind = cnp.NPY_FLOAT32
-    data = data_of(x, kind, size, False, "x")
+    w.single, w.bins, w.failed = kind == cnp.NPY_FLOAT32, bins, 0
+    w.counts = <int64_t*> data_of(counts, cnp.NPY_INT64, channels * bins, True, "counts")
+    w.inv = <double*> data_of(inv, cnp.NPY_FLOAT64, channels, False, "inv")
+    cdef const char* data = <const char*> data_of(x, kind, size, False, "x")
+    w.x = data
     if size == 0 or bins < 2:
         return
     if channels == 1:
         for start in range(0, size, PIECE):
-            step = min(<Py_ssize_t> PIECE, size - start)
+            w.x = data + start * (4 if w.single else 8)
+            w.n = min(<Py_ssize_t> PIECE, size - start)
             with nogil:
-                if kind == cnp.NPY_FLOAT32:
-                    failed = count_whole(into, <float*> data + start, step, bins, scale[0],
-                                         threads)
-                else:
-                    failed = count_whole(into, <double*> data + start, step, bins, scale[0],
-                                         threads)
+                failed = count_whole(&w, threads)
             if failed:
                 raise MemoryError
             PyErr_CheckSignals()
         return
+    w.outer, w.channels, w.inner = outer, channels, inner
+    w.width = min(<Py_ssize_t> FO_STRIP, (channels + threads - 1) // threads)
     with nogil:
-        if kind == cnp.NPY_FLOAT32:
-            failed = count_strips(into, <float*> data, scale, outer, channels, inner, bins,
-                                  threads)
-        else:
-            failed = count_strips(into, <double*> data, scale, outer, channels, inner, bins,
-                                  threads)
-    if failed:
+        run(count_channels, &w, (channels + w.width - 1) // w.width, threads)
+    if marked(&w.failed):
         raise MemoryError

@@ -6,13 +6,12 @@ Brain Compression", 2022). n^3 / 6 multiply-adds per row, float64.
 """
 
 from fastopt._kernels.shared cimport numpy as cnp
-from cython.parallel cimport prange
 from libc.stdint cimport int64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy
 
 from fastopt._kernels.shared.arguments cimport data_of
-from fastopt._kernels.shared.openmp cimport thread_index
+from fastopt._kernels.shared.pool cimport run_polled
 
 cnp.import_array()
 
@@ -73,38 +72,24 @@ cdef void eliminate_row(
         leave(h, w, column, index, best, m, n)
 
 
-cdef void _row(
-    int64_t* order, double* loss, const double* hinv, const double* weight, Py_ssize_t n,
-    double* work,
-) noexcept nogil:
-    """One row with its own copies of H and w; work holds n^2 + 3 n doubles."""
-    memcpy(work, hinv, n * n * sizeof(double))
-    memcpy(work + n * n, weight, n * sizeof(double))
-    eliminate_row(
-        order, loss, work, work + n * n, work + n * n + n, <int64_t*> (work + n * n + 2 * n), n
-    )
+cdef struct Work:
+    int64_t* order
+    double* loss
+    const double* hinv
+    const double* weight
+    Py_ssize_t n, room
+    double* scratch  # n^2 + 3 n doubles per worker
 
 
-cdef bint _rows_block(
-    int64_t* order, double* loss, const double* hinv, const double* weight, Py_ssize_t rows,
-    Py_ssize_t n, int threads,
-) noexcept nogil:
-    """False when the work space cannot be had."""
-    cdef Py_ssize_t r, room = n * n + 3 * n
-    cdef double* work = <double*> malloc(threads * room * sizeof(double))
-    if work == NULL:
-        return False
-    if threads == 1:
-        for r in range(rows):
-            _row(order + r * n, loss + r * n, hinv, weight + r * n, n, work)
-    else:
-        for r in prange(rows, num_threads=threads, schedule="dynamic", chunksize=1):
-            _row(
-                order + r * n, loss + r * n, hinv, weight + r * n, n,
-                work + thread_index() * room,
-            )
-    free(work)
-    return True
+cdef void one_row(void* context, Py_ssize_t r, int worker) noexcept nogil:
+    """One row with its own copies of H and w."""
+    cdef Work* k = <Work*> context
+    cdef Py_ssize_t n = k.n
+    cdef double* h = k.scratch + worker * k.room
+    cdef double* w = h + n * n
+    memcpy(h, k.hinv, n * n * sizeof(double))
+    memcpy(w, k.weight + r * n, n * sizeof(double))
+    eliminate_row(k.order + r * n, k.loss + r * n, h, w, w + n, <int64_t*> (w + 2 * n), n)
 
 
 def eliminate(
@@ -117,14 +102,20 @@ def eliminate(
     positive definite.
     """
     cdef Py_ssize_t size = cnp.PyArray_SIZE(weight), n = cnp.PyArray_DIM(hinv, 0)
-    cdef double* ph = <double*> data_of(hinv, cnp.NPY_FLOAT64, n * n, False, "hinv")
-    cdef double* pw = <double*> data_of(weight, cnp.NPY_FLOAT64, size, False, "weight")
-    cdef double* pl = <double*> data_of(loss, cnp.NPY_FLOAT64, size, True, "loss")
-    cdef int64_t* po = <int64_t*> data_of(order, cnp.NPY_INT64, size, True, "order")
-    cdef bint done = True
+    cdef Work k
+    k.hinv = <double*> data_of(hinv, cnp.NPY_FLOAT64, n * n, False, "hinv")
+    k.weight = <double*> data_of(weight, cnp.NPY_FLOAT64, size, False, "weight")
+    k.loss = <double*> data_of(loss, cnp.NPY_FLOAT64, size, True, "loss")
+    k.order = <int64_t*> data_of(order, cnp.NPY_INT64, size, True, "order")
+    k.n, k.room = n, n * n + 3 * n
     threads = max(threads, 1)
-    if size and size % n == 0:
-        with nogil:
-            done = _rows_block(po, pl, ph, pw, size // n, n, threads)
-    if not done:
+    if size == 0 or size % n:
+        return
+    k.scratch = <double*> malloc(threads * k.room * sizeof(double))
+    if k.scratch == NULL:
         raise MemoryError(f"eliminate: no room for {threads} work spaces of {8 * n * n} bytes")
+    try:
+        with nogil:
+            run_polled(one_row, &k, size // n, threads)
+    finally:
+        free(k.scratch)

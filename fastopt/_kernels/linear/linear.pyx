@@ -12,12 +12,12 @@ communicates little", ICLR 2019).
 
 from fastopt._kernels.shared cimport numpy as cnp
 from cpython.exc cimport PyErr_CheckSignals
-from cython.parallel cimport prange
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 
 from fastopt._kernels.shared.arguments cimport data_of
+from fastopt._kernels.shared.pool cimport mark, marked, run
 from fastopt._kernels.shared.philox cimport philox, u32x4
 from fastopt._kernels.linear.step cimport (
     MAX_WORKERS, N_SLABS, Rule, check_order, due, meet, real, seconds, step,
@@ -47,6 +47,10 @@ cdef extern from "linear/linear.h" nogil:
     uint64_t high_product "fo_high_product" (uint64_t, uint64_t) noexcept
 
 
+cdef enum:
+    BLOCKS = 4096  # of 16 labels that a thread takes at a time
+
+
 cdef inline Py_ssize_t batch(
     const fo_rows* rows, const int64_t* order, Py_ssize_t entries, Py_ssize_t known,
     const real* w, real* g, void* scratch,
@@ -57,44 +61,58 @@ cdef inline Py_ssize_t batch(
         return fo_batch_f64(rows, order, entries, known, w, g, scratch)
 
 
+cdef struct Epoch:
+    const fo_rows* rows
+    const int64_t* order
+    Py_ssize_t entries, size
+    const double* lr
+    const Rule* rule
+    bint single
+    void* slab  # (n_workers, N_SLABS, length)
+    int64_t* steps
+    char* scratch  # room bytes per worker, beginning with the gradient
+    Py_ssize_t length, room
+    Py_ssize_t sync, first, last  # batches first..last - 1, after which the workers meet
+
+
 cdef void walk(
-    const fo_rows* rows, const int64_t* order, Py_ssize_t entries, Py_ssize_t size,
-    const double* lr, Py_ssize_t first, Py_ssize_t last, real* slab, Py_ssize_t length,
-    const Rule* rule, int64_t* steps, char* scratch,
+    const Epoch* e, Py_ssize_t first, Py_ssize_t last, real* slab, int64_t* steps, char* scratch,
 ) noexcept nogil:
-    """A worker's batches first..last-1, one after the other; scratch begins with the gradient."""
+    """A worker's batches first..last-1, one after the other."""
+    cdef const fo_rows* rows = e.rows
     cdef real *g = <real*> scratch
     cdef Py_ssize_t b, start, n
     for b in range(first, last):
-        memset(g, 0, length * sizeof(real))
-        start = b * size
-        n = batch(rows, order + start, min(size, entries - start), entries - start, slab, g,
-                  scratch + length * sizeof(real))
-        step(slab, length, g, rows.k * rows.pad, rows.k, lr[b], lr[b], n, rule, steps)
+        memset(g, 0, e.length * sizeof(real))
+        start = b * e.size
+        n = batch(rows, e.order + start, min(e.size, e.entries - start), e.entries - start, slab,
+                  g, scratch + e.length * sizeof(real))
+        step(slab, e.length, g, rows.k * rows.pad, rows.k, e.lr[b], e.lr[b], n, e.rule, steps)
 
 
-cdef int epoch(
-    const fo_rows* rows, const int64_t* order, Py_ssize_t entries, Py_ssize_t size,
-    const double* lr, real* slab, Py_ssize_t length, Py_ssize_t n_workers, Py_ssize_t sync,
-    const Rule* rule, int64_t* steps, char* scratch, Py_ssize_t room, int threads,
-) except -1 nogil:
-    cdef Py_ssize_t n_batches = (entries + size - 1) // size, first = 0, last, p
+cdef void segment(void* context, Py_ssize_t p, int thread) noexcept nogil:
+    """Worker p's batches until the workers meet."""
+    cdef Epoch* e = <Epoch*> context
+    cdef Py_ssize_t first = min(e.last, e.first + p * e.sync), at = p * N_SLABS * e.length
+    cdef Py_ssize_t last = min(e.last, first + e.sync)
+    if e.single:
+        walk(e, first, last, <float*> e.slab + at, e.steps + 2 * p, e.scratch + p * e.room)
+    else:
+        walk(e, first, last, <double*> e.slab + at, e.steps + 2 * p, e.scratch + p * e.room)
+
+
+cdef int run_epoch(Epoch* e, Py_ssize_t n_workers, int threads) except -1 nogil:
+    cdef Py_ssize_t n_batches = (e.entries + e.size - 1) // e.size
     cdef double polled = seconds()
-    while first < n_batches:
-        last = min(n_batches, first + n_workers * sync)
-        if threads == 1 or n_workers == 1:
-            for p in range(n_workers):
-                walk(rows, order, entries, size, lr, min(last, first + p * sync),
-                     min(last, first + p * sync + sync), slab + p * N_SLABS * length, length, rule,
-                     steps + 2 * p, scratch + p * room)
-        else:
-            for p in prange(n_workers, num_threads=threads, schedule="static", chunksize=1):
-                walk(rows, order, entries, size, lr, min(last, first + p * sync),
-                     min(last, first + p * sync + sync), slab + p * N_SLABS * length, length, rule,
-                     steps + 2 * p, scratch + p * room)
-        if n_workers > 1:
-            meet(slab, n_workers, length, first, sync, last, rule)
-        first = last
+    e.first = 0
+    while e.first < n_batches:
+        e.last = min(n_batches, e.first + n_workers * e.sync)
+        run(segment, e, n_workers, threads)
+        if n_workers > 1 and e.single:
+            meet(<float*> e.slab, n_workers, e.length, e.first, e.sync, e.last, e.rule)
+        elif n_workers > 1:
+            meet(<double*> e.slab, n_workers, e.length, e.first, e.sync, e.last, e.rule)
+        e.first = e.last
         if due(&polled):
             with gil:
                 PyErr_CheckSignals()
@@ -129,27 +147,35 @@ def sgd_epoch(
         raise ValueError("slab: expected shape (n_workers, 4, length)")
     if size < 1 or sync < 1:
         raise ValueError("size, sync: expected at least 1")
-    cdef void* state = data_of(slab, typenum, n_workers * N_SLABS * length, True, "slab")
-    cdef int64_t* count = <int64_t*> data_of(steps, cnp.NPY_INT64, 2 * n_workers, True, "steps")
-    cdef const int64_t* path = <const int64_t*> data_of(order, cnp.NPY_INT64, -1, False, "order")
-    cdef const double* rate = <const double*> data_of(
+    cdef Epoch e
+    e.rows, e.rule, e.single = &rows, &rule, typenum == cnp.NPY_FLOAT
+    e.entries, e.size, e.sync, e.length = entries, size, sync, length
+    e.slab = data_of(slab, typenum, n_workers * N_SLABS * length, True, "slab")
+    e.steps = <int64_t*> data_of(steps, cnp.NPY_INT64, 2 * n_workers, True, "steps")
+    e.order = <const int64_t*> data_of(order, cnp.NPY_INT64, -1, False, "order")
+    e.lr = <const double*> data_of(
         lr, cnp.NPY_DOUBLE, (entries + size - 1) // size, False, "lr")
-    check_order(path, entries, (rows.n + group - 1) // group)
+    check_order(e.order, entries, (rows.n + group - 1) // group)
     cdef char* scratch = scratch_of(&rows, typenum, length, n_workers, &room)
+    e.scratch, e.room = aligned(scratch), room
     try:
         with nogil:
-            if typenum == cnp.NPY_FLOAT:
-                epoch(&rows, path, entries, size, rate, <float*> state, length, n_workers, sync,
-                      &rule, count, aligned(scratch), room, threads)
-            else:
-                epoch(&rows, path, entries, size, rate, <double*> state, length, n_workers, sync,
-                      &rule, count, aligned(scratch), room, threads)
+            run_epoch(&e, n_workers, threads)
         return result(typenum, aligned(scratch), n_workers, room, length)
     finally:
         free(scratch)
 
 
-cdef void chunk(
+cdef struct Full:
+    const fo_rows* rows
+    bint single
+    const void* weight
+    double* out  # (n_chunks, length)
+    char* scratch
+    Py_ssize_t n_chunks, length, room
+
+
+cdef void gradient(
     const fo_rows* rows, Py_ssize_t first, Py_ssize_t last, const real* w, double* grad,
     Py_ssize_t length, char* scratch,
 ) noexcept nogil:
@@ -165,19 +191,17 @@ cdef void chunk(
             grad[j] += g[j]
 
 
-cdef void chunks(
-    const fo_rows* rows, Py_ssize_t n_chunks, const real* w, double* grad, Py_ssize_t length,
-    char* scratch, Py_ssize_t room, int threads,
-) noexcept nogil:
-    cdef Py_ssize_t n_groups = (rows.n + rows.group - 1) // rows.group, c
-    if threads == 1:
-        for c in range(n_chunks):
-            chunk(rows, n_groups * c // n_chunks, n_groups * (c + 1) // n_chunks, w,
-                  grad + c * length, length, scratch + c * room)
+cdef void chunk(void* context, Py_ssize_t c, int thread) noexcept nogil:
+    """Part c of the rows."""
+    cdef Full* f = <Full*> context
+    cdef Py_ssize_t n_groups = (f.rows.n + f.rows.group - 1) // f.rows.group
+    cdef Py_ssize_t first = n_groups * c // f.n_chunks, last = n_groups * (c + 1) // f.n_chunks
+    cdef double* out = f.out + c * f.length
+    cdef char* scratch = f.scratch + c * f.room
+    if f.single:
+        gradient(f.rows, first, last, <const float*> f.weight, out, f.length, scratch)
     else:
-        for c in prange(n_chunks, num_threads=threads, schedule="dynamic", chunksize=1):
-            chunk(rows, n_groups * c // n_chunks, n_groups * (c + 1) // n_chunks, w,
-                  grad + c * length, length, scratch + c * room)
+        gradient(f.rows, first, last, <const double*> f.weight, out, f.length, scratch)
 
 
 def loss_gradient(
@@ -198,18 +222,35 @@ def loss_gradient(
     cdef Py_ssize_t n_chunks = grad.shape[0], length = cnp.PyArray_SIZE(weight), room
     if grad.ndim != 2 or not 1 <= n_chunks <= MAX_WORKERS or length < k * rows.pad + k:
         raise ValueError("grad: expected shape (n_chunks, length) with at most 64 chunks")
-    cdef double* out = <double*> data_of(grad, cnp.NPY_DOUBLE, n_chunks * length, True, "grad")
-    cdef void* w = data_of(weight, typenum, length, False, "weight")
+    cdef Full f
+    f.rows, f.single, f.n_chunks, f.length = &rows, typenum == cnp.NPY_FLOAT, n_chunks, length
+    f.out = <double*> data_of(grad, cnp.NPY_DOUBLE, n_chunks * length, True, "grad")
+    f.weight = data_of(weight, typenum, length, False, "weight")
     cdef char* scratch = scratch_of(&rows, typenum, length, n_chunks, &room)
+    f.scratch, f.room = aligned(scratch), room
     try:
         with nogil:
-            if typenum == cnp.NPY_FLOAT:
-                chunks(&rows, n_chunks, <float*> w, out, length, aligned(scratch), room, threads)
-            else:
-                chunks(&rows, n_chunks, <double*> w, out, length, aligned(scratch), room, threads)
+            run(chunk, &f, n_chunks, threads)
         return result(typenum, aligned(scratch), n_chunks, room, length)
     finally:
         free(scratch)
+
+
+cdef struct Labels:
+    uint8_t* codes
+    const void* labels
+    const void* few
+    Py_ssize_t n
+    int size
+    int other  # there is a third label
+
+
+cdef void label(void* context, Py_ssize_t k, int thread) noexcept nogil:
+    """BLOCKS blocks of 16 labels."""
+    cdef Labels* w = <Labels*> context
+    cdef Py_ssize_t last = min((w.n + 15) // 16, (k + 1) * BLOCKS)
+    if fo_label(w.codes, w.labels, w.few, w.size, w.n, k * BLOCKS, last):
+        mark(&w.other)
 
 
 def number_two(
@@ -220,21 +261,18 @@ def number_two(
     labels (n,), at least 16, and few (2,) share a dtype of 1, 4 or 8 bytes. Returns whether every
     label is one of the two.
     """
-    cdef int typenum = cnp.PyArray_TYPE(labels), size = cnp.PyArray_ITEMSIZE(labels), other = 0
-    cdef Py_ssize_t n = cnp.PyArray_SIZE(labels), blocks = (n + 15) // 16, c
+    cdef int typenum = cnp.PyArray_TYPE(labels), size = cnp.PyArray_ITEMSIZE(labels)
+    cdef Py_ssize_t n = cnp.PyArray_SIZE(labels), blocks = (n + 15) // 16
     if n < 16 or (size != 1 and size != 4 and size != 8):
         raise ValueError("labels: expected at least 16 entries of 1, 4 or 8 bytes")
-    cdef const void* a = data_of(labels, typenum, n, False, "labels")
-    cdef const void* pair = data_of(few, typenum, 2, False, "few")
-    cdef uint8_t* out = <uint8_t*> data_of(codes, cnp.NPY_UINT8, n, True, "codes")
+    cdef Labels w = Labels(
+        <uint8_t*> data_of(codes, cnp.NPY_UINT8, n, True, "codes"),
+        data_of(labels, typenum, n, False, "labels"), data_of(few, typenum, 2, False, "few"),
+        n, size, 0,
+    )
     with nogil:
-        if threads == 1:
-            other = fo_label(out, a, pair, size, n, 0, blocks)
-        else:
-            for c in prange(threads, num_threads=threads, schedule="static", chunksize=1):
-                other |= fo_label(out, a, pair, size, n, blocks * c // threads,
-                                  blocks * (c + 1) // threads)
-    return other == 0
+        run(label, &w, (blocks + BLOCKS - 1) // BLOCKS, threads)
+    return not marked(&w.other)
 
 
 def shuffle(cnp.ndarray order not None, uint64_t key, uint32_t epoch_number):

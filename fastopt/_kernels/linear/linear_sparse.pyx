@@ -9,12 +9,12 @@ ones the low half; who calls has checked them.
 
 from fastopt._kernels.shared cimport numpy as cnp
 from cpython.exc cimport PyErr_CheckSignals
-from cython.parallel cimport prange
 from libc.stdint cimport int32_t, int64_t
 from libc.stdlib cimport calloc, free
-from libc.string cimport memset
+from libc.string cimport memcpy, memset
 
 from fastopt._kernels.shared.arguments cimport data_of
+from fastopt._kernels.shared.pool cimport run
 from fastopt._kernels.linear.csr cimport (
     FO_CHUNK, FO_ONE_VS_REST, FO_SOFTMAX, Rows, Sums, Tile, collect, dot, slopes, spread,
 )
@@ -25,70 +25,92 @@ from fastopt._kernels.linear.step cimport (
 
 cnp.import_array()
 
+cdef enum:
+    ROWS = 256  # of a product that a thread takes at a time
+
+cdef struct Epoch:
+    const Rows* rows
+    const int64_t* order
+    Py_ssize_t entries, size
+    const double* lr
+    const Rule* rule
+    bint single, lazy
+    void* slab  # (n_workers, N_SLABS, length)
+    int64_t* steps
+    char* scratch  # room bytes per worker
+    Py_ssize_t length, room
+    Py_ssize_t sync, first, last  # batches first..last - 1, after which the workers meet
+    const void* stiff  # curvatures, or NULL
+    void* before  # (length,), the parameters as the workers last met
+    Sums* total  # one per worker
+
+
 cdef void walk(
-    const Rows* f, const int64_t* order, Py_ssize_t entries, Py_ssize_t size, const double* lr,
-    Py_ssize_t first, Py_ssize_t last, real* slab, Py_ssize_t length, const Rule* rule,
-    int64_t* steps, char* scratch, Sums* total,
+    const Epoch* e, Py_ssize_t first, Py_ssize_t last, real* slab, int64_t* steps, char* scratch,
+    Sums* total,
 ) noexcept nogil:
     """Dense steps: a worker's batches first..last-1; scratch is a gradient, then one tile."""
+    cdef const Rows* f = e.rows
     cdef real *g = <real*> scratch
     cdef Py_ssize_t b, start, count, n
     cdef Tile tile
+    if e.lazy:
+        walk_lazily(f, e.order, e.entries, e.size, e.lr, first, last, slab, e.length, e.rule,
+                    steps, scratch, total)
+        return
     for b in range(first, last):
-        memset(g, 0, length * sizeof(real))
-        start, n = b * size, 0
-        count = min(size, entries - start)
+        memset(g, 0, e.length * sizeof(real))
+        start, n = b * e.size, 0
+        count = min(e.size, e.entries - start)
         tile.entry = tile.inner = 0
         while tile.entry < count:
-            collect(f, order + start, count, entries - start, &tile, sizeof(real))
-            slopes(f, &tile, slab, 1, g + length, total)
-            spread(f, &tile, g + length, 1, g, 1)
+            collect(f, e.order + start, count, e.entries - start, &tile, sizeof(real))
+            slopes(f, &tile, slab, 1, g + e.length, total)
+            spread(f, &tile, g + e.length, 1, g, 1)
             n += tile.rows
-        step(slab, length, g, f.k * f.pad, f.k, lr[b], min(lr[b], f.cap), n, rule, steps)
+        step(slab, e.length, g, f.k * f.pad, f.k, e.lr[b], min(e.lr[b], f.cap), n, e.rule, steps)
 
 
-cdef inline void segment(
-    const Rows* f, const int64_t* order, Py_ssize_t entries, Py_ssize_t size, const double* lr,
-    Py_ssize_t first, Py_ssize_t last, real* slab, Py_ssize_t length, const Rule* rule,
-    int64_t* steps, char* scratch, bint lazy, Sums* total,
-) noexcept nogil:
-    if lazy:
-        walk_lazily(f, order, entries, size, lr, first, last, slab, length, rule, steps, scratch,
-                    total)
+cdef void segment(void* context, Py_ssize_t p, int thread) noexcept nogil:
+    """Worker p's batches until the workers meet."""
+    cdef Epoch* e = <Epoch*> context
+    cdef Py_ssize_t first = min(e.last, e.first + p * e.sync), at = p * N_SLABS * e.length
+    cdef Py_ssize_t last = min(e.last, first + e.sync)
+    cdef char* scratch = e.scratch + p * e.room
+    if e.single:
+        walk(e, first, last, <float*> e.slab + at, e.steps + 2 * p, scratch, e.total + p)
     else:
-        walk(f, order, entries, size, lr, first, last, slab, length, rule, steps, scratch, total)
+        walk(e, first, last, <double*> e.slab + at, e.steps + 2 * p, scratch, e.total + p)
 
 
-cdef int epoch(
-    const Rows* f, const int64_t* order, Py_ssize_t entries, Py_ssize_t size, const double* lr,
-    real* slab, Py_ssize_t length, Py_ssize_t n_workers, Py_ssize_t sync, const Rule* rule,
-    int64_t* steps, char* scratch, Py_ssize_t room, bint lazy, const real* stiff, real* before,
-    Sums* total, int threads,
-) except -1 nogil:
-    cdef Py_ssize_t n_batches = (entries + size - 1) // size, first = 0, last, p, b
-    cdef double polled = seconds(), rates
-    for p in range(length if stiff != NULL else 0):
-        before[p] = slab[p]
-    while first < n_batches:
-        last = min(n_batches, first + n_workers * sync)
-        if threads == 1 or n_workers == 1:
-            for p in range(n_workers):
-                segment(f, order, entries, size, lr, min(last, first + p * sync),
-                        min(last, first + p * sync + sync), slab + p * N_SLABS * length, length,
-                        rule, steps + 2 * p, scratch + p * room, lazy, total + p)
-        else:
-            for p in prange(n_workers, num_threads=threads, schedule="static", chunksize=1):
-                segment(f, order, entries, size, lr, min(last, first + p * sync),
-                        min(last, first + p * sync + sync), slab + p * N_SLABS * length, length,
-                        rule, steps + 2 * p, scratch + p * room, lazy, total + p)
-        if n_workers > 1 and stiff != NULL:
-            rates = 0
-            for b in range(first, last):
-                rates += lr[b] / n_workers
-            mix(slab, n_workers, length, stiff, f.k * f.pad, rates, before)
+cdef void gather(
+    const Epoch* e, real* slab, Py_ssize_t n_workers, const real* stiff, real* before
+) noexcept nogil:
+    """The workers meet."""
+    cdef double rates = 0
+    cdef Py_ssize_t b
+    if stiff == NULL:
+        meet(slab, n_workers, e.length, e.first, e.sync, e.last, e.rule)
+        return
+    for b in range(e.first, e.last):
+        rates += e.lr[b] / n_workers
+    mix(slab, n_workers, e.length, stiff, e.rows.k * e.rows.pad, rates, before)
+
+
+cdef int run_epoch(Epoch* e, Py_ssize_t n_workers, int threads) except -1 nogil:
+    cdef Py_ssize_t n_batches = (e.entries + e.size - 1) // e.size
+    cdef double polled = seconds()
+    if e.stiff != NULL:
+        memcpy(e.before, e.slab, e.length * (sizeof(float) if e.single else sizeof(double)))
+    e.first = 0
+    while e.first < n_batches:
+        e.last = min(n_batches, e.first + n_workers * e.sync)
+        run(segment, e, n_workers, threads)
+        if n_workers > 1 and e.single:
+            gather(e, <float*> e.slab, n_workers, <const float*> e.stiff, <float*> e.before)
         elif n_workers > 1:
-            meet(slab, n_workers, length, first, sync, last, rule)
-        first = last
+            gather(e, <double*> e.slab, n_workers, <const double*> e.stiff, <double*> e.before)
+        e.first = e.last
         if due(&polled):
             with gil:
                 PyErr_CheckSignals()
@@ -111,31 +133,48 @@ cdef void full(
         first += tile.rows
 
 
-cdef void fulls(
-    const Rows* f, Py_ssize_t n_chunks, const real* w, double* grad, Py_ssize_t length,
-    char* scratch, Py_ssize_t room, Sums* total, int threads,
-) noexcept nogil:
-    cdef Py_ssize_t c
-    if threads == 1:
-        for c in range(n_chunks):
-            full(f, f.n * c // n_chunks, f.n * (c + 1) // n_chunks, w, grad + c * length,
-                 length, <real*> (scratch + c * room), total + c)
+cdef struct Full:
+    const Rows* rows
+    bint single
+    const void* weight
+    double* grad  # (n_chunks, length)
+    char* scratch
+    Py_ssize_t n_chunks, length, room
+    Sums* total
+
+
+cdef void chunk(void* context, Py_ssize_t c, int thread) noexcept nogil:
+    """Part c of the rows."""
+    cdef Full* w = <Full*> context
+    cdef Py_ssize_t n = w.rows.n, first = n * c // w.n_chunks, last = n * (c + 1) // w.n_chunks
+    cdef double* grad = w.grad + c * w.length
+    cdef char* scratch = w.scratch + c * w.room
+    if w.single:
+        full(w.rows, first, last, <const float*> w.weight, grad, w.length, <float*> scratch,
+             w.total + c)
     else:
-        for c in prange(n_chunks, num_threads=threads, schedule="dynamic", chunksize=1):
-            full(f, f.n * c // n_chunks, f.n * (c + 1) // n_chunks, w, grad + c * length,
-                 length, <real*> (scratch + c * room), total + c)
+        full(w.rows, first, last, <const double*> w.weight, grad, w.length, <double*> scratch,
+             w.total + c)
 
 
-cdef void products(const Rows* f, const real* w, real* out, int threads) noexcept nogil:
+cdef struct Product:
+    const Rows* rows
+    bint single
+    const void* weight
+    void* out
+
+
+cdef void some_products(void* context, Py_ssize_t p, int thread) noexcept nogil:
+    """ROWS rows of X times w'."""
+    cdef Product* w = <Product*> context
+    cdef const Rows* f = w.rows
     cdef Py_ssize_t i, c
-    if threads == 1:
-        for i in range(f.n):
-            for c in range(f.k):
-                out[i * f.k + c] = dot(f, i, w + c * f.d)
-    else:
-        for i in prange(f.n, num_threads=threads, schedule="static"):
-            for c in range(f.k):
-                out[i * f.k + c] = dot(f, i, w + c * f.d)
+    for i in range(p * ROWS, min(f.n, (p + 1) * ROWS)):
+        for c in range(f.k):
+            if w.single:
+                (<float*> w.out)[i * f.k + c] = dot(f, i, <const float*> w.weight + c * f.d)
+            else:
+                (<double*> w.out)[i * f.k + c] = dot(f, i, <const double*> w.weight + c * f.d)
 
 
 cdef void square(const Rows* f, const real* s, double* out) noexcept nogil:
@@ -222,37 +261,33 @@ def sgd_epoch(
         raise ValueError("slab: expected shape (n_workers, 4, length)")
     if size < 1 or sync < 1 or group < 1 or (lazy and (kind != SGD or average and l1 > 0)):
         raise ValueError("size, sync, group: expected at least 1; lazy: goes with plain SGD")
-    cdef void* state = data_of(slab, typenum, n_workers * N_SLABS * length, True, "slab")
-    cdef int64_t* count = <int64_t*> data_of(steps, cnp.NPY_INT64, 2 * n_workers, True, "steps")
-    cdef const int64_t* path = <const int64_t*> data_of(order, cnp.NPY_INT64, -1, False, "order")
-    cdef const double* rate = <const double*> data_of(
+    cdef Epoch e
+    e.rows, e.rule, e.single, e.lazy = &f, &rule, typenum == cnp.NPY_FLOAT, lazy
+    e.entries, e.size, e.sync, e.length, e.total = entries, size, sync, length, sums_of
+    e.slab = data_of(slab, typenum, n_workers * N_SLABS * length, True, "slab")
+    e.steps = <int64_t*> data_of(steps, cnp.NPY_INT64, 2 * n_workers, True, "steps")
+    e.order = <const int64_t*> data_of(order, cnp.NPY_INT64, -1, False, "order")
+    e.lr = <const double*> data_of(
         lr, cnp.NPY_DOUBLE, (entries + size - 1) // size, False, "lr")
-    check_order(path, entries, (f.n + group - 1) // group)
+    check_order(e.order, entries, (f.n + group - 1) // group)
     cdef Py_ssize_t tile = k * FO_CHUNK * sizeof(double)
     if lazy:
         room = ((size * group + FO_CHUNK - 1) // FO_CHUNK + 1) * tile
         room += k * f.pad * sizeof(double) if l1 > 0 else 0
     else:
         room = length * sizeof(double) + tile
-    cdef void* h = NULL
+    e.stiff = NULL
     if stiff is not None:
-        h = data_of(<cnp.ndarray?> stiff, typenum, k * f.pad, False, "stiff")
-    room = (room + 7) // 8 * 8
+        e.stiff = data_of(<cnp.ndarray?> stiff, typenum, k * f.pad, False, "stiff")
+    e.room = room = (room + 7) // 8 * 8
     cdef char* scratch = <char*> calloc(n_workers * room + length * sizeof(double), 1)
-    cdef void* before = scratch + n_workers * room
     if scratch == NULL:
         raise MemoryError
+    e.scratch, e.before = scratch, scratch + n_workers * room
     memset(sums_of, 0, sizeof(sums_of))
     try:
         with nogil:
-            if typenum == cnp.NPY_FLOAT:
-                epoch(&f, path, entries, size, rate, <float*> state, length, n_workers, sync,
-                      &rule, count, scratch, room, lazy, <const float*> h, <float*> before, sums_of,
-                      threads)
-            else:
-                epoch(&f, path, entries, size, rate, <double*> state, length, n_workers, sync,
-                      &rule, count, scratch, room, lazy, <const double*> h, <double*> before, sums_of,
-                      threads)
+            run_epoch(&e, n_workers, threads)
         return result(sums_of, n_workers)
     finally:
         free(scratch)
@@ -272,24 +307,23 @@ def loss_gradient(
     cdef int typenum = describe(&f, data, indices, indptr, d, k)
     describe_loss(&f, typenum, y, weights, loss, targets, epsilon, intercept)
     cdef Py_ssize_t n_chunks = grad.shape[0], length = cnp.PyArray_SIZE(weight)
-    cdef Py_ssize_t room = k * FO_CHUNK * sizeof(double)
     if grad.ndim != 2 or not 1 <= n_chunks <= MAX_WORKERS or length < k * f.pad + k:
         raise ValueError("grad: expected shape (n_chunks, length) with at most 64 chunks")
-    cdef double* out = <double*> data_of(grad, cnp.NPY_DOUBLE, n_chunks * length, True, "grad")
-    cdef void* w = data_of(weight, typenum, length, False, "weight")
-    cdef char* scratch = <char*> calloc(n_chunks, room)
-    if scratch == NULL:
+    cdef Full w
+    w.rows, w.single, w.n_chunks, w.length = &f, typenum == cnp.NPY_FLOAT, n_chunks, length
+    w.grad = <double*> data_of(grad, cnp.NPY_DOUBLE, n_chunks * length, True, "grad")
+    w.weight = data_of(weight, typenum, length, False, "weight")
+    w.room, w.total = k * FO_CHUNK * sizeof(double), sums_of
+    w.scratch = <char*> calloc(n_chunks, w.room)
+    if w.scratch == NULL:
         raise MemoryError
     memset(sums_of, 0, sizeof(sums_of))
     try:
         with nogil:
-            if typenum == cnp.NPY_FLOAT:
-                fulls(&f, n_chunks, <float*> w, out, length, scratch, room, sums_of, threads)
-            else:
-                fulls(&f, n_chunks, <double*> w, out, length, scratch, room, sums_of, threads)
+            run(chunk, &w, n_chunks, threads)
         return result(sums_of, n_chunks)
     finally:
-        free(scratch)
+        free(w.scratch)
 
 
 def squares(
@@ -319,10 +353,9 @@ def product(
     if w.ndim != 2:
         raise ValueError("w: expected two dimensions")
     cdef int typenum = describe(&f, data, indices, indptr, w.shape[1], w.shape[0])
-    cdef void* to = data_of(out, typenum, f.n * f.k, True, "out")
-    cdef void* coef = data_of(w, typenum, -1, False, "w")
+    cdef Product p
+    p.rows, p.single = &f, typenum == cnp.NPY_FLOAT
+    p.out = data_of(out, typenum, f.n * f.k, True, "out")
+    p.weight = data_of(w, typenum, -1, False, "w")
     with nogil:
-        if typenum == cnp.NPY_FLOAT:
-            products(&f, <float*> coef, <float*> to, threads)
-        else:
-            products(&f, <double*> coef, <double*> to, threads)
+        run(some_products, &p, (f.n + ROWS - 1) // ROWS, threads)

@@ -1,6 +1,6 @@
 /* A row of float activations to integer codes with a scale of its own (per token).
- *   8 bits:  range [min(0, lo), max(0, hi)], scale = range / 255, zero point z = round(-lo / scale),
- *            code = clip(round(x * (1 / scale)) + z, 0, 255)
+ *   8 or 7 bits: top = 255 or 127, range [min(0, lo), max(0, hi)], scale = range / top, zero point
+ *            z = round(-lo / scale), code = clip(round(x * (1 / scale)) + z, 0, top)
  *   16 bits: scale = max|x| / 32767, code = clip(round(x * (1 / scale)), -32767, 32767)
  * The scale is computed in float64 and rounded once; rounding of codes is half to even. */
 #ifndef FO_ACTIVATIONS_INT8
@@ -42,11 +42,11 @@ static inline float fo_step(double range, double steps) {
 }
 
 static inline void fo_codes_u8(ptrdiff_t k, const float *__restrict x, float inverse, float zero,
-                               uint8_t *__restrict out) {
+                               float top, uint8_t *__restrict out) {
     for (ptrdiff_t i = 0; i < k; i++) {
         float v = rintf(x[i] * inverse) + zero;
         v = v > 0.0f ? v : 0.0f;
-        v = v < 255.0f ? v : 255.0f;
+        v = v < top ? v : top;
         out[i] = (uint8_t)(int32_t)v;
     }
 }
@@ -62,21 +62,22 @@ static inline void fo_codes_s16(ptrdiff_t k, const float *__restrict x, float in
 }
 
 /* One row; returns 0 if it is not finite (nothing is written then). */
-static inline int fo_quantize_row(ptrdiff_t k, const float *x, int wide_codes, void *codes,
+static inline int fo_quantize_row(ptrdiff_t k, const float *x, int bits, void *codes,
                                   float *scale, int32_t *zero) {
     float lo, hi;
     if (!fo_row_range(k, x, &lo, &hi)) return 0;
-    if (wide_codes) {
+    if (bits == 16) {
         *scale = fo_step(hi > -lo ? (double)hi : -(double)lo, 32767.0);
         *zero = 0;
         fo_codes_s16(k, x, (float)(1.0 / (double)*scale), (int16_t *)codes);
     } else {
-        *scale = fo_step((double)hi - (double)lo, 255.0);
+        const float top = bits == 7 ? 127.0f : 255.0f;
+        *scale = fo_step((double)hi - (double)lo, top);
         const float inverse = (float)(1.0 / (double)*scale);
         float z = rintf(-lo * inverse);
-        z = z < 255.0f ? z : 255.0f;
+        z = z < top ? z : top;
         *zero = (int32_t)z;
-        fo_codes_u8(k, x, inverse, z, (uint8_t *)codes);
+        fo_codes_u8(k, x, inverse, z, top, (uint8_t *)codes);
     }
     return 1;
 }

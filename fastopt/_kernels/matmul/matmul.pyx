@@ -13,21 +13,22 @@ is turned into float32, scaled and added, groups in ascending order; the same op
 order on every level and thread.
 """
 
-from cpython.exc cimport PyErr_CheckSignals
-from cython.parallel cimport prange
-from libc.stdint cimport int16_t, int32_t, uint8_t, uintptr_t
+from libc.stdint cimport int8_t, int16_t, int32_t, uint8_t, uint16_t, uintptr_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memset
 
 from fastopt._kernels.shared cimport numpy as cnp
 from fastopt._kernels.shared.arguments cimport data_of
+from fastopt._kernels.shared.pool cimport mark, marked, run, run_polled
 from fastopt._kernels.matmul.job cimport *
-from fastopt._kernels.matmul.task cimport pack_panel, run_task
-from fastopt._kernels.shared.openmp cimport thread_index
+from fastopt._kernels.matmul.task cimport pack_panel, run_task, transpose_block
 
 cnp.import_array()
 
-cdef double BATCH = 2e9  # multiply-adds between two looks at Ctrl-C
+cdef enum:
+    CLIP_FROM = 16  # rows of A from which clipping B pays; fewer are multiplied as int16
+
+CLIPS = bool(FO_CLIPS)  # this level multiplies a B that is not narrow with its excess apart
 
 
 cdef void slice_k(Job* j, Py_ssize_t most) noexcept nogil:
@@ -41,14 +42,26 @@ cdef void slice_k(Job* j, Py_ssize_t most) noexcept nogil:
         j.quads_a_slice = ((j.group + parts - 1) // parts + 7) // 8 * 2
 
 
-cdef int run(Job* j, int threads) except -1:
-    """Cut the job into tasks, pack A, run the tasks; looks at Ctrl-C between batches. Returns 1,
-    with nothing written, if a row of floats is not finite."""
-    cdef Py_ssize_t i, start, stop, tasks, batch, chunks, units, units_a_task
+cdef void pack_rows(void* context, Py_ssize_t panel, int worker) noexcept nogil:
+    cdef Job* j = <Job*> context
+    if pack_panel(j, panel, j.scratch + worker * j.scratch_bytes):
+        mark(&j.bad)
+
+
+cdef void transpose_rows(void* context, Py_ssize_t block, int worker) noexcept nogil:
+    transpose_block(<Job*> context, block)
+
+
+cdef void task(void* context, Py_ssize_t index, int worker) noexcept nogil:
+    run_task(<Job*> context, index, worker)
+
+
+cdef int multiply(Job* j, int threads) except -1:
+    """Cut the job into tasks, pack A, run the tasks. Returns 1, with nothing written, if a row of
+    floats is not finite."""
+    cdef Py_ssize_t chunks, units, units_a_task, block_bytes
     cdef Py_ssize_t depth = max(<Py_ssize_t> 8, j.kp), size = 2 if j.wide else 1
     cdef Py_ssize_t a_bytes = (j.m * j.kp * size + 63) // 64 * 64
-    cdef double task_work
-    cdef int bad = 0
     cdef uint8_t* memory
     j.row_panels = (j.m + FO_MR - 1) // FO_MR
     # A single row takes B from memory, several panels at a time. Otherwise a slice of B stays in L1
@@ -66,50 +79,38 @@ cdef int run(Job* j, int threads) except -1:
     j.panels_a_chunk = (j.row_panels + chunks - 1) // chunks
     chunks = (j.row_panels + j.panels_a_chunk - 1) // j.panels_a_chunk
     j.scratch_rows = max(min(j.m, j.panels_a_chunk * FO_MR), j.abreast)
+    j.blocks_a_chunk = (j.scratch_rows + FO_BLOCK - 1) // FO_BLOCK if j.clipped else 0
+    j.scratch_rows = max(j.scratch_rows, j.blocks_a_chunk * FO_BLOCK)
+    block_bytes = chunks * j.blocks_a_chunk * FO_BLOCK * j.kp
     # A task: at least 256 Ki multiply-adds, but at least four tasks a thread where possible.
     units = (j.col_panels + j.abreast - 1) // j.abreast
     units_a_task = max(<Py_ssize_t> 1, min((1 << 18) // (j.scratch_rows * FO_NR * depth),
                                            units * chunks // (4 * threads)))
     j.col_tasks = (units + units_a_task - 1) // units_a_task
-    tasks = chunks * j.col_tasks
-    task_work = <double> j.m * j.n * depth / tasks
-    batch = max(<Py_ssize_t> threads, <Py_ssize_t> (BATCH / task_work))
     # A thread's scratch: a slice of B as bytes and as int16, sums, floats; or a row of codes.
     j.scratch_bytes = 2 * FO_SLICE + (2 * j.scratch_rows + 1) * FO_NR * 4
     j.scratch_bytes = (max(j.scratch_bytes, 2 * j.kp) + 63) // 64 * 64
-    memory = <uint8_t*> malloc(64 + a_bytes + threads * j.scratch_bytes
+    memory = <uint8_t*> malloc(64 + a_bytes + block_bytes + threads * j.scratch_bytes
                                + j.m * 4 * (j.groups + 2))
     if memory == NULL:
         raise MemoryError("matmul: no memory for the packed operands")
     j.packed_a = <uint8_t*> ((<uintptr_t> memory + 63) // 64 * 64)
-    j.scratch = j.packed_a + a_bytes
+    j.blocks = j.packed_a + a_bytes
+    j.scratch = j.blocks + block_bytes
     j.ra = <int32_t*> (j.scratch + threads * j.scratch_bytes)
     if j.x != NULL:
         j.za = j.ra + j.m * j.groups
         j.sa = <float*> (j.za + j.m)
+    j.bad = 0
     try:
         with nogil:
-            if threads == 1 or j.m * j.k < 1 << 16:
-                for i in range(j.row_panels):
-                    bad |= pack_panel(j, i, j.scratch)
-            else:
-                for i in prange(j.row_panels, num_threads=threads, schedule="dynamic"):
-                    bad |= pack_panel(j, i, j.scratch + thread_index() * j.scratch_bytes)
-        start = tasks if bad else 0
-        while start < tasks:
-            stop = min(start + batch, tasks)
-            with nogil:
-                if threads == 1:
-                    for i in range(start, stop):
-                        run_task(j, i, 0)
-                else:
-                    for i in prange(start, stop, num_threads=threads, schedule="dynamic"):
-                        run_task(j, i, thread_index())
-            PyErr_CheckSignals()
-            start = stop
+            run(pack_rows, j, j.row_panels, threads if j.m * j.k >= 1 << 16 else 1)
+            if not marked(&j.bad):
+                run(transpose_rows, j, chunks * j.blocks_a_chunk, threads)
+                run_polled(task, j, chunks * j.col_tasks, threads)
     finally:
         free(memory)
-    return bad
+    return marked(&j.bad)
 
 
 def packed_size(Py_ssize_t n, Py_ssize_t k, Py_ssize_t group, int bits, bint heads):
@@ -149,6 +150,21 @@ cdef bint pack_columns(Job* j, int32_t* colsum, const float* scale, uint8_t* scr
     return narrow
 
 
+cdef struct Packing:
+    Job job
+    int32_t* colsum
+    const float* scale
+    uint8_t* scratch
+    Py_ssize_t room  # bytes of scratch per thread
+    int wide  # some code is not narrow
+
+
+cdef void pack_panels(void* context, Py_ssize_t panel, int worker) noexcept nogil:
+    cdef Packing* p = <Packing*> context
+    if not pack_columns(&p.job, p.colsum, p.scale, p.scratch + worker * p.room, panel):
+        mark(&p.wide)
+
+
 cdef const uint8_t* codes_of(cnp.ndarray a, Py_ssize_t size, str name, bint* is_signed) except NULL:
     """Data of an int8 or uint8 array."""
     is_signed[0] = cnp.PyArray_TYPE(a) == cnp.NPY_INT8
@@ -168,38 +184,65 @@ def pack(cnp.ndarray packed not None, cnp.ndarray colsum, cnp.ndarray scale, cnp
     scale and zero, (groups, n) float32 and int32; b : (k, n) int8 or uint8, or (n, k) if
     ``transposed``; for 4 bits codes in -8..7; group : a multiple of 8, or 0 for one group.
     """
-    cdef Job j
+    cdef Packing p
+    cdef Job* j = &p.job
     cdef bint is_signed
-    cdef int narrow = 1
-    cdef Py_ssize_t q, size
-    cdef int32_t* sums = NULL
-    cdef const float* scales = NULL
-    cut(&j, 0, n, k, group, bits, colsum is None)
+    p.colsum, p.scale, p.scratch, p.wide = NULL, NULL, NULL, 0
+    cut(j, 0, n, k, group, bits, colsum is None)
     if colsum is None:
-        scales = <const float*> data_of(scale, cnp.NPY_FLOAT32, j.groups * n, False, "scale")
+        p.scale = <const float*> data_of(scale, cnp.NPY_FLOAT32, j.groups * n, False, "scale")
         j.zb = <const int32_t*> data_of(zero, cnp.NPY_INT32, j.groups * n, False, "zero")
     else:
-        sums = <int32_t*> data_of(colsum, cnp.NPY_INT32, n, True, "colsum")
-    j.packed_a = <uint8_t*> data_of(packed, cnp.NPY_UINT8, vectors(n) * FO_LANES * column_bytes(&j),
+        p.colsum = <int32_t*> data_of(colsum, cnp.NPY_INT32, n, True, "colsum")
+    j.packed_a = <uint8_t*> data_of(packed, cnp.NPY_UINT8, vectors(n) * FO_LANES * column_bytes(j),
                                     True, "packed")
-    cdef uint8_t* scratch = NULL
     j.b = codes_of(b, n * k, "b", &is_signed)
     j.flip_b = 0 if is_signed else 0x80
     j.layout = ROWS_N if transposed else ROWS_K
-    size = j.group * FO_NR
+    p.room = j.group * FO_NR
     if bits == 4:
-        scratch = <uint8_t*> malloc(threads * size)
-        if scratch == NULL:
+        p.scratch = <uint8_t*> malloc(threads * p.room)
+        if p.scratch == NULL:
             raise MemoryError("matmul: no memory to pack")
     with nogil:
-        if threads == 1:
-            for q in range(j.col_panels):
-                narrow &= pack_columns(&j, sums, scales, scratch, q)
-        else:
-            for q in prange(j.col_panels, num_threads=threads, schedule="dynamic"):
-                narrow &= pack_columns(&j, sums, scales, scratch + thread_index() * size, q)
-    free(scratch)
-    return narrow != 0
+        run(pack_panels, &p, j.col_panels, threads)
+    free(p.scratch)
+    return not marked(&p.wide)
+
+
+cdef struct Excess:
+    Job job
+    int32_t* count
+    const int32_t* start
+    uint16_t* row
+    int8_t* value
+
+
+cdef void excess_of_panel(void* context, Py_ssize_t panel, int worker) noexcept nogil:
+    cdef Excess* e = <Excess*> context
+    cdef Py_ssize_t cols = columns(&e.job, panel), column, n, t, at, width
+    cdef const int8_t* pair
+    cdef int i, d, part
+    width = vectors(cols) * FO_LANES
+    for n in range(cols):
+        column = panel * FO_NR + n
+        e.count[column] = 0
+        at = 4 * e.start[column] if e.start != NULL else 0
+        for t in range(e.job.kp // 4):
+            for i in range(0, 4, 2):
+                pair = <const int8_t*> codes_at(&e.job, panel, <int> width, t) + 4 * n + i
+                d = fo_excess(pair[0], pair[1])
+                while d:  # in parts of at most 64
+                    part = min(max(d, -64), 64)
+                    if e.start != NULL:
+                        e.row[at + e.count[column]] = <uint16_t> (4 * t + i + 1)
+                        e.value[at + e.count[column]] = <int8_t> part
+                    e.count[column] += 1
+                    d -= part
+        if e.start != NULL:
+            for at in range(at + e.count[column], 4 * e.start[column + 1]):
+                e.row[at] = 0
+                e.value[at] = 0
 
 
 def unpack(cnp.ndarray out not None, cnp.ndarray packed not None, Py_ssize_t n, Py_ssize_t k,
@@ -228,6 +271,47 @@ def unpack(cnp.ndarray out not None, cnp.ndarray packed not None, Py_ssize_t n, 
                     codes = scratch
                 fo_unpack_nk(s0, s1, <int> cols, nv * FO_LANES, k, k, codes, to + q * FO_NR * k)
     free(scratch)
+
+
+def excess(cnp.ndarray count not None, cnp.ndarray start, cnp.ndarray row, cnp.ndarray value,
+           cnp.ndarray packed not None, Py_ssize_t n, Py_ssize_t k, bint heads, int threads):
+    """What clipping takes off an 8-bit packed B of one group (clip.h), column by column.
+
+    Without ``start``: count (n,) int32 = the entries of each column. With start (n + 1,) int32, the
+    columns' first quads: row (4 start[n],) uint16 and value (4 start[n],) int8 are overwritten
+    with the entries, rows ascending, zeros behind a column's last.
+    """
+    cdef Excess e
+    cdef Job* j = &e.job
+    cut(j, 0, n, k, 0, 8, heads)
+    j.b = <const uint8_t*> data_of(packed, cnp.NPY_UINT8, vectors(n) * FO_LANES * column_bytes(j),
+                                   False, "packed")
+    e.count = <int32_t*> data_of(count, cnp.NPY_INT32, n, True, "count")
+    e.start = NULL
+    if start is not None:
+        e.start = <const int32_t*> data_of(start, cnp.NPY_INT32, n + 1, False, "start")
+        e.row = <uint16_t*> data_of(row, cnp.NPY_UINT16, 4 * e.start[n], True, "row")
+        e.value = <int8_t*> data_of(value, cnp.NPY_INT8, 4 * e.start[n], True, "value")
+    if k > 1 << 16:
+        raise OverflowError("k: more than 65,536 rows do not fit uint16")
+    with nogil:
+        run(excess_of_panel, &e, j.col_panels, threads)
+
+
+cdef int use_excess(Job* j, excess) except -1:
+    """Clip B where that is faster; ``excess`` is (start, row, value) or None."""
+    j.clipped = False
+    if excess is None or not j.wide or not FO_CLIPS or j.m < CLIP_FROM or j.groups > 1:
+        return 0
+    start, row, value = excess
+    j.excess_start = <const int32_t*> data_of(
+        <cnp.ndarray?> start, cnp.NPY_INT32, j.n + 1, False, "start")
+    quads = j.excess_start[j.n]
+    j.excess_row = <const uint16_t*> data_of(
+        <cnp.ndarray?> row, cnp.NPY_UINT16, 4 * quads, False, "row")
+    j.excess = <const int8_t*> data_of(<cnp.ndarray?> value, cnp.NPY_INT8, 4 * quads, False, "value")
+    j.clipped, j.wide = True, False
+    return 0
 
 
 cdef int operands(Job* j, cnp.ndarray a, cnp.ndarray b, int layout, cnp.ndarray colsum,
@@ -275,26 +359,29 @@ def micro_kernel(Py_ssize_t repeat, int bits=8, bint narrow=False):
 
 def multiply_i32(cnp.ndarray out not None, cnp.ndarray a not None, cnp.ndarray b not None,
                  int layout, cnp.ndarray colsum, bint narrow, cnp.ndarray za not None,
-                 cnp.ndarray zb not None, Py_ssize_t m, Py_ssize_t n, Py_ssize_t k, int threads):
+                 cnp.ndarray zb not None, Py_ssize_t m, Py_ssize_t n, Py_ssize_t k, int threads,
+                 excess=None):
     """out[m, n] = sum_k (a[m, k] - za[m]) (b[k, n] - zb[n]) modulo 2^32.
 
     out : (m, n) int32; a : (m, k) int8 or uint8; b : packed (layout 0, with its colsum), (k, n)
     (layout 1) or (n, k) (layout 2) int8 or uint8; narrow : b's codes are as ``pack`` told;
-    za : (m,) int32, + 128 where a is int8; zb : (n,) int32, - 128 where b is uint8.
+    za : (m,) int32, + 128 where a is int8; zb : (n,) int32, - 128 where b is uint8; excess : None,
+    or (start, row, value) of a packed b.
     """
     cdef Job j
     j.out = <uint8_t*> data_of(out, cnp.NPY_INT32, m * n, True, "out")
     j.out_size = 4
     j.mode = TO_I32
     operands(&j, a, b, layout, colsum, narrow, za, zb, m, n, k)
+    use_excess(&j, excess if layout == PACKED else None)
     if m and n:
-        run(&j, threads)
+        multiply(&j, threads)
 
 
 def multiply_q8(cnp.ndarray out not None, cnp.ndarray a not None, cnp.ndarray b not None,
                 int layout, cnp.ndarray colsum, bint narrow, cnp.ndarray za not None,
                 cnp.ndarray zb not None, cnp.ndarray scale not None, int zero_point,
-                Py_ssize_t m, Py_ssize_t n, Py_ssize_t k, int threads):
+                Py_ssize_t m, Py_ssize_t n, Py_ssize_t k, int threads, excess=None):
     """out = saturate(round_half_even(C scale) + zero_point), C as in ``multiply_i32``.
 
     out : (m, n) int8 or uint8; scale : (n,) or (m, n) float64.
@@ -311,17 +398,18 @@ def multiply_q8(cnp.ndarray out not None, cnp.ndarray a not None, cnp.ndarray b 
     j.scale = <const double*> data_of(scale, cnp.NPY_FLOAT64, m * n if j.scale_stride else n,
                                       False, "scale")
     operands(&j, a, b, layout, colsum, narrow, za, zb, m, n, k)
+    use_excess(&j, excess if layout == PACKED else None)
     if m and n:
-        run(&j, threads)
+        multiply(&j, threads)
 
 
 def linear(cnp.ndarray out not None, cnp.ndarray x not None, cnp.ndarray packed not None,
            bint narrow, cnp.ndarray bias not None, int activation, Py_ssize_t m, Py_ssize_t n,
-           Py_ssize_t k, Py_ssize_t group, int bits, int bits_a, int threads):
+           Py_ssize_t k, Py_ssize_t group, int bits, int bits_a, int threads, excess=None):
     """out = act(sa[m] * sum_g (float) (exact sum of group g of (codes - za)(b - zb)) * scale[g, n]
     + bias[n]); False, with nothing written, if x holds NaN or infinity.
 
-    out : (m, n) float32; x : (m, k) float32, quantised row by row to ``bits_a`` = 8 or 16 bits
+    out : (m, n) float32; x : (m, k) float32, quantised row by row to ``bits_a`` = 7, 8 or 16 bits
     (activations.h); packed, narrow : by ``pack`` with heads and the same ``group`` and
     ``bits``; bias : (n,) float32; activation : 0 none, 1 ReLU, 2 GELU. Group sums must fit in
     int32.
@@ -331,8 +419,9 @@ def linear(cnp.ndarray out not None, cnp.ndarray x not None, cnp.ndarray packed 
     j.layout = PACKED
     j.flip_a = j.flip_b = 0
     j.bits_a = bits_a
-    j.wide = bits_a == 16 or (FO_WIDE_A8 and bits == 8 and not narrow)
-    j.joint = j.head == 8 and bits_a == 8 and j.group <= 128  # 255 * 128 < 2^15
+    j.wide = bits_a == 16 or (FO_WIDE_A8 and bits == 8 and bits_a == 8 and not narrow)
+    j.joint = j.head == 8 and bits_a != 16 and j.group <= 128  # 255 * 128 < 2^15
+    use_excess(&j, excess if bits == 8 and bits_a == 8 else None)
     j.mode = TO_F32
     j.activation = activation
     j.out = <uint8_t*> data_of(out, cnp.NPY_FLOAT32, m * n, True, "out")
@@ -343,5 +432,5 @@ def linear(cnp.ndarray out not None, cnp.ndarray x not None, cnp.ndarray packed 
     j.colsum = NULL
     j.bias = <const float*> data_of(bias, cnp.NPY_FLOAT32, n, False, "bias")
     if m and n:
-        return run(&j, threads) == 0
+        return multiply(&j, threads) == 0
     return True

@@ -11,13 +11,12 @@ so an equal score always belongs to a later row and loses.
 """
 
 from fastopt._kernels.shared cimport numpy as cnp
-from cpython.exc cimport PyErr_CheckSignals
-from cython.parallel cimport prange, threadid
 from libc.stdint cimport INT32_MAX, INT32_MIN, int8_t, int32_t, int64_t, uint8_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy
 
 from fastopt._kernels.shared.arguments cimport data_of
+from fastopt._kernels.shared.pool cimport next_of, run_polled
 
 cnp.import_array()
 
@@ -43,7 +42,13 @@ cdef enum:
     L1 = 16384  # bytes of prepared rows that all queries meet
     CHUNK = 16  # such blocks a task
     CACHE = 64  # bytes of a line
-DEF SPAN = 1 << 30  # products between two looks at the signals
+
+cdef struct Worker:
+    int32_t* score  # (queries, k), heaps
+    int64_t* row
+    int32_t* worst  # the roots' scores; INT32_MAX past the last query
+    uint8_t* rows
+    int32_t* sums
 
 cdef struct Job:
     int kind
@@ -53,13 +58,8 @@ cdef struct Job:
     Py_ssize_t panels, block  # panels of FO_NQ queries (the others are met alone), rows at once
     uint8_t* query
     int32_t* start
-
-cdef struct Worker:
-    int32_t* score  # (queries, k), heaps
-    int64_t* row
-    int32_t* worst  # the roots' scores; INT32_MAX past the last query
-    uint8_t* rows
-    int32_t* sums
+    Worker* worker
+    Py_ssize_t chunk, next  # rows a task, the next task
 
 
 cdef inline bint worse(int32_t score, int64_t row, int32_t than, int64_t other) noexcept nogil:
@@ -134,6 +134,13 @@ cdef void scan(Job* j, Worker* w, Py_ssize_t first, Py_ssize_t last) noexcept no
         at += j.block
 
 
+cdef void scan_next(void* context, Py_ssize_t index, int worker) noexcept nogil:
+    """The next task in turn, so that every thread meets the rows in order."""
+    cdef Job* j = <Job*> context
+    cdef Py_ssize_t first = next_of(&j.next) * j.chunk
+    scan(j, j.worker + worker, first, min(j.n, first + j.chunk))
+
+
 cdef void lay_out(Job* j, const uint8_t* query, Py_ssize_t bytes, uint8_t* row) noexcept nogil:
     """Queries of ``bytes`` bytes as panels and lines; ``row`` is room for one."""
     cdef Py_ssize_t q, w
@@ -200,7 +207,7 @@ def search(cnp.ndarray score not None, cnp.ndarray row not None, cnp.ndarray que
     cdef Worker* w
     cdef uint8_t* slab
     cdef uint8_t* at
-    cdef Py_ssize_t lanes, heap, own, width, span, step, chunk, c, first
+    cdef Py_ssize_t lanes, heap, own, width, c
     cdef int code_type = cnp.NPY_INT8 if kind == FO_SIGNED else cnp.NPY_UINT8
     cdef int query_type = cnp.NPY_UINT8 if kind == FO_BITS else cnp.NPY_INT8
     cdef int32_t* s = <int32_t*> data_of(score, cnp.NPY_INT32, queries * k, True, "score")
@@ -249,24 +256,10 @@ def search(cnp.ndarray score not None, cnp.ndarray row not None, cnp.ndarray que
     j.query = at
     j.start = <int32_t*> (at + lines((lanes + 1) * j.stride))
     lay_out(&j, x, d, at + lanes * j.stride)
-    chunk = CHUNK * j.block
-    span = max(threads * chunk, SPAN // (max(width, <Py_ssize_t> 1) * queries))
+    j.worker, j.chunk, j.next = w, CHUNK * j.block, 0
     try:
-        first = 0
-        while first < n:
-            step = min(span, n - first)
-            with nogil:
-                if threads == 1:
-                    scan(&j, w, first, first + step)
-                else:
-                    for c in prange((step + chunk - 1) // chunk, num_threads=threads,
-                                    schedule="dynamic"):
-                        scan(&j, w + threadid(), first + c * chunk,
-                             first + min(step, (c + 1) * chunk))
-            PyErr_CheckSignals()
-            first += span
         with nogil:
+            run_polled(scan_next, &j, (n + j.chunk - 1) // j.chunk, threads)
             finish(&j, w, threads)
     finally:
         free(slab)
-

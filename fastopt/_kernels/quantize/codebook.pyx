@@ -10,12 +10,11 @@ Sources: Dettmers et al., "QLoRA" (2023), appendix E (NF4); OCP Microscaling For
 """
 
 from fastopt._kernels.shared cimport numpy as cnp
-from cpython.exc cimport PyErr_CheckSignals
-from cython.parallel cimport prange
 from libc.stdint cimport uint8_t, uint32_t, uintptr_t
 from libc.string cimport memcpy
 
 from fastopt._kernels.shared.arguments cimport data_of
+from fastopt._kernels.shared.pool cimport mark, marked, run_polled
 from fastopt._kernels.quantize.layout cimport Layout, scales_of
 from fastopt._kernels.shared.stream cimport stream, stream_fence
 from fastopt._kernels.quantize.codebook_spans cimport Rule, Table, decode_span, encode_span, fill
@@ -31,41 +30,71 @@ cdef extern from "quantize/ggml.h":
 cdef enum:
     TILE = 2048  # of the decoder
     CHUNK = 65536  # elements a thread takes at a time
-    STEP = 1 << 25  # elements between two looks for Ctrl-C
     INFINITE = 0x7F800000
 
 
-cdef void encode_chunk(
-    uint8_t* out, float* scale, const float* x, Py_ssize_t start, Py_ssize_t stop, Layout lay,
-    Rule rule, const Table* t, uint32_t* largest,
-) noexcept nogil:
-    cdef uint32_t top = encode_span(out + start // 2, scale, x, start, stop, lay, rule, t)
-    if top >= INFINITE:
-        largest[0] = top  # any thread may say so
+cdef struct Encoding:
+    uint8_t* out
+    float* scale
+    const float* x
+    Py_ssize_t n, step  # elements in all, per chunk
+    Layout lay
+    Rule rule
+    Table t
+    int infinite  # something that a scale was derived from is not finite
+
+cdef struct Decoding:
+    float* out
+    const uint8_t* codes
+    const float* scale
+    Py_ssize_t n
+    Layout lay
+    Table t
+    bint streamed
+
+cdef struct Blocks:
+    uint8_t* blocks
+    void* value
+    float* scale
+    Py_ssize_t n
+    int kind, way
+    int infinite
 
 
-cdef void decode_chunk(
-    float* out, const uint8_t* q, const float* scale, Py_ssize_t start, Py_ssize_t stop,
-    Layout lay, const Table* t, bint streamed,
-) noexcept nogil:
-    """A chunk; ``streamed`` sends whole cache lines past the caches, the rest waits in the tile."""
+cdef void encode_chunk(void* context, Py_ssize_t k, int worker) noexcept nogil:
+    cdef Encoding* e = <Encoding*> context
+    cdef Py_ssize_t start = k * e.step, stop = min(e.n, start + e.step)
+    if encode_span(e.out + start // 2, e.scale, e.x, start, stop, e.lay, e.rule, &e.t) >= INFINITE:
+        mark(&e.infinite)
+
+
+cdef void decode_chunk(void* context, Py_ssize_t k, int worker) noexcept nogil:
+    """``streamed`` sends whole cache lines past the caches, the rest waits in the tile."""
+    cdef Decoding* d = <Decoding*> context
     cdef float[TILE + 16] tile
-    cdef Py_ssize_t end, n, carry = 0, whole
+    cdef Py_ssize_t start = k * CHUNK, stop = min(d.n, start + CHUNK), end, n, carry = 0, whole
     cdef float* out_at
-    if not streamed:
-        decode_span(out + start, q, scale, start, stop, lay, t)
+    if not d.streamed:
+        decode_span(d.out + start, d.codes, d.scale, start, stop, d.lay, &d.t)
         return
     while start < stop:
         end = min(stop, start + TILE)
-        decode_span(&tile[carry], q, scale, start, end, lay, t)
+        decode_span(&tile[carry], d.codes, d.scale, start, end, d.lay, &d.t)
         n = carry + end - start
-        out_at = out + start - carry
+        out_at = d.out + start - carry
         whole = n if end == stop else n - ((<uintptr_t> (out_at + n)) & 63) // sizeof(float)
         stream(out_at, &tile[0], whole * sizeof(float))
         carry = n - whole
         memcpy(&tile[0], &tile[whole], carry * sizeof(float))
         start = end
     stream_fence()
+
+
+cdef void ggml_chunk(void* context, Py_ssize_t k, int worker) noexcept nogil:
+    cdef Blocks* b = <Blocks*> context
+    cdef Py_ssize_t first = k * (CHUNK // 32), last = min(b.n, first + CHUNK // 32)
+    if not ggml_span(b.blocks, b.value, b.scale, first, last, b.kind, b.way):
+        mark(&b.infinite)
 
 
 cdef int table_of(Table* t, cnp.ndarray bound, cnp.ndarray value, bint sign) except -1:
@@ -87,43 +116,27 @@ def encode(
 
     Returns whether all that the scales were derived from is finite. To derive needs runs that meet
     each scale once (``group``, or one outer block)."""
-    cdef Py_ssize_t n = cnp.PyArray_SIZE(x), unit, begin, end, step, k
-    cdef Layout lay = Layout(rows, depth, width, group)
-    cdef Rule rule = Rule(deriving, power, <float> 1.0 / peak)
-    cdef Table t
-    cdef uint32_t largest = 0
-    cdef const float* a = <const float*> data_of(x, cnp.NPY_FLOAT32, n, False, "x")
-    cdef uint8_t* o = <uint8_t*> data_of(out, cnp.NPY_UINT8, (n + 1) // 2, True, "out")
-    cdef float* s = <float*> data_of(
-        scale, cnp.NPY_FLOAT32, scales_of(n, lay), deriving, "scale"
+    cdef Py_ssize_t n = cnp.PyArray_SIZE(x), unit = 2
+    cdef Encoding e
+    e.n, e.lay, e.infinite = n, Layout(rows, depth, width, group), 0
+    e.rule = Rule(deriving, power, <float> 1.0 / peak)
+    e.x = <const float*> data_of(x, cnp.NPY_FLOAT32, n, False, "x")
+    e.out = <uint8_t*> data_of(out, cnp.NPY_UINT8, (n + 1) // 2, True, "out")
+    e.scale = <float*> data_of(
+        scale, cnp.NPY_FLOAT32, scales_of(n, e.lay), deriving, "scale"
     )
-    table_of(&t, bound, value, sign)
+    table_of(&e.t, bound, value, sign)
     if deriving and (rows or (group == 0 and n != depth)):
         from fastopt.errors import ArrayError
 
         raise ArrayError("layout: scales can be derived only from runs that meet each one once")
-    unit = 2
     if deriving:  # a thread takes whole runs and whole bytes
         unit = width if depth % width == 0 else depth
         unit *= 1 + unit % 2
-    step = max(<Py_ssize_t> 1, CHUNK // unit) * unit
-    begin = 0
-    while begin < n:
-        end = min(n, begin + max(<Py_ssize_t> 1, STEP // step) * step)
-        with nogil:
-            if threads == 1:
-                encode_chunk(o, s, a, begin, end, lay, rule, &t, &largest)
-            else:
-                for k in prange(
-                    (end - begin + step - 1) // step, num_threads=threads, schedule="dynamic"
-                ):
-                    encode_chunk(
-                        o, s, a, begin + k * step, min(end, begin + (k + 1) * step), lay, rule,
-                        &t, &largest,
-                    )
-        begin = end
-        PyErr_CheckSignals()
-    return largest < INFINITE
+    e.step = max(<Py_ssize_t> 1, CHUNK // unit) * unit
+    with nogil:
+        run_polled(encode_chunk, &e, (n + e.step - 1) // e.step, threads)
+    return not marked(&e.infinite)
 
 
 def decode(
@@ -132,32 +145,16 @@ def decode(
     bint rows, Py_ssize_t depth, Py_ssize_t width, Py_ssize_t group, bint streamed, int threads,
 ):
     """out (float32) = value[code] * scale of the packed codes (uint8)."""
-    cdef Py_ssize_t n = cnp.PyArray_SIZE(out), begin = 0, end, k
-    cdef Layout lay = Layout(rows, depth, width, group)
-    cdef Table t
-    cdef float* o = <float*> data_of(out, cnp.NPY_FLOAT32, n, True, "out")
-    cdef const uint8_t* q = <const uint8_t*> data_of(
-        codes, cnp.NPY_UINT8, (n + 1) // 2, False, "codes"
+    cdef Decoding d
+    d.n, d.lay, d.streamed = cnp.PyArray_SIZE(out), Layout(rows, depth, width, group), streamed
+    d.out = <float*> data_of(out, cnp.NPY_FLOAT32, d.n, True, "out")
+    d.codes = <const uint8_t*> data_of(codes, cnp.NPY_UINT8, (d.n + 1) // 2, False, "codes")
+    d.scale = <const float*> data_of(
+        scale, cnp.NPY_FLOAT32, scales_of(d.n, d.lay), False, "scale"
     )
-    cdef const float* s = <const float*> data_of(
-        scale, cnp.NPY_FLOAT32, scales_of(n, lay), False, "scale"
-    )
-    table_of(&t, bound, value, sign)
-    while begin < n:
-        end = min(n, begin + STEP)
-        with nogil:
-            if threads == 1:
-                decode_chunk(o, q, s, begin, end, lay, &t, streamed)
-            else:
-                for k in prange(
-                    (end - begin + CHUNK - 1) // CHUNK, num_threads=threads, schedule="dynamic"
-                ):
-                    decode_chunk(
-                        o, q, s, begin + k * CHUNK, min(end, begin + (k + 1) * CHUNK), lay, &t,
-                        streamed,
-                    )
-        begin = end
-        PyErr_CheckSignals()
+    table_of(&d.t, bound, value, sign)
+    with nogil:
+        run_polled(decode_chunk, &d, (d.n + CHUNK - 1) // CHUNK, threads)
 
 
 def ggml(
@@ -170,29 +167,17 @@ def ggml(
     uint8), and scale (float32), one a block. 2: to value and scale. Returns whether all is finite.
     """
     cdef Py_ssize_t width = 34 if kind == 0 else 18 if kind == 1 else 17
-    cdef Py_ssize_t n = cnp.PyArray_SIZE(blocks) // width, part = CHUNK // 32, i, begin = 0, end
+    cdef Py_ssize_t n = cnp.PyArray_SIZE(blocks) // width
     cdef Py_ssize_t items = n * (32 if way == 0 or kind == 0 else 16)
     cdef int held = cnp.NPY_FLOAT32 if way == 0 else cnp.NPY_INT8 if kind == 0 else cnp.NPY_UINT8
-    cdef uint8_t* b = <uint8_t*> data_of(blocks, cnp.NPY_UINT8, n * width, way < 2, "blocks")
-    cdef void* v = data_of(value, held, items, way == 2, "value")
-    cdef float* s = <float*> data_of(
-        scale, cnp.NPY_FLOAT32, -1 if way == 0 else n, way == 2, "scale"
+    cdef Blocks b = Blocks(
+        <uint8_t*> data_of(blocks, cnp.NPY_UINT8, n * width, way < 2, "blocks"),
+        data_of(value, held, items, way == 2, "value"),
+        <float*> data_of(scale, cnp.NPY_FLOAT32, -1 if way == 0 else n, way == 2, "scale"),
+        n, kind, way, 0,
     )
-    cdef bint good = True
     if not (0 <= kind <= 2 and 0 <= way <= 2):
         raise IndexError("kind, way")
-    while begin < n:
-        end = min(n, begin + STEP // 32)
-        with nogil:
-            if threads == 1:
-                good &= ggml_span(b, v, s, begin, end, kind, way)
-            else:
-                for i in prange(
-                    (end - begin + part - 1) // part, num_threads=threads, schedule="dynamic"
-                ):
-                    good &= ggml_span(
-                        b, v, s, begin + i * part, min(end, begin + (i + 1) * part), kind, way
-                    )
-        begin = end
-        PyErr_CheckSignals()
-    return good
+    with nogil:
+        run_polled(ggml_chunk, &b, (n + CHUNK // 32 - 1) // (CHUNK // 32), threads)
+    return not marked(&b.infinite)

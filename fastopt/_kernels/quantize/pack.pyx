@@ -6,10 +6,10 @@ elements, byte j holds element j low and element j + 16 high; the length is a mu
 """
 
 from fastopt._kernels.shared cimport numpy as cnp
-from cython.parallel cimport prange
 from libc.stdint cimport int8_t, uint8_t
 
 from fastopt._kernels.shared.arguments cimport data_of
+from fastopt._kernels.shared.pool cimport run
 
 cnp.import_array()
 
@@ -89,24 +89,39 @@ cdef void unpack_span(
         start += BLOCK
 
 
+cdef struct Work:
+    uint8_t* out
+    const uint8_t* x
+    Py_ssize_t n
+    bint gguf
+    uint8_t sign
+
+
+cdef void pack_chunk(void* context, Py_ssize_t k, int worker) noexcept nogil:
+    cdef Work* w = <Work*> context
+    pack_span(w.out, w.x, k * CHUNK, min(w.n, (k + 1) * CHUNK), w.gguf)
+
+
+cdef void unpack_chunk(void* context, Py_ssize_t k, int worker) noexcept nogil:
+    cdef Work* w = <Work*> context
+    unpack_span(w.out, w.x, k * CHUNK, min(w.n, (k + 1) * CHUNK), w.gguf, w.sign)
+
+
 def pack_nibbles(
     cnp.ndarray out not None, cnp.ndarray codes not None, bint gguf, int threads
 ):
     """out (uint8) = codes (int8 or uint8, low four bits), two to a byte."""
     cdef int kind = cnp.NPY_INT8 if cnp.PyArray_TYPE(codes) == cnp.NPY_INT8 else cnp.NPY_UINT8
-    cdef Py_ssize_t n = cnp.PyArray_SIZE(codes), k
+    cdef Py_ssize_t n = cnp.PyArray_SIZE(codes)
     cdef const uint8_t* q = <const uint8_t*> data_of(codes, kind, n, False, "codes")
     cdef uint8_t* o = <uint8_t*> data_of(out, cnp.NPY_UINT8, (n + 1) // 2, True, "out")
     if gguf and n % 32:
         from fastopt.errors import ArrayError
 
         raise ArrayError(f"codes: gguf order needs a multiple of 32 elements, got {n}")
+    cdef Work w = Work(o, q, n, gguf, 0)
     with nogil:
-        if threads == 1:
-            pack_span(o, q, 0, n, gguf)
-        else:
-            for k in prange((n + CHUNK - 1) // CHUNK, num_threads=threads, schedule="dynamic"):
-                pack_span(o, q, k * CHUNK, min(n, (k + 1) * CHUNK), gguf)
+        run(pack_chunk, &w, (n + CHUNK - 1) // CHUNK, threads)
 
 
 def unpack_nibbles(
@@ -114,7 +129,7 @@ def unpack_nibbles(
 ):
     """out (int8: sign-extended, uint8: not) = the nibbles of packed (uint8)."""
     cdef int kind = cnp.NPY_INT8 if cnp.PyArray_TYPE(out) == cnp.NPY_INT8 else cnp.NPY_UINT8
-    cdef Py_ssize_t n = cnp.PyArray_SIZE(out), k
+    cdef Py_ssize_t n = cnp.PyArray_SIZE(out)
     cdef uint8_t sign = 8 if kind == cnp.NPY_INT8 else 0
     cdef uint8_t* o = <uint8_t*> data_of(out, kind, n, True, "out")
     cdef const uint8_t* p = <const uint8_t*> data_of(
@@ -124,9 +139,6 @@ def unpack_nibbles(
         from fastopt.errors import ArrayError
 
         raise ArrayError(f"packed: gguf order needs a multiple of 32 elements, got {n}")
+    cdef Work w = Work(o, p, n, gguf, sign)
     with nogil:
-        if threads == 1:
-            unpack_span(o, p, 0, n, gguf, sign)
-        else:
-            for k in prange((n + CHUNK - 1) // CHUNK, num_threads=threads, schedule="dynamic"):
-                unpack_span(o, p, k * CHUNK, min(n, (k + 1) * CHUNK), gguf, sign)
+        run(unpack_chunk, &w, (n + CHUNK - 1) // CHUNK, threads)

@@ -1,1 +1,1 @@
-"""What several kernels use, and the modules that are built once: the CPU's level."""
+"""What several kernels use, and the modules that are built once: the CPU's level, the pool."""

@@ -1,4 +1,4 @@
-"""What this machine can run: its instruction-set level and its OpenMP thread count."""
+"""What this machine can run: its instruction-set level."""
 
 cdef extern from *:
     """
@@ -21,15 +21,8 @@ cdef extern from *:
     #else
     static int fo_level(void) { return 0; }
     #endif
-    #ifdef _OPENMP
-    #include <omp.h>
-    static int fo_threads(void) { return omp_get_max_threads(); }
-    #else
-    static int fo_threads(void) { return 1; }
-    #endif
     """
     int fo_level() nogil
-    int fo_threads() nogil
 
 
 def levels():
@@ -46,8 +39,3 @@ def require(level):
         raise ImportError(
             f"fastopt: this CPU cannot run the {level} kernels; it runs {', '.join(levels())}"
         )
-
-
-def openmp_threads():
-    """The thread count OpenMP would use now: affinity, OMP_NUM_THREADS and threadpoolctl."""
-    return fo_threads()

@@ -30,3 +30,13 @@ cdef void run(Chunk chunk, void* context, Py_ssize_t n_chunks, int threads) noex
 # The same, with a look at the signals about every 50 ms, between chunks. Ctrl-C leaves the rest out
 # and raises; chunks that have begun are finished first.
 cdef int run_polled(Chunk chunk, void* context, Py_ssize_t n_chunks, int threads) except -1 nogil
+
+cdef extern from *:
+    """
+    #define fo_mark(flag) __atomic_store_n(flag, 1, __ATOMIC_RELAXED)
+    #define fo_marked(flag) __atomic_load_n(flag, __ATOMIC_RELAXED)
+    #define fo_next(count) __atomic_fetch_add(count, 1, __ATOMIC_RELAXED)
+    """
+    void mark "fo_mark" (int* flag) noexcept nogil  # = 1, from any thread
+    bint marked "fo_marked" (const int* flag) noexcept nogil
+    Py_ssize_t next_of "fo_next" (Py_ssize_t* count) noexcept nogil  # count++

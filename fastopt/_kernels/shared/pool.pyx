@@ -2,6 +2,12 @@
 
 from cpython.exc cimport PyErr_CheckSignals
 
+cdef extern from *:
+    """
+    /* by which threadpoolctl knows this file */
+    __attribute__((visibility("default"))) const int fastopt_pool = 1;
+    """
+
 cdef extern from "shared/pool.h" nogil:
     enum:
         FO_MOST

@@ -32,8 +32,6 @@ def apply(model: Model, place: str, value: Any, calibration: Calibration) -> str
     rank = max(1, int(value * n_in * n_out / (n_in + n_out)))
     if rank * (n_in + n_out) >= n_in * n_out:
         return None  # too thin already: two layers would be larger than one
-    first, second = split_low_rank(
-        layer.weight, rank=rank, gram=calibration.gram(model, layer.tap)
-    )
-    model.split_layer(place, first, second)
+    a, b = split_low_rank(layer.weight.T, rank=rank, gram=calibration.gram(model, layer.tap))
+    model.split_layer(place, b.T, a.T)
     return f"{n_in} x {n_out} split at rank {rank}"

@@ -43,15 +43,15 @@ def apply(model: Model, place: str, value: Any, calibration: Calibration) -> str
     layer = model.layers[producer]
     weights = [model.layers[name].weight for name in group.consumers]
     merged = merge_neurons(
-        layer.weight,
+        layer.weight.T,
         layer.bias,
-        np.hstack(weights),
+        np.hstack(weights).T,
         n_keep,
         gram=calibration.gram(model, group.tap),
     )
     model.replace_units(
         place,
-        {producer: (merged.w_in, merged.b_in)},
-        split_consumers(model, group, merged.w_out, merged.bias_shift),
+        {producer: (merged.w_in.T, merged.b_in)},
+        split_consumers(model, group, merged.w_out.T, merged.bias_shift),
     )
     return f"{group.n_units} -> {n_keep} units, similar ones merged"

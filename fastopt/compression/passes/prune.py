@@ -33,11 +33,11 @@ def apply(model: Model, place: str, value: Any, calibration: Calibration) -> str
     if n_keep == group.n_units:
         return None
     weights = [model.layers[name].weight for name in group.consumers]
-    chosen = select_units(calibration.gram(model, group.tap), np.hstack(weights), n_keep)
+    chosen = select_units(calibration.gram(model, group.tap), np.hstack(weights).T, n_keep)
     model.replace_units(
         place,
         {name: keep_columns(model, name, chosen.index) for name in group.producers},
-        split_consumers(model, group, chosen.w_next, chosen.bias_shift),
+        split_consumers(model, group, chosen.w_next.T, chosen.bias_shift),
     )
     return f"{group.n_units} -> {n_keep} units, next layer refitted"
 

@@ -1,0 +1,320 @@
+"""Where the weights of an ONNX graph are: which constant feeds which operator, seen as a matrix.
+
+An operator's weight is traced back through operators that only move values (Identity, Slice,
+Concat, Transpose ...) to one tensor, the layer's *anchor*: a constant, or the end of a constant
+expression that decodes integers (Cast and Mul, DequantizeLinear). The anchor alone is read and
+replaced; whatever moves its values on stays as it is, so shared weights stay shared.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from fastopt._arrays import Array
+from fastopt.models.onnx.graph import Graph, Node
+from fastopt.models.onnx.moves import MOVES, moved
+
+__all__ = ["Site", "Use", "View", "find_sites"]
+
+SMALLEST = 64  # elements; below, a layer is not worth its overhead
+_FLOATS = ("float32", "float16", "float64")
+_DECODERS = {"Cast", "Mul", "Div", "Sub", "Add", "DequantizeLinear"}
+
+
+@dataclass(frozen=True)
+class View:
+    """A tensor seen as a matrix: reshape to ``split``, transpose by ``perm``, (n_out, n_in)."""
+
+    shape: tuple[int, ...]
+    split: tuple[int, ...]
+    perm: tuple[int, ...]
+    n_out: int
+
+    def matrix(self, tensor: Array) -> Array:
+        """(n_out, n_in) out of the stored tensor."""
+        moved: Array = tensor.reshape(self.split).transpose(self.perm).reshape(self.n_out, -1)
+        return moved
+
+    def tensor(self, matrix: Array) -> Array:
+        """The stored tensor out of the matrix, whose n_in may have changed with n_out's."""
+        moved = matrix.reshape([self.split[p] for p in self.perm])
+        stored: Array = moved.transpose(np.argsort(self.perm)).reshape(self.shape)
+        return np.ascontiguousarray(stored)
+
+    @property
+    def plain(self) -> bool:
+        """Whether the matrix is the tensor's own order."""
+        return self.perm == tuple(range(len(self.perm)))
+
+    @staticmethod
+    def rows(shape: tuple[int, ...], n_out: int) -> View:
+        """The tensor's own order, cut into ``n_out`` rows."""
+        return View(shape, shape, tuple(range(len(shape))), n_out)
+
+
+@dataclass(frozen=True)
+class Use:
+    """An operator that works with a weight: its node, the weight's input, the data's input."""
+
+    node: Node
+    weight: int
+    data: int
+
+
+@dataclass(frozen=True)
+class Site:
+    """A layer's place in the graph.
+
+    Attributes
+    ----------
+    anchor : str
+        The tensor that holds the weight.
+    kind : str
+        As in ``Layer.kind``.
+    view : View
+        The anchor as a matrix.
+    uses : tuple of Use
+        The first one is tapped.
+    n_blocks : int
+    axes : tuple of str
+    direct : bool
+        The operator reads the anchor itself, in one place: its arithmetic can be replaced.
+    """
+
+    anchor: str
+    kind: str
+    view: View
+    uses: tuple[Use, ...]
+    n_blocks: int = 1
+    axes: tuple[str, ...] = ("out", "in")
+    direct: bool = True
+
+
+def find_sites(graph: Graph, value: Callable[[str], Array]) -> tuple[dict[str, Site], set[str]]:
+    """The layers by anchor in order of execution, and all tensors that are constant.
+
+    Parameters
+    ----------
+    value : callable
+        The value of a constant expression by its name.
+    """
+    finder = _Finder(graph, value)
+    return finder.sites(), finder.constant
+
+
+class _Finder:
+    def __init__(self, graph: Graph, value: Callable[[str], Array]) -> None:
+        self.graph, self.value = graph, value
+        self.maker = graph.producers()
+        self.constant = _constants(graph)
+
+    def sites(self) -> dict[str, Site]:
+        found: dict[str, list[tuple[Use, str, View, int, tuple[str, ...]]]] = {}
+        moved_anchors: set[str] = set()
+        for node in self.graph.block.walk():
+            for use, kind in _weights_of(node, self.constant):
+                name = node.inputs[use.weight]
+                if not self._large(name):
+                    continue
+                for anchor in self.anchors(name):
+                    seen = self.seen(anchor, name, use, kind)
+                    if seen is not None:
+                        found.setdefault(anchor, []).append((use, *seen))
+                        if anchor != name:
+                            moved_anchors.add(anchor)
+        consumers = self.graph.consumers()
+        sites = {}
+        for anchor, entries in found.items():
+            use, kind, view, blocks, axes = entries[0]
+            if any((e[2].n_out, e[2].perm) != (view.n_out, view.perm) for e in entries):
+                view, blocks = self._table(anchor), 1  # uses that disagree: rows as they stand
+            alone = len(consumers.get(anchor, [])) == len(entries)
+            sites[anchor] = Site(
+                anchor, kind, view, tuple(e[0] for e in entries), blocks, axes,
+                direct=anchor not in moved_anchors and alone,
+            )  # fmt: skip
+        for name in self.graph.values:  # tables that no known operator multiplies with
+            if name not in found and self._large(name, 1024) and self._leaf(name):
+                sites[name] = Site(
+                    name, "embedding", self._table(name), (), axes=("row", "feature"), direct=False
+                )
+        return sites
+
+    def _table(self, name: str) -> View:
+        shape = self.value(name).shape
+        return View.rows(shape, math.prod(shape[:-1]) if len(shape) > 1 else 1)
+
+    def _leaf(self, name: str) -> bool:
+        """Whether a constant is read as it is, not decoded into something that is a layer."""
+        return self.graph.values[name].dtype.name in _FLOATS
+
+    def _large(self, name: str, smallest: int = SMALLEST) -> bool:
+        if name in self.graph.values:
+            a = self.graph.values[name]
+            return a.size >= smallest and name not in self.graph.overridable
+        return name in self.constant and name in self.maker
+
+    def anchors(self, name: str) -> list[str]:
+        """The tensors whose values end up in ``name``, moves undone; none if it is not pure."""
+        if name in self.graph.values:
+            a = self.graph.values[name]
+            fits = a.dtype.name in _FLOATS and name not in self.graph.overridable
+            return [name] if fits and a.size >= SMALLEST else []
+        node = self.maker.get(name)
+        if node is None or node.domain not in ("", "ai.onnx"):
+            return []
+        if node.op in MOVES:
+            sources = node.inputs if node.op == "Concat" else node.inputs[:1]
+            return [a for source in dict.fromkeys(sources) for a in self.anchors(source)]
+        if node.op in _DECODERS and self._decodes(name):
+            return [name]
+        return []
+
+    def _decodes(self, name: str) -> bool:
+        """Whether a constant expression decodes integers or narrow floats, value by value."""
+        stack, integers = [name], 0
+        while stack:
+            node = self.maker.get(stack[-1])
+            current = stack.pop()
+            if node is None:
+                a = self.graph.values.get(current)
+                if a is None or current in self.graph.overridable:
+                    return False
+                narrow = a.dtype.kind in "iu" or a.dtype.name == "float16"
+                integers += narrow and a.size >= SMALLEST
+            elif node.op in _DECODERS | set(MOVES):
+                stack += (
+                    [i for i in node.inputs if i] if node.op in _DECODERS else [node.inputs[0]]
+                )
+            else:
+                return False
+        return integers == 1 and self.value(name).dtype.name in _FLOATS
+
+    def seen(
+        self, anchor: str, name: str, use: Use, kind: str
+    ) -> tuple[str, View, int, tuple[str, ...]] | None:
+        """The anchor as the use sees it: kind, view, blocks, axes."""
+        shape = self.value(name).shape if name not in self.graph.values else None
+        shape = self.graph.values[name].shape if shape is None else shape
+        view, blocks, axes = _view(use, kind, shape)
+        if anchor == name:
+            return kind, view, blocks, axes
+        own = self.value(anchor)
+        index = moved(self.graph, self.maker, name, anchor, own.shape)
+        if index is None:
+            return None
+        used = view.matrix(index)
+        used = used[(used >= 0).all(axis=1)]
+        n_in = view.n_out and index.size // view.n_out
+        if kind == "embedding" or used.size == 0:
+            return "embedding", self._table(anchor), 1, ("row", "feature")
+        step = used[:, 1:] - used[:, :-1]
+        if (step == 1).all() and own.size % n_in == 0 and (used[:, 0] % n_in == 0).all():
+            return kind, View.rows(own.shape, own.size // n_in), 1, axes
+        if own.ndim == 2 and own.shape[0] == n_in and (step == own.shape[1]).all():
+            return kind, View(own.shape, own.shape, (1, 0), own.shape[1]), 1, axes
+        return "embedding", self._table(anchor), 1, ("row", "feature")
+
+
+def _constants(graph: Graph) -> set[str]:
+    """Names of constants and of everything computed from constants alone."""
+    found = (set(graph.values) | set(graph.opaque)) - graph.overridable
+    for node in graph.block.walk():
+        if (node.op in ("Constant",) and not node.blocks) or (
+            node.inputs
+            and not node.blocks
+            and not node.op.startswith(("Random", "Multinomial", "Bernoulli", "Dropout"))
+            and all(name in found for name in node.inputs if name)
+        ):
+            found |= set(node.outputs)
+    return found
+
+
+def _weights_of(node: Node, constant: set[str]) -> list[tuple[Use, str]]:
+    """The weights of one operator: which inputs, of which kind."""
+    standard = node.domain in ("", "ai.onnx")
+    inputs = node.inputs
+
+    def fixed(k: int) -> bool:
+        return len(inputs) > k and inputs[k] in constant
+
+    if node.op in ("MatMul", "Gemm") and standard:
+        if fixed(1) and not fixed(0):
+            return [(Use(node, 1, 0), "dense")]
+        if fixed(0) and not fixed(1):
+            return [(Use(node, 0, 1), "dense")]
+    elif node.op == "Conv" and standard and fixed(1):
+        return [(Use(node, 1, 0), "conv")]
+    elif node.op == "ConvTranspose" and standard and fixed(1):
+        return [(Use(node, 1, 0), "conv_transpose")]
+    elif node.op in ("LSTM", "GRU", "RNN") and standard:
+        return [(Use(node, k, 0), "recurrent") for k in (1, 2) if fixed(k)]
+    elif node.op == "Gather" and standard and fixed(0) and not fixed(1):
+        return [(Use(node, 0, 1), "embedding")]
+    elif node.op in ("FusedMatMul", "FusedGemm", "FusedConv", "NhwcFusedConv") and fixed(1):
+        return [(Use(node, 1, 0), "embedding")]
+    elif node.op == "Einsum" and standard:
+        return [(Use(node, k, 1 - k), "embedding") for k in range(min(2, len(inputs))) if fixed(k)]
+    return []
+
+
+def _view(use: Use, kind: str, shape: tuple[int, ...]) -> tuple[View, int, tuple[str, ...]]:
+    """A weight of that shape as its operator sees it: (view, blocks, axes)."""
+    node = use.node
+    kernel = tuple("k" * (len(shape) - 2))
+    if kind == "conv":
+        return View.rows(shape, shape[0]), int(node.get("group", 1)), ("out", "in", *kernel)
+    if kind == "conv_transpose":
+        g = int(node.get("group", 1))
+        split = (g, shape[0] // g, *shape[1:])
+        perm = (0, *range(2, len(split)), 1)
+        n_out = g * math.prod(shape[1:])
+        return View(shape, split, perm, n_out), g, ("in", "out", *kernel)
+    if kind == "recurrent":
+        blocks = shape[0] if use.weight == 2 else 1
+        return View.rows(shape, shape[0] * shape[1]), blocks, ("direction", "out", "in")
+    if kind == "dense" and len(shape) >= 2:
+        turned = use.weight == 1 and not (node.op == "Gemm" and node.get("transB", 0))
+        if use.weight == 0:
+            turned = bool(node.op == "Gemm" and node.get("transA", 0))
+        if not turned:
+            blocks = math.prod(shape[:-2])
+            return View.rows(shape, math.prod(shape[:-1])), blocks, ("out", "in")
+        last = len(shape) - 1
+        perm = (*range(last - 1), last, last - 1)
+        n_out = math.prod(shape[:-2]) * shape[-1]
+        return View(shape, shape, perm, n_out), math.prod(shape[:-2]), ("in", "out")
+    n_out = math.prod(shape[:-1]) if len(shape) > 1 else 1
+    return View.rows(shape, n_out), 1, ("row", "feature")
+
+
+def bias_of(
+    graph: Graph, site: Site, consumers: Mapping[str, list[tuple[Node, int]]]
+) -> tuple[str, Node, int] | None:
+    """(constant, node, input) that is added to the layer's output, one value a row."""
+    if not site.direct or len(site.uses) != 1 or site.kind not in ("dense", "conv"):
+        return None
+    (use,) = site.uses
+    node, k = use.node, 2
+    if node.op == "MatMul":
+        if use.weight == 0:
+            return None
+        readers = consumers.get(node.outputs[0], [])
+        if len(readers) != 1 or readers[0][0].op != "Add":
+            return None
+        node, k = readers[0][0], 1 - readers[0][1]
+    if len(node.inputs) <= k or node.inputs[k] not in graph.values:
+        return None
+    name = node.inputs[k]
+    a: Any = graph.values[name]
+    n_out = site.view.n_out
+    fits = a.dtype.name in _FLOATS and a.size == n_out and a.shape[-1:] == (n_out,)
+    if not fits or name in graph.overridable or len(consumers.get(name, [])) > 1:
+        return None
+    scaled = node.op == "Gemm" and (node.get("beta", 1.0) != 1.0 or node.get("alpha", 1.0) != 1.0)
+    return None if scaled else (name, node, k)
