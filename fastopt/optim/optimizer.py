@@ -64,8 +64,9 @@ class Optimizer:
         Scale the gradients so that their common norm is at most this, as
         torch.nn.utils.clip_grad_norm_; one more pass that reads them.
     on_nonfinite : "ignore", "skip" or "raise"
-        What a NaN or infinite gradient does: the arithmetic goes on; the whole step is left out
-        (``skipped``); DivergedError. The last two cost the same pass.
+        What a NaN or infinite gradient does, or one so large that a weight or its state would
+        overflow: the arithmetic goes on; the whole step is left out (``skipped``);
+        DivergedError. The last two cost the same pass.
     zero_grads : bool
         Set the gradients to zero in the same pass, once used.
     ema_decay : float, optional
@@ -245,8 +246,9 @@ class Optimizer:
             self.skipped = self._guard and not math.isfinite(norm)
             if self.skipped and self._on_nonfinite == "raise":
                 raise DivergedError(
-                    "grads: hold NaN or infinity, or what makes it; nothing was changed. Try a smaller lr or "
-                    'max_grad_norm, or on_nonfinite="skip"'
+                    "grads: hold NaN or infinity, or values that make the state overflow; "
+                    "nothing was changed. Try a smaller lr or max_grad_norm, or "
+                    'on_nonfinite="skip"'
                 )
         self.n_skipped += self.skipped
         self.n_steps += not self.skipped

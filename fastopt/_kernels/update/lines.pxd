@@ -181,142 +181,148 @@ cdef inline void wide_line(
             new_c[j] = s2
 
 
+cdef inline void decode_word_line(
+    int sign, int k, const Stretch* a, Py_ssize_t at, float* line
+) noexcept nogil:
+    if sign:
+        if at % (2 * LINE) == 0:
+            prefetch_write(<const char*> a.state[k] + 2 * at + AHEAD // 2)
+        decode_words(line, <const uint16_t*> a.state[k] + at)
+
+
+cdef inline void encode_word_line(
+    int sign, int k, const Stretch* a, Py_ssize_t i, const float* line, uint32_t* noise
+) noexcept nogil:
+    cdef Py_ssize_t at = a.first + i
+    if sign == SIGNED:
+        encode_words(<uint16_t*> a.state[k] + i, line)
+    elif sign == POSITIVE:
+        if at % UNIT == 0 or i == 0:
+            noise[0] = phase_of(a.key, a.turn, at // UNIT, k, False) + (
+                <uint32_t> (at % UNIT) * GOLDEN
+            )
+        encode_words_noisy(<uint16_t*> a.state[k] + i, line, noise[0])
+        noise[0] += LINE * GOLDEN
+
+
 cdef inline void word_lines(
-    void* formula, int sign0, int sign1, int sign2, bint decays, f32 p, f32 g,
-    const Stretch* a, const Scalars* scalars,
+    void* formula, int sign0, int sign1, int sign2, bint decays, f32 p, f32 g, const Stretch* a,
+    const Scalars* scalars,
 ) noexcept nogil:
     """Whole lines with bfloat16 state."""
     cdef Scalars s = scalars[0]
-    cdef uint16_t* words[STATES]
-    cdef uint32_t noise[STATES]
     cdef float old[STATES][LINE]
     cdef float new[STATES][LINE]
-    cdef int sign[STATES]
-    cdef int k
-    cdef Py_ssize_t i = 0, at
-    sign[0], sign[1], sign[2] = sign0, sign1, sign2
-    for k in range(STATES):
-        words[k] = <uint16_t*> a.state[k]
-        noise[k] = 0
+    cdef uint32_t noise0 = 0, noise1 = 0, noise2 = 0
+    cdef Py_ssize_t i = 0
     while i < a.n:
-        at = a.first + i
         prefetch(<const char*> (g + i) + AHEAD)
         prefetch_write(<const char*> (p + i) + AHEAD)
-        for k in range(STATES):
-            if sign[k]:
-                if i % (2 * LINE) == 0:
-                    prefetch_write(<const char*> (words[k] + i) + AHEAD // 2)
-                if sign[k] == POSITIVE and (at % UNIT == 0 or i == 0):
-                    noise[k] = phase_of(a.key, a.turn, at // UNIT, k, False) + (
-                        <uint32_t> (at % UNIT) * GOLDEN
-                    )
-                decode_words(old[k], words[k] + i)
+        decode_word_line(sign0, 0, a, i, old[0])
+        decode_word_line(sign1, 1, a, i, old[1])
+        decode_word_line(sign2, 2, a, i, old[2])
         wide_line(
             formula, sign0, sign1, sign2, decays, p + i, g + i, old[0], old[1], old[2],
             new[0], new[1], new[2], &s,
         )
-        for k in range(STATES):
-            if sign[k] == SIGNED:
-                encode_words(words[k] + i, new[k])
-            elif sign[k] == POSITIVE:
-                encode_words_noisy(words[k] + i, new[k], noise[k])
-                noise[k] += LINE * GOLDEN
+        encode_word_line(sign0, 0, a, i, new[0], &noise0)
+        encode_word_line(sign1, 1, a, i, new[1], &noise1)
+        encode_word_line(sign2, 2, a, i, new[2], &noise2)
         i += LINE
 
 
-cdef inline void code_step(
-    void* formula, int sign0, int sign1, int sign2, bint decays, f32 p, f32 g,
-    const Stretch* a, Py_ssize_t at, float moments[STATES][UNIT], const float* unit, Tops* tops,
-    const Scalars* s,
-) noexcept nogil:
-    """The line at ``at``: codes -> values -> step -> the block's moments, with their largest."""
-    cdef float old[STATES][LINE]
-    cdef int sign[STATES]
-    cdef int k
-    cdef Py_ssize_t i = at % UNIT
-    sign[0], sign[1], sign[2] = sign0, sign1, sign2
-    prefetch(<const char*> (g + at) + AHEAD)
-    prefetch_write(<const char*> (p + at) + AHEAD)
-    for k in range(STATES):
-        if sign[k]:
-            if i % (4 * LINE) == 0:
-                prefetch_write(<const char*> a.state[k] + at + AHEAD // 4)
-            decode_codes(old[k], <const char*> a.state[k] + at, unit[k], sign[k] == SIGNED)
-    wide_line(
-        formula, sign0, sign1, sign2, decays, p + at, g + at, old[0], old[1], old[2],
-        &moments[0][i], &moments[1][i], &moments[2][i], s,
-    )
-    for k in range(STATES):
-        if sign[k]:
-            raise_tops(tops + k, &moments[k][i])
+cdef struct Block:  # one array's 8-bit state between a block's step and its encoding
+    float unit  # of the codes that it had
+    float inverse  # of the scale of those that it gets
+    uint32_t noise
+    Tops tops
 
 
-cdef inline void code_encode(
-    int sign0, int sign1, int sign2, const Stretch* a, Py_ssize_t at,
-    float moments[STATES][UNIT], const float* inverse, const uint32_t* noise,
+cdef inline void begin_block(
+    int sign, int k, const Stretch* a, Py_ssize_t b, Block* block
 ) noexcept nogil:
-    cdef int sign[STATES]
-    cdef int k
-    cdef Py_ssize_t i = at % UNIT
-    sign[0], sign[1], sign[2] = sign0, sign1, sign2
-    for k in range(STATES):
-        if sign[k]:
-            encode_codes(
-                <char*> a.state[k] + at, &moments[k][i], inverse[k],
-                noise[k] + <uint32_t> i * GOLDEN, sign[k] == SIGNED,
-            )
+    if sign:
+        block.unit = unit_of(a.scales[k][b])
+        clear_tops(&block.tops)
+
+
+cdef inline void end_block(
+    int sign, int k, const Stretch* a, Py_ssize_t b, Block* block
+) noexcept nogil:
+    """Block b has taken its step: its scale, and what its encoding needs."""
+    if sign:
+        a.scales[k][b] = scale_of(&block.tops)
+        block.inverse = inverse_of(a.scales[k][b])
+        block.noise = phase_of(a.key, a.turn, a.first // UNIT + b, k, sign == SIGNED)
+
+
+cdef inline void decode_code_line(
+    int sign, int k, const Stretch* a, Py_ssize_t at, float* line, const Block* block
+) noexcept nogil:
+    if sign:
+        if at % (4 * LINE) == 0:
+            prefetch_write(<const char*> a.state[k] + at + AHEAD // 4)
+        decode_codes(line, <const char*> a.state[k] + at, block.unit, sign == SIGNED)
+
+
+cdef inline void encode_code_line(
+    int sign, int k, const Stretch* a, Py_ssize_t at, const float* values, Block* block
+) noexcept nogil:
+    if sign:
+        encode_codes(
+            <char*> a.state[k] + at, values + at % UNIT, block.inverse, block.noise, sign == SIGNED
+        )
+        block.noise += LINE * GOLDEN
 
 
 cdef inline void code_lines(
-    void* formula, int sign0, int sign1, int sign2, bint decays, f32 p, f32 g,
-    const Stretch* a, const Scalars* scalars,
+    void* formula, int sign0, int sign1, int sign2, bint decays, f32 p, f32 g, const Stretch* a,
+    const Scalars* scalars,
 ) noexcept nogil:
     """Whole units with 8-bit state."""
     cdef Scalars s = scalars[0]
-    cdef float moments[2][STATES][UNIT]
-    cdef float unit[STATES]
-    cdef float inverse[STATES]
-    cdef uint32_t noise[STATES]
-    cdef Tops tops[STATES]
-    cdef int sign[STATES]
-    cdef int k
-    cdef Py_ssize_t b = 0, blocks = a.n // UNIT, i
-    sign[0], sign[1], sign[2] = sign0, sign1, sign2
+    cdef float even[STATES][UNIT]  # values between their step and their encoding
+    cdef float odd[STATES][UNIT]
+    cdef float old[STATES][LINE]
+    cdef Block block0, block1, block2
+    cdef Py_ssize_t b = 0, blocks = a.n // UNIT, i, j, end
+    cdef float* now
+    cdef float* before
     while b <= blocks:
-        for k in range(STATES):
-            if sign[k]:
-                if b > 0:
-                    a.scales[k][b - 1] = scale_of(tops + k)
-                    inverse[k] = inverse_of(a.scales[k][b - 1])
-                    noise[k] = phase_of(
-                        a.key, a.turn, a.first // UNIT + b - 1, k, sign[k] == SIGNED
-                    )
-                if b < blocks:
-                    unit[k] = unit_of(a.scales[k][b])
-                    clear_tops(tops + k)
-        i = b * UNIT
-        if b == 0:
-            while i < UNIT:
-                code_step(
-                    formula, sign0, sign1, sign2, decays, p, g, a, i, moments[0], unit, tops, &s
+        now = &odd[0][0] if b & 1 else &even[0][0]
+        before = &even[0][0] if b & 1 else &odd[0][0]
+        if b > 0:
+            end_block(sign0, 0, a, b - 1, &block0)
+            end_block(sign1, 1, a, b - 1, &block1)
+            end_block(sign2, 2, a, b - 1, &block2)
+        if b < blocks:
+            begin_block(sign0, 0, a, b, &block0)
+            begin_block(sign1, 1, a, b, &block1)
+            begin_block(sign2, 2, a, b, &block2)
+        i, end = b * UNIT, (b + 1) * UNIT
+        while i < end:
+            if b < blocks:
+                j = i % UNIT
+                prefetch(<const char*> (g + i) + AHEAD)
+                prefetch_write(<const char*> (p + i) + AHEAD)
+                decode_code_line(sign0, 0, a, i, old[0], &block0)
+                decode_code_line(sign1, 1, a, i, old[1], &block1)
+                decode_code_line(sign2, 2, a, i, old[2], &block2)
+                wide_line(
+                    formula, sign0, sign1, sign2, decays, p + i, g + i, old[0], old[1], old[2],
+                    now + j, now + UNIT + j, now + 2 * UNIT + j, &s,
                 )
-                i += LINE
-        elif b < blocks:
-            while i < (b + 1) * UNIT:
-                code_step(
-                    formula, sign0, sign1, sign2, decays, p, g, a, i, moments[b & 1], unit, tops,
-                    &s,
-                )
-                code_encode(
-                    sign0, sign1, sign2, a, i - UNIT, moments[~b & 1], inverse, noise
-                )
-                i += LINE
-        else:
-            while i < (b + 1) * UNIT:
-                code_encode(
-                    sign0, sign1, sign2, a, i - UNIT, moments[~b & 1], inverse, noise
-                )
-                i += LINE
+                if sign0:
+                    raise_tops(&block0.tops, now + j)
+                if sign1:
+                    raise_tops(&block1.tops, now + UNIT + j)
+                if sign2:
+                    raise_tops(&block2.tops, now + 2 * UNIT + j)
+            if b > 0:
+                encode_code_line(sign0, 0, a, i - UNIT, before, &block0)
+                encode_code_line(sign1, 1, a, i - UNIT, before + UNIT, &block1)
+                encode_code_line(sign2, 2, a, i - UNIT, before + 2 * UNIT, &block2)
+            i += LINE
         b += 1
 
 

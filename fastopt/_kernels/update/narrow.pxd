@@ -98,8 +98,8 @@ cdef inline void store_state(
     cdef char* codes = <char*> a.state[k]
     cdef float line[LINE]
     cdef char coded[2 * LINE]
-    cdef float inverse
-    cdef uint32_t phase
+    cdef float inverse = 0
+    cdef uint32_t phase = 0
     cdef Tops tops
     cdef Py_ssize_t i = 0, j, m, unit
     while i < n:

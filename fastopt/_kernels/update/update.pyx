@@ -226,7 +226,7 @@ cdef class Plan:
         names = ("lr", "sign", "coupled", "decoupled", *RULES[self.rules[group]][1])
         if len(values) != len(names):
             raise IndexError(f"options of group {group}: expected {names}")
-        named = self.options[group]
+        cdef dict named = self.options[group]
         named.update(zip(names, values))
         self.options[group] = named
 
