@@ -85,7 +85,6 @@ def kernel_extensions() -> list[Extension]:
     common = {
         "include_dirs": [numpy.get_include(), str(SOURCES)],
         "define_macros": MACROS,
-        "depends": [str(p) for p in SOURCES.glob("*/*") if p.suffix in {".h", ".pxd"}],
         "extra_link_args": LDFLAGS,
     }
     generated = cythonize(
@@ -93,6 +92,12 @@ def kernel_extensions() -> list[Extension]:
             Extension(
                 f"fastopt._kernels.{kernel.replace('/', '.')}",
                 [f"{SOURCES}/{kernel}.pyx"],
+                depends=[
+                    str(p)
+                    for folder in (Path(kernel).parent, "shared")
+                    for p in (SOURCES / folder).iterdir()
+                    if p.suffix in {".h", ".pxd"}
+                ],
                 **common,
             )
             for kernel, _, _ in table
