@@ -7,7 +7,7 @@ from fastopt.search.genetic import Genetic
 from fastopt.search.greedy import Greedy
 from fastopt.search.operators import tournament, variation
 from fastopt.search.portfolio import Portfolio
-from fastopt.search.result import Progress, Result
+from fastopt.search.result import Pareto, Progress, Result
 from fastopt.search.space import Bool, Choice, Float, Int, Permutation, Space, Vector
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "Genetic",
     "Greedy",
     "Int",
+    "Pareto",
     "Permutation",
     "Portfolio",
     "Progress",
