@@ -262,6 +262,17 @@ def test_the_cut_graph_is_the_masked_one(name: str) -> None:
     next(every.run(data))
 
 
+def test_a_layer_stays_a_layer_however_small() -> None:
+    loaded = OnnxModel(depthwise())
+    every = [(group.name, group.consumers) for group in free(loaded)]
+    for name, consumers in every:
+        if name not in loaded.groups:
+            continue  # one unit was left
+        loaded.keep_units(name, np.arange(1))
+        for member in consumers:
+            loaded.set_weight(member.tensor, loaded.layers[member.tensor].weight)
+
+
 def test_a_group_refits_its_consumers() -> None:
     """With two units equal, one of them goes and its columns are added to the other's."""
     loaded = OnnxModel(gated())

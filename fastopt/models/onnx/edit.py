@@ -169,7 +169,7 @@ def split_site(graph: Graph, site: Site, a: Array, b: Array) -> tuple[str, str]:
         graph.values[name] = np.ascontiguousarray(value.astype(dtype))
     middle = graph.fresh(f"{node.outputs[0]}/thin")
     nodes = [
-        Node(node.op, node.domain, (node.inputs[0], names[0]), (middle,), early, name=node.name),
+        Node(node.op, node.domain, (node.inputs[0], names[0]), (middle,), early),
         replace(node, inputs=(middle, names[1], *node.inputs[2:]), attrs=late),
     ]
     graph.rewrite({node: nodes})

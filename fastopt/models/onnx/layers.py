@@ -21,7 +21,6 @@ from fastopt.models.onnx.moves import MOVES, moved
 
 __all__ = ["Site", "Use", "View", "find_sites"]
 
-SMALLEST = 8  # elements; below, a layer is not worth its overhead
 CODED = 64  # elements; integers that a few operators decode are a weight from here on
 _FLOATS = ("float32", "float16", "float64")
 _DECODERS = {"Cast", "Mul", "Div", "Sub", "Add", "DequantizeLinear"}
@@ -155,7 +154,7 @@ class _Finder:
         a = self.graph.values[name]
         return a.dtype.name in _FLOATS and a.ndim > 1 and 1 < a.shape[-1] < a.size
 
-    def _large(self, name: str, smallest: int = SMALLEST) -> bool:
+    def _large(self, name: str, smallest: int = 1) -> bool:
         if name in self.graph.values:
             a = self.graph.values[name]
             return a.size >= smallest and name not in self.graph.overridable
@@ -166,7 +165,7 @@ class _Finder:
         if name in self.graph.values:
             a = self.graph.values[name]
             fits = a.dtype.name in _FLOATS and name not in self.graph.overridable
-            return [name] if fits and a.size >= SMALLEST else []
+            return [name] if fits and a.size else []
         node = self.maker.get(name)
         if node is None or node.domain not in ("", "ai.onnx"):
             return []
