@@ -12,13 +12,17 @@ from fastopt.errors import OptionError
 from fastopt.search.cma import CMA
 from fastopt.search.engine import Engine, Random
 from fastopt.search.genetic import Genetic
+from fastopt.search.gp import GP
 from fastopt.search.greedy import Greedy
 from fastopt.search.portfolio import Portfolio, is_real
 from fastopt.search.space import Space
+from fastopt.search.tpe import TPE
 
 __all__ = ["METHODS", "engine_for"]
 
-ENGINES: dict[str, type[Engine]] = {e.method: e for e in (Random, Greedy, Genetic, CMA, Portfolio)}
+ENGINES: dict[str, type[Engine]] = {
+    e.method: e for e in (Random, Greedy, Genetic, CMA, Portfolio, GP, TPE)
+}
 METHODS = ("auto", *ENGINES)
 # Cells of one vectorised batch of random trials.
 BATCH_CELLS = 1 << 16
