@@ -8,7 +8,7 @@ from fastopt.search.gp import GP
 from fastopt.search.greedy import Greedy
 from fastopt.search.operators import tournament, variation
 from fastopt.search.portfolio import Portfolio
-from fastopt.search.result import Progress, Result
+from fastopt.search.result import Pareto, Progress, Result
 from fastopt.search.space import Bool, Choice, Float, Int, Permutation, Space, Vector
 from fastopt.search.tpe import TPE
 
@@ -22,6 +22,7 @@ __all__ = [
     "Genetic",
     "Greedy",
     "Int",
+    "Pareto",
     "Permutation",
     "Portfolio",
     "Progress",

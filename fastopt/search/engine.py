@@ -44,11 +44,18 @@ class Engine:
         Columns of y; one objective is told as (k,).
     batch : int
         What ``wants`` says where the engine has no reason for another number.
+    lag : int
+        Batches that are proposed before the oldest of them is told.
+    proposals : int
+        Version of what is proposed; raised with every change, so that no journal is continued
+        with other points.
     """
 
     method: ClassVar[str] = ""
     n_objectives: int = 1
     batch: int = 8
+    lag: ClassVar[int] = 0
+    proposals: ClassVar[int] = 1
     _state_names: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, space: Space | Mapping[str, Any], *, seed: Seed = 0) -> None:
@@ -137,7 +144,7 @@ class Engine:
             state: dict[str, Any] = {
                 "version": STATE_VERSION,
                 "method": self.method,
-                "space": repr(self.space),
+                "space": self.space.digest,
             }
             for name in self._names():
                 value = getattr(self, name)
@@ -209,7 +216,7 @@ class Engine:
         for key, here in (
             ("version", STATE_VERSION),
             ("method", self.method),
-            ("space", repr(self.space)),
+            ("space", self.space.digest),
         ):
             if state[key] != here:
                 raise FormatError(f"state: {key} is {state[key]!r}, expected {here!r}")
@@ -287,6 +294,7 @@ class Random(Engine):
 
     method = "random"
     batch = 256
+    lag = 7  # nothing that is told changes what is proposed
 
     def propose(self, k: int) -> Matrix:
         first, self._asked = self._asked, self._asked + k

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 from fastopt.errors import OptionError
 from fastopt.search.space import Matrix, Space
 
-__all__ = ["Progress", "Result"]
+__all__ = ["Pareto", "Progress", "Result", "nondominated"]
 
 
 @dataclass(frozen=True)
@@ -26,35 +27,68 @@ class Progress:
 
 
 @dataclass(frozen=True)
+class Pareto:
+    """Trials that no other trial beats in every objective.
+
+    Attributes
+    ----------
+    x : list of dict
+        The trials.
+    fun : (n, n_objectives) float64
+        Their objectives; sorted by the first.
+    trials : (n,) int64
+        Their numbers.
+    """
+
+    x: list[dict[str, Any]]
+    fun: Matrix
+    trials: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+
+@dataclass(frozen=True)
 class Result:
     """A finished search.
 
     Attributes
     ----------
     x : dict or None
-        The best trial: name -> value. None if every trial failed.
-    fun : float
+        The best trial: name -> value, without inactive variables. None if every trial failed.
+        With several objectives the trial of the front that is nearest to the best of each,
+        measured in units of the front's ranges.
+    fun : float, or (n_objectives,) float64
         Its objective; NaN if every trial failed.
     n_evals : int
         Trials evaluated, failed ones included.
     n_failed : int
         Trials that returned NaN or minus infinity, raised, or did not return a number.
-    history : (n_evals,) float64
+    history : (n_evals,) or (n_evals, n_objectives) float64
         Objective of every trial in order; NaN for failed ones.
     message : str
         Why the search ended.
-    method : str
-        The engine that ran.
-    method_reason : str
-        Why ``method="auto"`` chose it.
+    method, method_reason : str
+        The engine that ran, and why it was chosen.
+    interrupted : bool
+        Ctrl-C ended the search.
+    violation : float
+        Sum of what the best trial exceeds the constraints by: 0 if it is feasible.
+    violations : (n_evals,) float64 or None
+        The same of every trial; None without constraints.
     errors : dict
         Trial number -> message, of trials that raised or did not return a number.
+    stopped : set of int
+        Numbers of trials that were stopped early; their objective is the last they reported.
+    numbers : (n_evals,) int64
+        Trial numbers: in order, with gaps where a search ended before earlier trials were
+        finished; by arrival in asynchronous mode.
     values : (n_evals, d) float64 or None
         Every trial's values (a Choice's index); None if ``keep_trials`` was off.
     """
 
     x: dict[str, Any] | None
-    fun: float
+    fun: Any
     n_evals: int
     n_failed: int
     history: NDArray[np.float64]
@@ -63,23 +97,74 @@ class Result:
     method_reason: str
     elapsed_s: float
     space: Space
+    interrupted: bool = False
+    maximize: bool | tuple[bool, ...] = False
+    violation: float = 0.0
+    violations: NDArray[np.float64] | None = field(default=None, repr=False)
     errors: dict[int, str] = field(default_factory=dict, repr=False)
+    stopped: set[int] = field(default_factory=set, repr=False)
+    numbers: NDArray[np.int64] = field(
+        default_factory=lambda: np.empty(0, dtype=np.int64), repr=False
+    )
     values: Matrix | None = field(default=None, repr=False)
 
     @property
     def best(self) -> NDArray[np.float64]:
-        """(n_evals,) best objective so far, after each trial."""
-        return np.fmin.accumulate(self.history)
+        """(n_evals,) best objective so far after each trial, feasible trials only."""
+        if self.history.ndim == 2:
+            raise OptionError("best: there are several objectives; see pareto")
+        counted = self.history.copy()
+        if self.violations is not None:
+            counted[self.violations > 0] = np.nan
+        if self.stopped:
+            counted[np.isin(self.numbers, list(self.stopped))] = np.nan
+        return (np.fmax if self.maximize is True else np.fmin).accumulate(counted)
 
     @property
     def trials(self) -> dict[str, NDArray[Any]]:
-        """Columns: ``trial``, each variable, ``fun``."""
+        """Columns: ``trial``, each variable, ``fun`` (``fun_0`` ... with several objectives)."""
         if self.values is None:
             raise OptionError("trials: were not kept; pass keep_trials=True to minimize")
-        columns: dict[str, NDArray[Any]] = {"trial": np.arange(self.n_evals)}
+        columns: dict[str, NDArray[Any]] = {"trial": self.numbers}
         columns.update(self.space.columns_of(self.values))
-        columns["fun"] = self.history
+        if self.history.ndim == 1:
+            columns["fun"] = self.history
+        else:
+            columns.update({f"fun_{i}": c for i, c in enumerate(self.history.T)})
+        if self.violations is not None:
+            columns["violation"] = self.violations
         return columns
+
+    @property
+    def pareto(self) -> Pareto:
+        """The feasible trials that no other feasible trial dominates."""
+        if self.values is None:
+            raise OptionError("pareto: trials were not kept; pass keep_trials=True to minimize")
+        y = self.history.reshape(self.n_evals, -1) * self._signs()
+        counted = ~np.isnan(y).any(axis=1)
+        if self.violations is not None:
+            counted &= self.violations <= 0
+        if self.stopped:
+            counted &= ~np.isin(self.numbers, list(self.stopped))
+        rows = np.flatnonzero(counted)
+        rows = rows[nondominated(y[rows])]
+        rows = rows[np.argsort(y[rows, 0], kind="stable")]
+        fun = self.history.reshape(self.n_evals, -1)[rows]
+        return Pareto(self.space.dicts_of(self.values[rows]), fun, self.numbers[rows])
+
+    def _signs(self) -> NDArray[np.float64]:
+        flags = self.maximize if isinstance(self.maximize, tuple) else (self.maximize,)
+        return np.where(flags, -1.0, 1.0)
+
+    def compromise(self) -> tuple[dict[str, Any] | None, NDArray[np.float64]]:
+        """The trial of the front nearest to the best of each objective, and its objectives."""
+        front = self.pareto
+        if not len(front):
+            return None, np.full(self.history.shape[1:], math.nan)
+        y = front.fun * self._signs()
+        low, span = y.min(axis=0), np.ptp(y, axis=0)
+        i = int(np.argmin((((y - low) / np.where(span > 0, span, 1.0)) ** 2).sum(axis=1)))
+        return front.x[i], front.fun[i]
 
     def to_frame(self) -> Any:
         """``trials`` as a pandas.DataFrame (needs pandas)."""
@@ -126,3 +211,21 @@ class Result:
             f'<text x="50" y="{height - 4}">{self.method}: {self.n_evals} trials</text>'
             f"{body}</svg>"
         )
+
+
+def nondominated(y: Matrix) -> NDArray[np.intp]:
+    """Rows of y (n, m) that no other row dominates: is no worse in all columns, better in one.
+
+    Equal rows are kept, all of them. O(n log n + n f) for a front of f rows.
+    """
+    if not len(y):
+        return np.empty(0, dtype=np.intp)
+    order = np.lexsort(y.T[::-1])
+    front: list[int] = []
+    kept: Matrix = np.empty((0, y.shape[1]))
+    for i in order:  # a row can be dominated by earlier ones only
+        worse = (kept <= y[i]).all(axis=1) & (kept < y[i]).any(axis=1)
+        if not worse.any():
+            front.append(int(i))
+            kept = y[front]
+    return np.sort(np.array(front, dtype=np.intp))

@@ -15,6 +15,7 @@ from fastopt._arrays import Array, as_array, check_finite
 from fastopt._files import write_whole
 from fastopt._options import choice, flag, integer
 from fastopt.errors import ArrayError, OptionError
+from fastopt.models.base import FLOAT32, Form, Group, Input, Layer
 from fastopt.models.onnx.compact import compact
 from fastopt.models.onnx.encode import LARGEST_SCALE, Coded, Narrow, encode, scale_kept
 from fastopt.models.onnx.endings import Ending, ending_of
@@ -33,7 +34,6 @@ from fastopt.models.onnx.layers import Site, bias_of, find_sites
 from fastopt.models.onnx.rows import input_rows, output_positions
 from fastopt.models.onnx.run import Feeds, evaluate, execute, inputs_of, session, tensor_info
 from fastopt.models.onnx.static import Static, can_run_static, check_ranges, run_static
-from fastopt.models.protocol import FLOAT32, Form, Group, Input, Layer
 from fastopt.quantization import QuantizedArray
 
 __all__ = ["OnnxModel"]

@@ -10,8 +10,8 @@ import numpy as np
 
 from fastopt._arrays import Array
 from fastopt.errors import ArrayError, DTypeError, FormatError, OptionError, UnsupportedError
+from fastopt.models.base import Input
 from fastopt.models.onnx.files import load_onnx
-from fastopt.models.protocol import Input
 
 __all__ = ["Feeds", "evaluate", "execute", "inputs_of", "session", "tensor_info"]
 
