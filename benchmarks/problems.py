@@ -122,9 +122,9 @@ def tour(seed: int = 0, n: int = 50) -> Problem:
 
 
 def conditional(seed: int = 0) -> Problem:
-    """Three branches with 3 to 5 variables of their own; the best is 0 in the third branch."""
+    """Three branches with 3 to 5 variables of their own; the best of each is 0."""
     rng = np.random.default_rng(seed)
-    sizes, floors = (3, 4, 5), (0.1, 0.05, 0.0)
+    sizes = (3, 4, 5)
     centres = [rng.uniform(0.2, 0.8, n) for n in sizes]
     variables: dict[str, Any] = {"branch": Choice("a", "b", "c")}
     for branch, n in zip("abc", sizes):
@@ -134,7 +134,7 @@ def conditional(seed: int = 0) -> Problem:
     def f(trial: dict[str, Any]) -> float:
         k = "abc".index(trial["branch"])
         own = np.array([trial[f"{trial['branch']}{i}"] for i in range(sizes[k])])
-        return float(floors[k] + ((own - centres[k]) ** 2).sum())
+        return float(((own - centres[k]) ** 2).sum())
 
     return Problem(f"conditional {seed}", Space(**variables), f, 0.0)
 

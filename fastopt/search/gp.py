@@ -21,7 +21,7 @@ MOST = 250  # best trials that the model holds
 # Priors of the logarithms: length scales in shares of the range, noise as a share of the variance.
 LENGTH = (math.log(0.3), 1.2)
 NOISE = (-7.0, 2.0)
-ITERATIONS = 25
+ITERATIONS, ITERATIONS_AFRESH = 8, 25
 AFRESH = 8  # every how many fits the prior's mean is a start too
 UNIFORM, NEAR, LEADERS = 1000, 25, 5  # candidates
 WIDTHS = (0.3, 0.1, 0.03, 0.01)
@@ -128,7 +128,7 @@ class GP(Engine):
         order = np.sort(order)
         values, t = self._values[order], squashed(self._y[order])
         x = self._features.of(values)
-        if t.any() and len(self._y) - self._fitted >= max(1, len(t) // 50):
+        if t.any() and len(self._y) - self._fitted >= max(1, len(t) // 20):
             again = self._fits % AFRESH == 0
             self._theta = self._features.fit(x, t, self._theta, again)
             self._fits += 1
@@ -227,9 +227,10 @@ class Features:
             return negative_log_posterior(theta, flat, t)
 
         ends = []
+        most = ITERATIONS_AFRESH if afresh else ITERATIONS
         starts = [self.prior(), last] if afresh else [last]
         for start in starts:
-            end = descend(loss, start, optimizer="lbfgs", max_iter=ITERATIONS, tol=1e-3)
+            end = descend(loss, start, optimizer="lbfgs", max_iter=most, tol=1e-3)
             ends.append((float(end.fun), np.clip(end.x, -12, 8)))
         best = min(range(len(ends)), key=lambda i: ends[i][0])
         return np.asarray(ends[best][1])
@@ -285,7 +286,9 @@ class Model:
         mean = k @ self.alpha
         rest = 1 - ((k @ self.inverse) * k).sum(axis=1)
         deviation = np.sqrt(self.variance * np.maximum(rest, 1e-12))
-        return log_expected_improvement((self.best - mean) / deviation) + np.log(deviation)
+        return np.asarray(
+            log_expected_improvement((self.best - mean) / deviation) + np.log(deviation)
+        )
 
 
 def matern(a: Matrix, b: Matrix) -> Matrix:

@@ -19,7 +19,7 @@ __all__ = ["TPE", "Mixture", "groups_of"]
 
 SHARE, MOST = 0.1, 25  # of the trials are good ones, at most 25
 MODEL = 1000  # the other trials that the model holds, the latest
-TRIES = 8  # proposals among which one is new
+TRIES, POOL = 8, 256  # draws, then uniform points, among which one is new
 PICK, SPREAD, OPTION, RADIUS = 51, 52, 53, 54  # streams of draws
 
 
@@ -95,13 +95,17 @@ class TPE(Engine):
         if done < k and np.isfinite(self._y).sum() < 2:
             rows.append(self.space.values_of(self._random(first + done, k - done)))
             done = k
-        seen = {fingerprint(row) for row in self._values} if self.space.size < math.inf else set()
         self._waiting = np.concatenate([self._waiting, *rows])
+        known = np.concatenate([self._values, self._waiting])
+        seen = {fingerprint(row) for row in known} if self.space.size < math.inf else set()
         for i in range(first + done, first + k):
             for attempt in range(TRIES):
                 row = self._draw(i, attempt)
                 if fingerprint(row) not in seen:
                     break
+            else:
+                pool = self.space.values_of(self._random(i + (TRIES << 40), POOL))
+                row = next((v for v in pool if fingerprint(v) not in seen), row)
             seen.add(fingerprint(row))
             rows.append(row[None])
             self._waiting = np.concatenate([self._waiting, rows[-1]])
@@ -196,7 +200,9 @@ class Mixture:
             inside = normal_cdf((low + width - middle) / spread) - normal_cdf(
                 (low - middle) / spread
             )
-            scale = np.log(width / (spread * math.sqrt(2 * math.pi))) - np.log(inside)
+            scale = np.log(width / (spread * math.sqrt(2 * math.pi))) - np.log(
+                np.maximum(inside, 1e-300)
+            )
             loose = self._loose(width)
             same = np.rint(x)[:, None] == np.rint(middle)
             kept = np.log(np.where(same, width * (1 - loose) + loose, loose))
@@ -212,13 +218,13 @@ class Mixture:
 
 def normal_cdf(z: Matrix) -> Matrix:
     flat = [0.5 * math.erfc(-v * math.sqrt(0.5)) for v in np.ravel(z).tolist()]
-    return np.array(flat).reshape(np.shape(z))
+    return np.asarray(np.array(flat).reshape(np.shape(z)))
 
 
 def truncated(a: Matrix, b: Matrix, u: Matrix) -> Matrix:
     """Standard normal within [a, b] at quantile u, by interpolation of its distribution."""
     target = normal_cdf(a) + u * (normal_cdf(b) - normal_cdf(a))
-    return np.clip(np.interp(target, TABLE, GRID), a, b)
+    return np.asarray(np.clip(np.interp(target, TABLE, GRID), a, b))
 
 
 GRID = np.linspace(-9.0, 9.0, 4097)
