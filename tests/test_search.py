@@ -21,6 +21,8 @@ from fastopt.errors import (
 )
 from fastopt.search import (
     CMA,
+    GP,
+    TPE,
     Bool,
     Choice,
     Float,
@@ -49,6 +51,8 @@ ENGINES = {
     "random": lambda space, **k: Random(space, **k),
     "greedy": lambda space, **k: Greedy(space, **k),
     "cma": lambda space, **k: CMA(space, **k),
+    "gp": lambda space, **k: GP(space, **k),
+    "tpe": lambda space, **k: TPE(space, **k),
     "genetic": lambda space, **k: Genetic(space, population=12, unique=True, **k),
 }
 

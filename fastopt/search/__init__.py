@@ -4,15 +4,19 @@ from fastopt.search.cma import CMA
 from fastopt.search.driver import minimize
 from fastopt.search.engine import Random
 from fastopt.search.genetic import Genetic
+from fastopt.search.gp import GP
 from fastopt.search.greedy import Greedy
 from fastopt.search.operators import tournament, variation
 from fastopt.search.portfolio import Portfolio
 from fastopt.search.result import Pareto, Progress, Result
 from fastopt.search.space import Bool, Choice, Float, Int, Permutation, Space, Vector
 from fastopt.search.stored import load_result
+from fastopt.search.tpe import TPE
 
 __all__ = [
     "CMA",
+    "GP",
+    "TPE",
     "Bool",
     "Choice",
     "Float",

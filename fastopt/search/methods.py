@@ -12,14 +12,20 @@ from fastopt.errors import OptionError
 from fastopt.search.cma import CMA
 from fastopt.search.engine import Engine, Random
 from fastopt.search.genetic import Genetic
+from fastopt.search.gp import GP
 from fastopt.search.greedy import Greedy
 from fastopt.search.portfolio import Portfolio, is_real
-from fastopt.search.space import Space
+from fastopt.search.space import Float, Int, Permutation, Space, Vector
+from fastopt.search.tpe import TPE
 
 __all__ = ["METHODS", "engine_for"]
 
-ENGINES: dict[str, type[Engine]] = {e.method: e for e in (Random, Greedy, Genetic, CMA, Portfolio)}
+ENGINES: dict[str, type[Engine]] = {
+    e.method: e for e in (Random, Greedy, Genetic, CMA, Portfolio, GP, TPE)
+}
 METHODS = ("auto", *ENGINES)
+# Most trials for which the models are worth their time: all spaces, and those of reals alone.
+GP_BUDGET, GP_REAL, TPE_BUDGET = 100, 60, 1000
 # Cells of one vectorised batch of random trials.
 BATCH_CELLS = 1 << 16
 
@@ -48,7 +54,9 @@ def engine_for(
         return method, "given"
     choice(method, "method", METHODS)
     budget = max_evals if max_evals is not None else 10_000
-    name, reason = (method, "asked for") if method != "auto" else _chosen(space, budget)
+    name, reason = (
+        (method, "asked for") if method != "auto" else _chosen(space, budget, vectorized)
+    )
     options: dict[str, Any] = {}
     if stored and (method == "auto" or stored.get("method") == method):
         name, options = stored["method"], dict(stored["options"])
@@ -76,8 +84,17 @@ def engine_for(
     return engine, reason
 
 
-def _chosen(space: Space, budget: int) -> tuple[str, str]:
-    """What "auto" stands for."""
+def _chosen(space: Space, budget: int, vectorized: bool) -> tuple[str, str]:
+    """What "auto" stands for: measured in benchmarks/search_quality.py."""
+    kinds = {type(v) for v in space.variables.values()}
+    if space.conditional and not vectorized and budget <= TPE_BUDGET:
+        return "tpe", "variables under conditions"
     if is_real(space):
+        if budget <= GP_REAL and not vectorized:
+            return "gp", f"at most {GP_REAL} trials"
         return "portfolio", "every variable is real"
-    return "genetic", "the default"
+    if budget <= GP_BUDGET and not vectorized and Permutation not in kinds:
+        return "gp", f"at most {GP_BUDGET} trials of mixed variables"
+    if kinds <= {Float, Int, Vector} and not space.conditional and budget >= 50 * space.n_columns:
+        return "cma", "reals and integers, at least 50 trials per variable"
+    return "genetic", "mixed variables and many trials"
