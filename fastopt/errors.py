@@ -19,7 +19,9 @@ __all__ = [
     "OptionError",
     "StorageError",
     "TrialError",
+    "TrialStopped",
     "UnsupportedError",
+    "WorkerDied",
 ]
 
 
@@ -79,6 +81,14 @@ class MissingFileError(StorageError, FileNotFoundError):
 
 class TrialError(FastoptError, RuntimeError):
     """An objective failed or returned something that is not a number."""
+
+
+class TrialStopped(FastoptError):
+    """Raised by ``report`` inside an objective whose trial is to end early."""
+
+
+class WorkerDied(FastoptError, RuntimeError):
+    """A process that evaluated a trial ended: killed, out of memory, or by itself."""
 
 
 class ConcurrentUseError(FastoptError, RuntimeError):

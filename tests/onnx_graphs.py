@@ -184,3 +184,14 @@ def embedding() -> onnx.ModelProto:
         ["y"],
         {"table": weights(50, 64), "w": weights(64, 64)},
     )
+
+
+def ranges_of(loaded: Any, data: Any) -> dict[str, tuple[float, float]]:
+    """Least and largest value of the tensors around the layers."""
+    taps = {t for layer in loaded.layers.values() for t in (layer.tap, layer.output) if t}
+    found: dict[str, tuple[float, float]] = {}
+    for _, tapped in loaded.run(data, taps=tuple(sorted(taps))):
+        for name, a in tapped.items():
+            low, high = found.get(name, (np.inf, -np.inf))
+            found[name] = (min(low, float(a.min())), max(high, float(a.max())))
+    return found

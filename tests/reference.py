@@ -312,6 +312,16 @@ def multiply_i32(a, b, za, zb):
     return (a.astype(np.int64) - za[:, None]) @ (b.astype(np.int64) - zb)
 
 
+def excess(b):
+    """What is taken off the second int8 weight of each pair of rows for exact 16-bit sums."""
+    w = b.astype(np.int64)
+    first, second = w[0 : len(w) - 1 : 2], w[1::2]
+    kept = np.minimum(second, 128 - np.maximum(first, 0))
+    out = np.zeros_like(w)
+    out[1::2] = second - np.maximum(kept, -128 - np.minimum(first, 0))
+    return out
+
+
 def multiply_q8(a, b, za, zb, scale, zero_point, dtype):
     """The product requantised: half to even before the zero point, saturated."""
     y = np.rint(multiply_i32(a, b, za, zb).astype(np.float64) * scale) + zero_point

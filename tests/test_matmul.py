@@ -115,6 +115,55 @@ def test_kernel_narrow(level, rng):
     check_kernel(module, codes(rng, "int8", 9, 301), b, PACKED, 2, rng)
 
 
+def excess_of(module, packed, b, threads):
+    """(start, row, value) of a packed b as the kernel tells it, checked against its twin."""
+    k, n = b.shape
+    count = Guarded(np.zeros(n, np.int32))
+    module.excess(count.array, None, None, None, packed, n, k, False, threads)
+    start = np.zeros(n + 1, np.int32)
+    np.cumsum((count.array + 3) // 4, out=start[1:])
+    row = Guarded(np.full(4 * start[-1], 9, np.uint16))
+    value = Guarded(np.full(4 * start[-1], 9, np.int8))
+    module.excess(count.array, start, row.array, value.array, packed, n, k, False, threads)
+    for guarded in (count, row, value):
+        guarded.check()
+    dense = np.zeros((k + 1, n), np.int64)
+    column = np.repeat(np.arange(n), 4 * np.diff(start))
+    np.add.at(dense, (row.array, column), value.array)
+    np.testing.assert_array_equal(dense[:k], reference.excess(b))
+    assert np.abs(value.array.astype(int)).max(initial=0) <= 64
+    return start, row.array, value.array
+
+
+@pytest.mark.parametrize("threads", THREADS)
+@pytest.mark.parametrize("k", [1, 2, 7, 8, 9, 40, 1301])
+def test_kernel_with_the_excess_apart(level, k, threads, rng):
+    """Pairs of weights at which the fast 8-bit instruction of AVX2 saturates."""
+    module = kernel("matmul", level)
+    for m, n in ((15, 16), (16, 1), (17, 7), (31, 8), (33, 17), (70, 50), (600, 24)):
+        b = np.clip(np.rint(rng.standard_normal((k, n)) * 60), -128, 127).astype(np.int8)
+        b[:, 0] = 127
+        b[:, -1] = -128
+        a = codes(rng, "uint8", m, k)
+        a[0] = 255
+        packed, colsum, narrow = right_operand(module, b, PACKED, threads)
+        apart = excess_of(module, packed, b, threads)
+        zero = np.zeros(m, np.int32), np.zeros(n, np.int32)
+        for left, za in ((a, zero[0]), ((a ^ 128).view(np.int8), zero[0] + 128)):
+            want = left.astype(np.int64) @ b.astype(np.int64)
+            out = Guarded(np.zeros((m, n), np.int32))
+            args = (left, packed, PACKED, colsum, narrow, za.astype(np.int32), zero[1])
+            module.multiply_i32(out.array, *args, m, n, k, threads, apart)
+            out.check()
+            np.testing.assert_array_equal(out.array, want)
+            out = np.zeros((m, n), np.int8)
+            scale = np.full(n, 1e-3)
+            module.multiply_q8(out, *args, scale, 3, m, n, k, threads, apart)
+            np.testing.assert_array_equal(
+                out, np.clip(np.rint(want * 1e-3) + 3, -128, 127).astype(np.int8)
+            )
+
+
 @pytest.mark.parametrize("rows", [1, 32])
 def test_saturation_trap(rows):
     a, b = np.full((rows, 768), 255, np.uint8), np.full((768, 64), 127, np.int8)

@@ -156,6 +156,15 @@ def test_layer_is_its_dequantised_weight(scheme, group_size, symmetric, rng):
     np.testing.assert_array_equal(out, layer(x, threads=2))
 
 
+def test_many_rows_are_as_one_by_one(rng):
+    """Real weights by the instruction that saturates, what it would lose apart, and widened."""
+    w, bias = rng.standard_normal((70, 801)).astype(np.float32), rng.standard_normal(70)
+    x = rng.standard_normal((77, 801)).astype(np.float32)
+    layer = QuantizedLinear(w, bias, activation="relu")
+    np.testing.assert_array_equal(layer(x), [layer(row) for row in x])
+    np.testing.assert_array_equal(layer(x), layer(x, threads=3))
+
+
 def test_activations_match_torch(rng):
     torch = pytest.importorskip("torch")
     w = rng.standard_normal((40, 64)).astype(np.float32)

@@ -25,7 +25,7 @@ from fastopt.errors import (  # noqa: E402
 )
 from fastopt.models import OnnxModel  # noqa: E402
 from tests import onnx_graphs as graphs  # noqa: E402
-from tests.onnx_graphs import model, node, value, weights  # noqa: E402
+from tests.onnx_graphs import model, node, ranges_of, value, weights  # noqa: E402
 
 RNG = np.random.default_rng(0)
 FLOATS = {
@@ -105,8 +105,16 @@ def test_graphs_that_cannot_be() -> None:
     twice = model([node("Relu", "x", "b"), node("Relu", "x", "b")], x, ["b"], {})
     with pytest.raises(FormatError, match="made twice"):
         OnnxModel(twice)
-    with pytest.raises(UnsupportedError, match="opset 8 is too old"):
-        OnnxModel(graphs.mlp(opset=8))
+
+
+def test_an_old_opset_is_left_as_it_is(tmp_path: Path) -> None:
+    proto = model([node("Relu", "x", "y")], [value("x", [3, 64])], ["y"], {}, 6)
+    loaded = OnnxModel(proto)
+    assert loaded.layers == loaded.groups == {}
+    assert loaded.fold() == ()
+    assert "opset 6" in loaded.notes[0]
+    loaded.save(tmp_path / "same.onnx")
+    assert len(onnx.load(tmp_path / "same.onnx").graph.node) == 1
 
 
 def test_an_unknown_domain_is_unsupported() -> None:
@@ -358,9 +366,10 @@ def test_what_is_measured_is_what_is_saved(name: str, tmp_path: Path) -> None:
     forms = sorted({form.name for layer in original.layers.values() for form in layer.forms})
     for form in forms:
         stored = original.copy()
+        ranges = ranges_of(original, FEEDS[name]) if form.endswith("static") else None
         for layer in original.layers.values():
             if layer.form_named(form):
-                stored.store(layer.name, form)
+                stored.store(layer.name, form, ranges=ranges)
         path = tmp_path / f"{form}.onnx"
         stored.save(path)
         assert stored.nbytes == path.stat().st_size
@@ -371,7 +380,7 @@ def test_what_is_measured_is_what_is_saved(name: str, tmp_path: Path) -> None:
     assert original.layers.keys() == OnnxModel(proto).layers.keys()  # copies are independent
 
 
-@pytest.mark.parametrize("opset", [9, 11, 13, 18, 21])
+@pytest.mark.parametrize("opset", [7, 9, 11, 13, 18, 21])
 def test_every_opset_decodes(opset: int) -> None:
     feed = FLOATS["mlp"][1]
     for form in ("float16", "int2g", "int3", "int4g", "int5g", "int6", "int8"):
@@ -445,6 +454,21 @@ def test_new_weights_and_biases() -> None:
         loaded.set_weight("w1", w[:3])
     with pytest.raises(ArrayError, match="weight"):
         loaded.set_weight("w1", w * np.nan)
+
+
+@pytest.mark.parametrize("name", list(FLOATS))
+def test_weights_can_be_tried_without_an_edit(name: str) -> None:
+    loaded = OnnxModel(FLOATS[name][0])
+    plain = next(loaded.run(FEEDS[name]))[0]
+    for layer in loaded.layers.values():
+        tried = next(loaded.run(FEEDS[name], weights={layer.name: 0.5 * layer.weight}))[0]
+        edited = loaded.copy()
+        edited.set_weight(layer.name, 0.5 * layer.weight)
+        expected = next(edited.run(FEEDS[name]))[0]
+        for output in loaded.outputs:
+            np.testing.assert_allclose(tried[output], expected[output], atol=1e-5)
+    again = next(loaded.run(FEEDS[name]))[0]
+    assert all(np.array_equal(plain[k], again[k]) for k in plain)
 
 
 def test_names_metadata_and_functions_stay(tmp_path: Path) -> None:

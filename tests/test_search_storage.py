@@ -17,6 +17,7 @@ import pytest
 
 from fastopt.errors import DTypeError, FormatError, OptionError, StorageError
 from fastopt.search import Bool, Choice, Float, Genetic, Int, Space, minimize
+from fastopt.search.evaluation import Outcome
 from fastopt.search.journal import Journal
 
 SPACE = Space(x=Float(-2, 2), n=Int(1, 9), kind=Choice("a", "b"), flag=Bool())
@@ -34,6 +35,16 @@ minimize(f, space, method=sys.argv[2], max_evals=int(sys.argv[3]), seed=7, stora
          batch_size=5, callback=told)
 print("end", flush=True)
 """
+
+
+def trial(number, y, message=None):
+    """A trial as the journal takes it."""
+    return number, np.array([0.5, number]), Outcome(y, message=message), None
+
+
+def stored(journal):
+    """What a journal holds: number -> (objective, message)."""
+    return {n: (r.outcome.y, r.outcome.message) for n, r in journal.trials.items()}
 
 
 def objective(x, n, kind, flag):
@@ -138,10 +149,10 @@ def test_kill_9_loses_nothing(tmp_path, method):
                 break
         worker.stdout.close()
         worker.wait()
-        stored = Journal(path, header_of(path))
-        assert sorted(stored.trials) == list(range(len(stored.trials)))
-        assert len(stored.trials) >= most  # every acknowledged trial is there
-        stored.close()
+        kept = Journal(path, header_of(path))
+        assert sorted(kept.trials) == list(range(len(kept.trials)))
+        assert len(kept.trials) >= most  # every acknowledged trial is there
+        kept.close()
         if ended:
             break
     assert kills >= 3
@@ -163,7 +174,7 @@ def header_of(path):
 def test_cut_at_every_byte(tmp_path):
     path = tmp_path / "j"
     journal = Journal(path, HEADER)
-    records = [(0, 1.5, None), (1, float("nan"), "ValueError: x"), (2, -0.0, None)]
+    records = [trial(0, 1.5), trial(1, float("nan"), "ValueError: x"), trial(2, -0.0)]
     for record in records:
         journal.append([record])
     journal.close()
@@ -174,17 +185,17 @@ def test_cut_at_every_byte(tmp_path):
         journal = Journal(path, HEADER)
         kept = sum(e <= cut for e in ends[1:])
         assert sorted(journal.trials) == list(range(kept))
-        journal.append([(kept, 9.0, None)])
+        journal.append([trial(kept, 9.0)])
         journal.close()
         journal = Journal(path, HEADER)
-        assert journal.trials[kept] == (9.0, None)
+        assert stored(journal)[kept] == (9.0, None)
         journal.close()
 
 
 def test_every_flipped_bit_before_the_last_record_is_seen(tmp_path):
     path = tmp_path / "j"
     journal = Journal(path, HEADER)
-    journal.append([(i, float(i), None) for i in range(3)])
+    journal.append([trial(i, float(i)) for i in range(3)])
     journal.close()
     whole = path.read_bytes()
     last = whole[:-1].rfind(b"\n") + 1
@@ -234,7 +245,7 @@ def test_one_writer(tmp_path):
 def test_full_disk(tmp_path, monkeypatch):
     path = tmp_path / "j"
     journal = Journal(path, HEADER)
-    journal.append([(0, 1.0, None)])
+    journal.append([trial(0, 1.0)])
     size, real = path.stat().st_size, os.pwrite
 
     def half(file, data, offset):
@@ -244,13 +255,13 @@ def test_full_disk(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "pwrite", half)
     with pytest.raises(StorageError, match="No space"):
-        journal.append([(1, 2.0, None)])
+        journal.append([trial(1, 2.0)])
     assert path.stat().st_size == size
     monkeypatch.undo()
-    journal.append([(1, 2.0, None)])
+    journal.append([trial(1, 2.0)])
     journal.close()
     journal = Journal(path, HEADER)
-    assert journal.trials == {0: (1.0, None), 1: (2.0, None)}
+    assert stored(journal) == {0: (1.0, None), 1: (2.0, None)}
     journal.close()
 
 

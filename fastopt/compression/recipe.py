@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from fastopt._arrays import Array
 from fastopt._options import choice
 from fastopt.compression.passes import PASSES
 from fastopt.compression.passes.calibration import Calibration
-from fastopt.errors import OptionError
+from fastopt.errors import FormatError, OptionError
 from fastopt.models import Model
-from fastopt.search import Space
 
-__all__ = ["Applied", "Kitchen", "Recipe"]
+__all__ = ["Applied", "Recipe", "Workbench"]
+
+_REMEMBERED = 64  # states of the model
 
 
 @dataclass(frozen=True)
@@ -42,9 +43,24 @@ class Recipe:
             choice(key.partition(".")[0], f"recipe key {key!r}", PASSES)
         return cls(dict(choices))
 
+    @classmethod
+    def load(cls, path: str) -> Recipe:
+        """Read a recipe out of a JSON file: the choices alone, or a result that holds them."""
+        try:
+            with open(path, encoding="utf-8") as file:
+                found = json.load(file)
+            return cls.from_dict(found.get("recipe", found))
+        except (ValueError, AttributeError, OptionError) as error:
+            raise FormatError(f"expected a recipe: {error}", path) from None
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
         return dict(self.choices)
+
+    @property
+    def key(self) -> str:
+        """The same text for equal recipes."""
+        return json.dumps(self.to_dict(), sort_keys=True, default=str)
 
     def steps(self) -> list[tuple[str, str, Any]]:
         """(pass, place, value) in the order of application: the passes' own, then as listed."""
@@ -56,6 +72,19 @@ class Recipe:
         """The same recipe with one choice left out."""
         return Recipe({k: v for k, v in self.choices.items() if k != key})
 
+    def replaced(self, changes: Mapping[str, Any]) -> Recipe:
+        """The same recipe with some choices changed."""
+        return Recipe({**self.choices, **changes})
+
+    @property
+    def final(self) -> Recipe:
+        """The same recipe, each pass as thorough as it can be."""
+        found = {}
+        for key, value in self.choices.items():
+            thorough = getattr(PASSES[key.partition(".")[0]], "final", None)
+            found[key] = thorough(value) if thorough else value
+        return Recipe(found)
+
 
 @dataclass(frozen=True)
 class Applied:
@@ -63,81 +92,61 @@ class Applied:
 
     model: Model
     notes: tuple[tuple[str, str, str], ...]  # pass, place, what
+    calibration: Calibration = field(repr=False)  # the rows as that model sees them
 
 
-class Kitchen:
-    """Applies recipes to copies of one model, remembering the results of shared beginnings.
+class Workbench:
+    """Applies recipes to copies of one model, keeping the states that recipes share.
 
     Two candidates of a search often differ in a late choice only; the model after their common
-    first steps is then taken from memory. Each step sees the Gram of the model as it stands at
-    that step, so every refit makes up for what the earlier ones changed.
+    first steps is then found again. Each pass but the last sees the Grams of the model as it
+    stands, so every refit makes up for what the earlier steps changed.
 
     Parameters
     ----------
-    model : Model
-        Never changed.
-    calibration : array-like
-        Inputs that the Grams are collected on.
-    passes : sequence of str
-        Which passes may act.
-    remembered : int
-        How many intermediate models are kept.
+    calibration : Calibration
+        Of the original model, which is never changed.
     """
 
-    def __init__(
-        self, model: Model, calibration: Array, passes: Sequence[str], remembered: int = 64
-    ) -> None:
-        self._model = model
-        self._calibration = Calibration(model, calibration)
-        self._passes = [choice(name, "passes", PASSES) for name in passes]
-        if not self._passes:
-            raise OptionError(f"passes: expected some of {', '.join(PASSES)}, got none")
-        self._remembered = remembered
-        self._cache: OrderedDict[tuple[Any, ...], Applied] = OrderedDict()
+    def __init__(self, calibration: Calibration) -> None:
+        self._start = Applied(calibration.model, (), calibration)
+        self._states: OrderedDict[tuple[Any, ...], Applied] = OrderedDict()
 
-    def space(self) -> Space:
-        """One variable for each pass and place."""
-        return Space(
-            **{
-                f"{name}.{place}": variable
-                for name, module in PASSES.items()
-                if name in self._passes
-                for place, variable in module.variables(self._model).items()
-            }
-        )
-
-    def start(self, share: float) -> dict[str, Any]:
-        """A point of ``space()`` that keeps about ``share`` of every layer."""
-        return {key: PASSES[key.partition(".")[0]].start(share) for key in self.space().names}
-
-    def final(self, recipe: Recipe) -> Recipe:
-        """The same recipe, each pass as thorough as it can be."""
-        found = {}
-        for key, value in recipe.choices.items():
-            thorough = getattr(PASSES[key.partition(".")[0]], "final", None)
-            found[key] = thorough(value) if thorough else value
-        return Recipe(found)
-
-    def cook(self, recipe: Recipe) -> Applied:
-        """The model after the recipe. Do not change it: it may be remembered."""
-        state = Applied(self._model, ())
+    def apply(self, recipe: Recipe) -> Applied:
+        """The model after the recipe. Do not change it: it may be kept."""
+        steps = recipe.steps()
+        state = self._start
         key: tuple[Any, ...] = ()
-        for name, place, value in recipe.steps():
-            key = (*key, (name, place, value))
-            found = self._cache.get(key)
+        for step in (s for s in steps if s[0] != "quantize"):
+            key = (*key, step)
+            found = self._states.get(key)
             if found is None:
-                found = self._step(state, name, place, value)
-                self._cache[key] = found
-                if len(self._cache) > self._remembered:
-                    self._cache.popitem(last=False)
+                found = self._states[key] = _step(state, *step)
+                if len(self._states) > _REMEMBERED:
+                    self._states.popitem(last=False)
             else:
-                self._cache.move_to_end(key)
+                self._states.move_to_end(key)
             state = found
-        return state
+        return _stored(state, [s for s in steps if s[0] == "quantize"])
 
-    def _step(self, state: Applied, name: str, place: str, value: Any) -> Applied:
-        model = state.model.copy()
-        note = PASSES[name].apply(model, place, value, self._calibration)
-        if note is None:
-            return state
-        return Applied(model, (*state.notes, (name, place, note)))
+
+def _step(state: Applied, name: str, place: str, value: Any) -> Applied:
+    model = state.model.copy()
+    note = PASSES[name].apply(model, place, value, state.calibration)
+    if note is None:
+        return state
+    return Applied(model, (*state.notes, (name, place, note)), state.calibration.of(model))
+
+
+def _stored(state: Applied, steps: Sequence[tuple[str, str, Any]]) -> Applied:
+    """All storage choices in one copy: they read one state and do not see each other."""
+    if not steps:
+        return state
+    model = state.model.copy()
+    state.calibration.grams(state.model.layers)  # one pass over the rows for all of them
+    notes = []
+    for name, place, value in steps:
+        note = PASSES[name].apply(model, place, value, state.calibration)
+        if note is not None:
+            notes.append((name, place, note))
+    return Applied(model, (*state.notes, *notes), state.calibration.of(model))

@@ -1,252 +1,164 @@
-"""The main job: the smallest model within a stated drop, and what was done to get it."""
+"""The main job: prepare, search, confirm, explain."""
 
 from __future__ import annotations
 
+import fnmatch
+import hashlib
 import json
 import math
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from fastopt._arrays import Array, as_array
-from fastopt._options import choice, integer, number
-from fastopt._random import Seed
-from fastopt.compression.budget import (
-    TARGETS,
+from fastopt._arrays import Array
+from fastopt._options import choice, flag, integer, number
+from fastopt._random import Seed, generator_of
+from fastopt.compression.confirm import (
+    Drop,
+    bootstrap_p_value,
+    drop_of,
+    p_value,
+    rows_needed,
+)
+from fastopt.compression.data import Rows, open_rows
+from fastopt.compression.explain import (
+    Compressed,
+    Decision,
     Measures,
+    decisions_of,
+    front_of,
+    latencies,
+)
+from fastopt.compression.metric import (
     Metric,
-    cost_of,
-    measure,
+    Outputs,
+    batches_ok,
+    collect,
     metric_of,
-    outputs_of,
-    split,
+    relative_error,
 )
 from fastopt.compression.passes import PASSES
-from fastopt.compression.recipe import Kitchen, Recipe
-from fastopt.errors import ArrayError, OptionError
-from fastopt.models import Model
-from fastopt.search import minimize
+from fastopt.compression.passes.calibration import Calibration
+from fastopt.compression.prepare import Option, effects
+from fastopt.compression.recipe import Applied, Recipe, Workbench
+from fastopt.compression.search import NEAR, Candidate, Memory, Search
+from fastopt.errors import ArrayError, DTypeError, OptionError
+from fastopt.models import Model, Network
+from fastopt.search import Choice
 
-__all__ = ["Compressed", "Decision", "Measures", "compress"]
+__all__ = [
+    "TARGETS",
+    "apply_recipe",
+    "compress",
+    "feed_size",
+    "open_model",
+    "quantize_model",
+    "split",
+]
 
-START_SHARES = (1.0, 0.5, 0.25, 0.125)  # of every layer, all in int8: where the search begins
+TARGETS = ("size", "macs", "latency")
+CHECK_SHARE = 0.25
+START_SHARES = (1.0, 0.5, 0.25, 0.125)  # of every layer: where the refinement begins, too
 
-
-@dataclass(frozen=True)
-class Decision:
-    """One thing that was done, and what it is worth.
-
-    Attributes
-    ----------
-    name, place, what : str
-        The pass, the layer or group, and what was done.
-    saved : float
-        How much larger the target (bytes, multiply-adds, seconds) would be without it.
-    drop : float
-        How much better the metric on the search rows would be without it.
-    """
-
-    name: str
-    place: str
-    what: str
-    saved: float
-    drop: float
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """One evaluated recipe: its cost and its drop on the search rows."""
-
-    recipe: Recipe
-    cost: float
-    drop: float
-
-
-@dataclass(frozen=True)
-class Compressed:
-    """What :func:`compress` returns.
-
-    Attributes
-    ----------
-    model : Model
-        The compressed model; the original, copied, where no recipe kept the budget.
-    recipe : Recipe
-        The choices that made it; ``recipe.to_dict()`` is JSON.
-    before, after : Measures
-        On the check rows, which the search never saw.
-    max_drop, drop, search_drop : float
-        What was asked; what was reached on the check rows and on the search rows.
-    changed : bool
-        False where no recipe kept the budget and the model is the original.
-    decisions : tuple of Decision
-        One a step, with what undoing it would cost.
-    candidates : tuple of Candidate
-        Everything the search evaluated, in order.
-    metric, target, method : str
-    refused : int
-        Smaller recipes that kept the budget on the search rows but not on the check rows.
-    time_s : float
-        Seconds the whole job took.
-    """
-
-    model: Model
-    recipe: Recipe
-    before: Measures
-    after: Measures
-    max_drop: float
-    drop: float
-    search_drop: float
-    changed: bool
-    decisions: tuple[Decision, ...]
-    candidates: tuple[Candidate, ...]
-    metric: str
-    target: str
-    method: str
-    refused: int
-    time_s: float
-
-    @property
-    def front(self) -> tuple[Candidate, ...]:
-        """The Pareto front of cost against drop among the candidates, cheapest first."""
-        best: list[Candidate] = []
-        for c in sorted(self.candidates, key=lambda c: (c.cost, c.drop)):
-            if not best or c.drop < best[-1].drop:
-                best.append(c)
-        return tuple(best)
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the compressed model."""
-        self.model.save(path)
-
-    def rows(self) -> list[tuple[str, str, str, str]]:
-        """The before/after table, its head first, each cell as text."""
-        b, a = self.before, self.after
-        return [
-            ("", "before", "after", "ratio"),
-            (self.metric, f"{b.metric:.4f}", f"{a.metric:.4f}", f"{a.metric - b.metric:+.4f}"),
-            ("parameters", f"{b.n_params:,}", f"{a.n_params:,}", _times(b.n_params, a.n_params)),
-            ("bytes", f"{b.nbytes:,}", f"{a.nbytes:,}", _times(b.nbytes, a.nbytes)),
-            ("multiply-adds", f"{b.macs:,}", f"{a.macs:,}", _times(b.macs, a.macs)),
-            (
-                "latency (64 rows)",
-                f"{b.latency_s * 1e6:.0f} us",
-                f"{a.latency_s * 1e6:.0f} us",
-                _times(b.latency_s, a.latency_s),
-            ),
-        ]
-
-    def table(self) -> str:
-        """Before and after, asked and reached, and the reason for each step, as text."""
-        rows = self.rows()
-        widths = [max(len(row[k]) for row in rows) for k in range(4)]
-        lines = [
-            "  ".join(
-                cell.ljust(width) if k == 0 else cell.rjust(width)
-                for k, (cell, width) in enumerate(zip(row, widths, strict=True))
-            ).rstrip()
-            for row in rows
-        ]
-        lines += ["", self.verdict()]
-        unit = {"size": "bytes", "macs": "multiply-adds", "latency": "seconds"}[self.target]
-        for d in self.decisions:
-            lines.append(
-                f"  {d.name:<9} {d.place:<10} {d.what}; "
-                f"without it {d.saved:+,.6g} {unit}, {self.metric} {d.drop:+.4f}"
-            )
-        return "\n".join(lines)
-
-    def verdict(self) -> str:
-        """One sentence: what was asked and what was reached."""
-        asked = f"asked: {self.metric} drop <= {self.max_drop:.4g}"
-        if not self.changed:
-            return f"{asked}; no recipe kept it on the check rows: the model is unchanged"
-        return (
-            f"{asked}; reached {self.drop:.4g} on rows the search did not see "
-            f"({self.search_drop:.4g} on those it saw)"
-        )
-
-    def to_dict(self) -> dict[str, Any]:
-        """Everything but the model as plain data for JSON."""
-        return {
-            "metric": self.metric,
-            "target": self.target,
-            "method": self.method,
-            "max_drop": self.max_drop,
-            "drop": self.drop,
-            "search_drop": self.search_drop,
-            "changed": self.changed,
-            "refused": self.refused,
-            "time_s": self.time_s,
-            "before": vars(self.before),
-            "after": vars(self.after),
-            "recipe": self.recipe.to_dict(),
-            "decisions": [vars(d) for d in self.decisions],
-            "front": [
-                {"recipe": c.recipe.to_dict(), "cost": c.cost, "drop": c.drop} for c in self.front
-            ],
-            "n_candidates": len(self.candidates),
-        }
-
-    def to_json(self) -> str:
-        """``to_dict`` as JSON text."""
-        return json.dumps(self.to_dict(), indent=2)
+_BATCH_MACS = 2e9  # multiply-adds of one feed
+_EVALS_MACS = 4e12  # of the whole search, where the number of recipes is not given
+_FEWEST_EVALS, _MOST_EVALS = 16, 200
+_MOST_UNDONE = 24  # steps that are undone one by one for the explanation
+_EDITS = {"fold": "fold", "layer": "split_layer", "prune": "keep_units", "merge": "keep_units"}
+_SIZE_SHARE = 0.1  # of the cost when the target is the latency
+_SEQUENCE = 8  # recipes tried for a certificate
 
 
 def compress(
-    model: Model,
+    model: Any,
     data: Any,
     *,
     max_drop: float = 0.01,
-    metric: str | Metric | None = None,
-    passes: Sequence[str] = tuple(PASSES),
+    metric: str | Callable[..., float] | None = None,
+    labels: str | None = None,
+    classes_axis: int | None = None,
+    confidence: float | None = None,
+    passes: Sequence[str] | None = None,
+    keep: Sequence[str] = (),
     target: str = "size",
-    method: str = "genetic",
-    max_evals: int = 200,
+    method: str = "auto",
+    max_evals: int | None = None,
     max_time: float | None = None,
     calib: Any = None,
     check: Any = None,
+    batch: int = 1,
+    threads: int = 1,
+    portable: bool = False,
+    storage: str | os.PathLike[str] | None = None,
     seed: Seed = 0,
     callback: Callable[[int, float], object] | None = None,
+    progress: Callable[[str], object] | None = None,
+    on_interrupt: str = "return",
 ) -> Compressed:
     """The smallest version of ``model`` whose metric drops by no more than ``max_drop``.
 
-    Searches over what each pass does at each layer: which share of a group's units is kept
-    (pruned by OBS, or merged by similarity, the next layer refitted), which layers are split into
-    two thinner ones, whether all weights are then fitted to the original's outputs (no labels),
-    which weights are stored as int8. The smallest recipes that keep the budget on the search rows
-    are then tried on check rows that the search never saw, smallest first; the first that keeps it
+    What each choice costs and does alone is measured first; a knapsack over these effects gives a
+    recipe for every budget, the metric on the search rows picks among them by bisection, and a
+    search over the mixed space refines the best. The smallest recipes that keep the budget are
+    then tried on check rows that the search never saw, smallest first; the first that keeps it
     there too is returned. ``model`` is not changed.
 
     Parameters
     ----------
-    model : Model
-        For example a :class:`fastopt.models.Network`.
-    data : (X, y) or X
-        Validation rows. Without y the metric compares with the original model's own outputs.
+    model : path, onnx.ModelProto or Network
+        ``result.model`` has the same kind (an adapter with ``save`` where a path was given).
+    data : path, mapping of arrays by input name, (X, y) or X
+        See :func:`fastopt.compression.data.open_rows` for how axes are read. Without labels the
+        metric compares with the original model's own outputs.
     max_drop : float
         Largest loss of the metric, absolute: 0.01 is one point of accuracy.
-    metric : {"accuracy", "r2"} or callable, optional
-        ``metric(outputs, y) -> float``, higher is better. By default accuracy for classes, R^2
-        for numbers.
-    passes : sequence of {"prune", "merge", "layer", "refit", "quantize"}
-        Which passes may act; they are applied in that order.
+    metric : {"accuracy", "r2", "agreement"}, "module:function" or callable, optional
+        A callable takes ``(outputs, data, reference)``, dicts of arrays by name, or
+        ``(outputs, y)``; higher is better, 1 is perfect. By default accuracy for labels that are
+        classes, R^2 for numbers, agreement with the original without labels.
+    labels : str, optional
+        The array that holds labels; by default ``y``.
+    classes_axis : int, optional
+        For agreement: the axis of the classes in every output.
+    confidence : float, optional
+        Certify that the true drop keeps the budget, for example 0.95. By default the drop on the
+        check rows plus one standard error must keep it.
+    passes : sequence of {"fold", "prune", "merge", "layer", "refit", "quantize"}
+        Which passes may act; they are applied in that order. By default all of them; for the
+        size of a model that cannot be fitted as a whole (an ONNX graph), fold and quantize: per
+        byte fewer bits cost less than fewer units.
+    keep : sequence of str
+        Patterns of layers and groups that stay as they are.
     target : {"size", "macs", "latency"}
         What is made small: bytes as saved, multiply-adds, or seconds measured here.
     method : {"random", "greedy", "genetic", "auto"}
-        The search of :func:`fastopt.minimize`.
+        The refinement's search, one of :func:`fastopt.minimize`; "auto" refines (genetic) a
+        model that can be fitted as a whole; elsewhere effects add up and nothing is gained.
     max_evals, max_time : int, float
-        Budget of the search in recipes and in seconds.
-    calib : X, optional
+        Budget of the search in recipes (by default what suits the model's multiply-adds) and in
+        seconds.
+    calib : data, optional
         Rows for the Grams (no labels); by default the search rows.
-    check : (X, y) or X, optional
-        Rows for the final check; by default a third of ``data`` is held back for it.
+    check : data, optional
+        Rows for the final check; by default a quarter of ``data`` is held back for it.
+    batch, threads : int
+        Rows per run and threads of the latency that is measured.
+    portable : bool
+        Plain forms only, for run-times that do not fold constants.
+    storage : path, optional
+        Journal of evaluated recipes: the same call goes on where a killed one ended.
     seed : int, SeedSequence or Generator
     callback : callable, optional
         Called with (recipes evaluated, best cost so far / cost of the original).
+    progress : callable, optional
+        Called with a line of text when a step begins.
+    on_interrupt : {"return", "raise"}
+        Ctrl-C returns the last confirmed model (``.interrupted`` is True), or raises.
 
     Returns
     -------
@@ -254,7 +166,7 @@ def compress(
 
     Raises
     ------
-    OptionError, ArrayError, DTypeError
+    OptionError, ArrayError, DTypeError, FormatError, UnsupportedError
         Before any work.
 
     Notes
@@ -272,128 +184,628 @@ def compress(
     >>> small.after.nbytes < net.nbytes
     True
     """
-    start = time.monotonic()
-    limit = number(max_drop, "max_drop", low=0.0)
-    goal = choice(target, "target", TARGETS)
-    budget = integer(max_evals, "max_evals", low=1)
-    x, y = _pair(data, "data")
-    name, score = metric_of(metric, model, x, y)
-    if check is None:
-        seen, held = split(len(x), 1 / 3, seed)
-        x_check, y_check = x[held], None if y is None else y[held]
-        x, y = x[seen], None if y is None else y[seen]
-    else:
-        x_check, y_check = _pair(check, "check")
-        if (y is None) != (y_check is None):
-            raise OptionError("check: must have labels where data has them, and only there")
-    if y is None:
-        y, y_check = outputs_of(model, x), outputs_of(model, x_check)
-    kitchen = Kitchen(model, x if calib is None else _rows(calib, "calib"), passes)
-
-    base = score(outputs_of(model, x), y)
-    base_cost = cost_of(model, goal, x)
-    candidates: list[Candidate] = []
-    memory: dict[str, Candidate] = {}
-    best = 1.0
-
-    def evaluate(choices: Mapping[str, Any]) -> float:
-        """log2 of the cost ratio within the budget; above every such value outside it."""
-        nonlocal best
-        recipe = Recipe(dict(choices))
-        key = json.dumps(recipe.to_dict(), sort_keys=True, default=str)
-        if key not in memory:
-            cooked = kitchen.cook(recipe).model
-            drop = base - score(outputs_of(cooked, x), y)
-            drop = drop if math.isfinite(drop) else math.inf
-            memory[key] = Candidate(recipe, cost_of(cooked, goal, x), drop)
-        found = memory[key]
-        candidates.append(found)
-        kept = found.drop <= limit
-        if kept:
-            best = min(best, found.cost / base_cost)
-        if callback is not None:
-            callback(len(candidates), best)
-        excess = min(found.drop - limit, 1e6)
-        return math.log2(max(found.cost, 1e-12) / base_cost) if kept else 64.0 + excess
-
-    minimize(
-        evaluate,
-        kitchen.space(),
-        method=method,
-        max_evals=budget,
-        max_time=max_time,
-        seed=seed,
-        x0=None if method == "random" else [kitchen.start(s) for s in START_SHARES],
+    started = time.monotonic()
+    options = _Options(
+        number(max_drop, "max_drop", low=0.0),
+        _confidence(confidence),
+        choice(target, "target", TARGETS),
+        choice(method, "method", ("auto", "random", "greedy", "genetic")),
+        None if max_evals is None else integer(max_evals, "max_evals", low=1),
+        None if max_time is None else number(max_time, "max_time", low=0.0),
+        integer(batch, "batch", low=1),
+        integer(threads, "threads", low=1),
+        () if passes is None else _passes(passes),
+        (keep,) if isinstance(keep, str) else tuple(keep),
+        seed,
     )
-    # A near miss may be within the budget once every pass is thorough.
-    near = sorted(
-        (c for c in memory.values() if c.drop <= 2 * limit and c.cost < base_cost),
-        key=lambda c: (c.cost, c.drop),
-    )
-    base_check = score(outputs_of(model, x_check), y_check)
-    chosen, refused, drop = Candidate(Recipe(), base_cost, 0.0), 0, 0.0
-    for candidate in near:
-        recipe = kitchen.final(candidate.recipe)
-        cooked = kitchen.cook(recipe).model
-        found = base - score(outputs_of(cooked, x), y)
-        if not found <= limit:  # NaN is not within a budget
-            continue
-        lost = base_check - score(outputs_of(cooked, x_check), y_check)
-        if lost <= limit:
-            chosen, drop = Candidate(recipe, candidate.cost, found), lost
-            break
-        refused += 1
-    applied = kitchen.cook(chosen.recipe)
-    decisions = []
-    for step, place, what in applied.notes:
-        undone = kitchen.cook(chosen.recipe.without(f"{step}.{place}")).model
-        decisions.append(
-            Decision(
-                step,
-                place,
-                what,
-                cost_of(undone, goal, x) - cost_of(applied.model, goal, x),
-                score(outputs_of(undone, x), y) - score(outputs_of(applied.model, x), y),
-            )
+    choice(on_interrupt, "on_interrupt", ("return", "raise"))
+    original, give_back = open_model(model, flag(portable, "portable"))
+    if not options.passes:
+        options = replace(options, passes=_default_passes(original, options.target))
+    job = _prepare(original, data, calib, check, labels, metric, classes_axis, options, progress)
+    memory = Memory(storage, _identity(job))
+    try:
+        _run(job, memory, callback)
+    except KeyboardInterrupt:
+        if on_interrupt == "raise":
+            raise
+        job.interrupted = True
+    finally:
+        memory.close()
+    return _explained(job, give_back, started)
+
+
+# --- what a run holds ---------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Options:
+    limit: float
+    confidence: float | None
+    target: str
+    method: str
+    max_evals: int | None
+    max_time: float | None
+    batch: int
+    threads: int
+    passes: tuple[str, ...]
+    keep: tuple[str, ...]
+    seed: Seed
+
+
+@dataclass
+class _Job:
+    """Rows, reference outputs and findings of one run."""
+
+    original: Model
+    options: _Options
+    search: Rows
+    check: Rows
+    calibration: Calibration
+    bench: Workbench
+    feed: int  # rows per run of an evaluation
+    metric: Metric
+    search_outputs: Outputs
+    check_outputs: Outputs
+    n_left_out: int
+    say: Callable[[str], object]
+    start: Recipe = field(default_factory=Recipe)
+    effects: dict[str, list[Option]] = field(default_factory=dict)
+    candidates: list[Candidate] = field(default_factory=list)
+    reference: Outputs = field(default_factory=lambda: Outputs([]))  # with logits
+    confirmed: tuple[Candidate, Drop] | None = None
+    keeps: Callable[[Candidate], bool] = field(default=lambda c: True)
+    p_value: float | None = None
+    refused: int = 0
+    tried: set[str] = field(default_factory=set)
+    notes: list[str] = field(default_factory=list)
+    interrupted: bool = False
+
+    def cost(self, model: Model) -> float:
+        """What is made small."""
+        if self.options.target == "size":
+            return float(model.nbytes)
+        if self.options.target == "macs":
+            return float(model.macs)
+        first, ours = latencies(
+            [self.original, model], self.check, self.options.batch, self.options.threads, 11
         )
-    before, after = measure([model, applied.model], score, x_check, y_check)
-    return Compressed(
-        model=applied.model.copy(),
-        recipe=chosen.recipe,
-        before=before,
-        after=after,
-        max_drop=limit,
-        drop=drop,
-        search_drop=chosen.drop,
-        changed=bool(applied.notes),
-        decisions=tuple(decisions),
-        candidates=tuple(candidates),
-        metric=name,
-        target=goal,
-        method=method,
-        refused=refused,
-        time_s=time.monotonic() - start,
+        return ours[0] / first[0] + self.per_byte * model.nbytes
+
+    @property
+    def per_byte(self) -> float:
+        """What a byte of the file adds to the cost; for the latency it decides between equals."""
+        per_file = {"size": float(self.original.nbytes), "macs": 0.0, "latency": _SIZE_SHARE}
+        return per_file[self.options.target] / self.original.nbytes
+
+    def measure(self, recipe: Recipe) -> tuple[float, float, float, float]:
+        """Cost, drop with its standard error, and error of the logits on the search rows."""
+        made = self.bench.apply(recipe).model
+        ours = collect(made, self.search, self.feed)
+        if not self.reference.logits:
+            self.reference = collect(self.original, self.search, self.feed)
+        limit = NEAR * self.options.limit
+        found = drop_of(self.metric, self.search, self.search_outputs, ours, limit)
+        error = relative_error(ours, self.reference)
+        return self.cost(made), found.value, found.std_error, error
+
+    def checked(self, recipe: Recipe) -> tuple[Drop, Outputs]:
+        """The drop on the check rows."""
+        ours = collect(self.bench.apply(recipe).model, self.check, self.feed)
+        return drop_of(self.metric, self.check, self.check_outputs, ours), ours
+
+
+def _prepare(
+    model: Model,
+    data: Any,
+    calib: Any,
+    check: Any,
+    labels: str | None,
+    metric: str | Callable[..., float] | None,
+    classes_axis: int | None,
+    options: _Options,
+    progress: Callable[[str], object] | None,
+) -> _Job:
+    """Open the data, run the original once over it, leave out rows on which it gives NaN."""
+    say = progress or (lambda text: None)
+    rows = open_rows(data, model.inputs, "data", labels)
+    held_rows = None if check is None else open_rows(check, model.inputs, "check", labels)
+    if held_rows is not None and (rows.labels is None) != (held_rows.labels is None):
+        raise OptionError("check: must have labels where data has them, and only there")
+    known = None if calib is None else open_rows(calib, model.inputs, "calib")
+    judge = metric_of(metric, model, rows, classes_axis)
+    _check_limit(options.limit, judge)
+    feed = feed_size(model)
+    say(f"running the original on {len(rows)} rows")
+    single = rows.single or not batches_ok(model, rows)
+    rows, outputs, left_out = _finite(model, replace(rows, single=single), feed, "data")
+    if held_rows is None:
+        seen, held = split(len(rows), CHECK_SHARE, options.seed)
+        search, search_outputs = rows.select(seen), outputs.select(seen)
+        held_rows, check_outputs = rows.select(held), outputs.select(held)
+    else:
+        search, search_outputs = rows, outputs
+        held_rows = replace(held_rows, single=single)
+        held_rows, check_outputs, more = _finite(model, held_rows, feed, "check")
+        left_out += more
+    known = search if known is None else replace(known, single=single)
+    calibration = Calibration(model, known, feed)
+    return _Job(
+        model, options, search, held_rows, calibration, Workbench(calibration), feed, judge,
+        search_outputs, check_outputs, left_out, say,
+    )  # fmt: skip
+
+
+def _check_limit(limit: float, metric: Metric) -> None:
+    if metric.bounded and limit >= 1:
+        hint = f"; did you mean {limit:g}% ({limit / 100:g})?" if limit < 100 else ""
+        raise OptionError(
+            f"max_drop: expected a share below 1 of {metric.name}, got {limit:g}{hint}"
+        )
+
+
+def _confidence(value: float | None) -> float | None:
+    if value is None:
+        return None
+    return number(value, "confidence", low=0.5, high=1.0, low_open=True, high_open=True)
+
+
+def feed_size(model: Model) -> int:
+    """Rows per run of an evaluation: fewer for a model of large activations."""
+    return int(min(64, max(1, _BATCH_MACS / max(1, model.macs))))
+
+
+def _finite(model: Model, rows: Rows, feed: int, name: str) -> tuple[Rows, Outputs, int]:
+    outputs = collect(model, rows, feed)
+    good = np.flatnonzero(outputs.finite)
+    if not len(good):
+        raise ArrayError(f"{name}: the original model gives NaN on every row")
+    left_out = len(rows) - len(good)
+    return (rows, outputs, 0) if not left_out else (
+        rows.select(good), outputs.select(good), left_out
+    )  # fmt: skip
+
+
+def split(n: int, share: float, seed: Seed) -> tuple[Array, Array]:
+    """Row numbers for the search and, apart from them, for the check."""
+    order = generator_of(seed).permutation(n)
+    held = max(1, round(n * share))
+    if n - held < 1:
+        raise ArrayError(f"data: {n} rows cannot be split into a search and a check part")
+    return np.sort(order[held:]), np.sort(order[:held])
+
+
+# --- the four steps -----------------------------------------------------------------------
+
+
+def _run(job: _Job, memory: Memory, callback: Callable[[int, float], object] | None) -> None:
+    started = time.monotonic()
+    options = job.options
+    if options.confidence is not None and job.metric.row_loss is not None:
+        needed = rows_needed(options.limit, options.confidence)
+        if needed > len(job.check) or options.limit == 0:
+            job.notes.append(
+                f"{len(job.check)} check rows cannot certify a drop of {options.limit:g} at "
+                f"{options.confidence:.0%}: {needed:,} without a single loss would be needed"
+            )
+            return
+    places, job.start = _places(job)
+    cost = job.cost(job.original)
+    deadline = None if options.max_time is None else started + options.max_time
+    follows = job.search.labels is None
+    search = Search(
+        job.measure, cost, options.limit, _evals(job), deadline, memory, callback, follows
+    )
+    job.keeps = search.keeps
+    job.candidates = search.candidates
+    job.say("measuring what each choice does alone")
+    job.effects = effects(
+        job.bench, places, job.start, job.cost, job.search, job.feed, job.per_byte,
+        lambda done, of: job.say(f"measuring what each choice does alone: {done}/{of}"),
+    )  # fmt: skip
+    job.say("searching")
+    best = search.bisect(job.effects, _refitted(job))
+    if options.confidence is None and best is not None:
+        _confirm(job, [best])
+    for safer in search.safer(job.effects, _refitted(job)):
+        if options.confidence is None:
+            if job.confirmed is not None:
+                break
+            _confirm(job, [safer])
+    if options.method != "auto" or _fittable(job.original):
+        method = "genetic" if options.method == "auto" else options.method
+        search.refine(places, _first(job, places), method, options.seed)
+    if search.interrupted:
+        raise KeyboardInterrupt
+    job.say("confirming on rows that the search did not see")
+    if options.confidence is not None:
+        _certify(job)
+    else:
+        _confirm(job, job.candidates)
+
+
+def _refitted(job: _Job) -> Recipe:
+    """The recipe that the knapsack's choices are put into: folded, and refitted where possible."""
+    refit = PASSES["refit"]
+    if refit.NAME not in job.options.passes:
+        return job.start
+    places = refit.variables(job.original).items()
+    return job.start.replaced({f"refit.{k}": refit.start(0.0, v) for k, v in places})
+
+
+def _places(job: _Job) -> tuple[dict[str, Any], Recipe]:
+    """What is searched over, and the recipe that leaves everything as it is (but folded)."""
+    model = job.original
+    variables: dict[str, Any] = {}
+    start: dict[str, Any] = {}
+    for name, module in PASSES.items():
+        if name not in job.options.passes or not hasattr(model, _EDITS.get(name, "run")):
+            continue
+        for place, variable in _variables(job, name).items():
+            if any(fnmatch.fnmatchcase(place, pattern) for pattern in job.options.keep):
+                continue
+            key = f"{name}.{place}"
+            if name == "fold":
+                start[key] = module.start(1.0, variable)
+                continue
+            variables[key] = variable
+    for pattern in job.options.keep:
+        places = [*model.layers, *model.groups]
+        if not any(fnmatch.fnmatchcase(place, pattern) for place in places):
+            raise OptionError(f"keep: no layer or group is called {pattern!r}")
+    return variables, Recipe(start)
+
+
+def _variables(job: _Job, name: str) -> dict[str, Any]:
+    """What a pass may do, as far as it serves the target."""
+    if name == "quantize":
+        return PASSES[name].variables(job.original, job.options.target == "latency")  # type: ignore[no-any-return]
+    return PASSES[name].variables(job.original)  # type: ignore[no-any-return]
+
+
+def _evals(job: _Job) -> int:
+    """The recipes that a search evaluates at most; a function of the model's size, not of time."""
+    if job.options.max_evals is not None:
+        return job.options.max_evals
+    work = max(1, job.original.macs) * len(job.search) + 50 * job.original.nbytes
+    return int(min(_MOST_EVALS, max(_FEWEST_EVALS, _EVALS_MACS / work)))
+
+
+def _first(job: _Job, places: Mapping[str, Any]) -> list[Recipe]:
+    """Where the refinement begins: what the bisection found, and every place at one share."""
+    kept = sorted(filter(job.keeps, job.candidates), key=_size)
+    found = [
+        {k: c.recipe.choices.get(k, _neutral(v)) for k, v in places.items()} for c in kept[:3]
+    ]
+    for share in START_SHARES:
+        found.append({k: PASSES[k.partition(".")[0]].start(share, v) for k, v in places.items()})
+    return [Recipe(f) for f in found]
+
+
+def _neutral(variable: Any) -> Any:
+    return variable.options[0] if isinstance(variable, Choice) else 1.0
+
+
+def _size(c: Candidate) -> tuple[float, float]:
+    return c.cost, c.drop
+
+
+def _near(job: _Job, candidates: Sequence[Candidate]) -> list[Candidate]:
+    """Different recipes cheaper than the original that are within twice the budget."""
+    base = job.cost(job.original)
+    known = {c.recipe.key: c for c in candidates}
+    near = [c for c in known.values() if c.drop <= 2 * job.options.limit and c.cost < base]
+    return sorted(near, key=_size)
+
+
+def _thorough(job: _Job, c: Candidate) -> Candidate | None:
+    """The candidate with every pass at its best, if it keeps the budget on the search rows."""
+    recipe = c.recipe.final
+    if recipe.key != c.recipe.key:
+        c = Candidate(recipe, *job.measure(recipe))
+    return c if job.keeps(c) else None
+
+
+def _confirm(job: _Job, candidates: Sequence[Candidate]) -> None:
+    """The smallest candidate whose drop plus a standard error keeps the budget on check rows.
+
+    A candidate that was tried before is not tried again.
+    """
+    for c in _near(job, candidates):
+        if job.confirmed is not None and c.cost >= job.confirmed[0].cost:
+            return
+        if c.recipe.key in job.tried:
+            continue
+        job.tried.add(c.recipe.key)
+        thorough = _thorough(job, c)
+        if thorough is None:
+            continue
+        drop, _ = job.checked(thorough.recipe)
+        error = drop.std_error
+        if not math.isfinite(error):  # one check row: the search rows say how rows differ
+            error = thorough.std_error * math.sqrt(len(job.search) / drop.n)
+            drop = replace(drop, std_error=error)
+        if drop.value + (error if math.isfinite(error) else 0.0) <= job.options.limit:
+            job.confirmed = thorough, drop
+            return
+        job.refused += 1
+
+
+def _certify(job: _Job) -> None:
+    """Fixed-sequence testing: from the safest recipe on, until one is not certified."""
+    confidence = job.options.confidence
+    assert confidence is not None
+    front = [c for c in front_of(_near(job, job.candidates)) if job.keeps(c)]
+    order = front[::-1]  # largest and safest first
+    picked = np.unique(np.linspace(0, len(order) - 1, min(_SEQUENCE, len(order))).round())
+    drop = None
+    for k in picked:
+        c = _thorough(job, order[int(k)])
+        if c is None:
+            break
+        drop, ours = job.checked(c.recipe)
+        p = _p_value(job, drop, ours)
+        if p > 1 - confidence:
+            job.refused += 1
+            break
+        job.confirmed, job.p_value = (c, drop), p
+    if job.confirmed is None and drop is not None:
+        needed = rows_needed(job.options.limit, confidence, max(0.0, drop.value))
+        more = f"about {needed:,} check rows would be needed" if needed else "it drops too much"
+        job.notes.append(f"the safest recipe found could not be certified: {more}")
+    if job.metric.row_loss is None:
+        job.notes.append("the metric is no mean over rows: certified by a percentile bootstrap")
+
+
+def _p_value(job: _Job, drop: Drop, ours: Outputs) -> float:
+    if drop.losses is not None:
+        return p_value(drop.losses, job.options.limit)
+    return bootstrap_p_value(
+        job.metric, job.check, job.check_outputs, ours, job.options.limit, job.options.seed
     )
 
 
-def _rows(x: Any, name: str) -> Array:
-    a = as_array(x, name, cast="float32")
-    if a.ndim < 2 or len(a) == 0:
-        raise ArrayError(f"{name}: expected rows of inputs, got shape {a.shape}")
-    return a
+def _explained(job: _Job, give_back: Callable[[Model], Any], started: float) -> Compressed:
+    options = job.options
+    found = job.confirmed
+    recipe = Recipe() if found is None else found[0].recipe
+    applied = job.bench.apply(recipe)
+    drop = Drop(0.0, math.nan, len(job.check)) if found is None else found[1]
+    base = job.metric.score(job.check_outputs, job.check, job.check_outputs)
+    model = applied.model.copy()
+    rounds = 3 if job.interrupted else 21
+    (old, old_load), (new, new_load) = latencies(
+        [job.original, model], job.check, options.batch, options.threads, rounds
+    )
+    facts = [(m.n_params, m.nbytes, m.macs) for m in (job.original, model)]
+    notes = [*job.notes, *model.notes]
+    if job.n_left_out:
+        notes.append(f"{job.n_left_out} rows were left out: the original gives NaN there")
+    return Compressed(
+        model=give_back(model),
+        recipe=recipe,
+        before=Measures(base, *facts[0], old, old_load),
+        after=Measures(base - drop.value, *facts[1], new, new_load),
+        max_drop=options.limit,
+        drop=drop.value,
+        search_drop=0.0 if found is None else found[0].drop,
+        changed=bool(applied.notes),
+        decisions=_decisions(job, recipe, applied),
+        candidates=tuple(job.candidates),
+        metric=job.metric.name,
+        target=options.target,
+        method=options.method,
+        refused=job.refused,
+        time_s=time.monotonic() - started,
+        std_error=drop.std_error,
+        confidence=options.confidence,
+        p_value=job.p_value,
+        interrupted=job.interrupted,
+        n_search=len(job.search),
+        n_check=len(job.check),
+        n_left_out=job.n_left_out,
+        notes=tuple(notes),
+        batch=options.batch,
+        threads=options.threads,
+        adapter=model,
+        workbench=job.bench,
+    )
 
 
-def _pair(data: Any, name: str) -> tuple[Array, Array | None]:
-    """(X, y) or X alone, checked for length."""
-    if isinstance(data, tuple):
-        if len(data) != 2:
-            raise OptionError(f"{name}: expected (X, y) or X, got a tuple of {len(data)}")
-        x, y = _rows(data[0], name), np.asarray(data[1])
-        if len(x) != len(y):
-            raise ArrayError(f"{name}: X has {len(x)} rows and y has {len(y)}")
-        return x, y
-    return _rows(data, name), None
+def _decisions(job: _Job, recipe: Recipe, applied: Applied) -> tuple[Decision, ...]:
+    """The worth of each step: by undoing it, or for large models from what it does alone."""
+    if job.interrupted or len(applied.notes) > _MOST_UNDONE:
+
+        def known(rest: Recipe) -> tuple[float, float | None]:
+            (key,) = set(recipe.choices) - set(rest.choices)
+            options = job.effects.get(key, [])
+            return -sum(o.cost for o in options if o.value == recipe.choices[key]), None
+
+        return decisions_of(applied.notes, recipe, job.effects, known, job.options.target)
+    mine = job.measure(recipe) if applied.notes else (0.0, 0.0, 0.0, 0.0)
+
+    def undone(rest: Recipe) -> tuple[float, float | None]:
+        cost, drop, _, _ = job.measure(rest)
+        return cost - mine[0], mine[1] - drop
+
+    return decisions_of(applied.notes, recipe, job.effects, undone, job.options.target)
 
 
-def _times(before: float, after: float) -> str:
-    return f"{before / after:.1f}x" if after else "-"
+# --- what comes in ------------------------------------------------------------------------
+
+
+def open_model(model: Any, portable: bool = False) -> tuple[Model, Callable[[Any], Any]]:
+    """The adapter of a model, and how its result is given back.
+
+    Raises
+    ------
+    DTypeError
+        Nothing that can be compressed.
+    """
+    if isinstance(model, Network):
+        return model, lambda m: m
+    if isinstance(model, (str, os.PathLike)):
+        path = Path(model)
+        if path.suffix in (".npz", ".safetensors"):
+            return Network.load(path), lambda m: m
+        if path.suffix == ".onnx":
+            return _onnx(path, portable), lambda m: m
+        raise OptionError(
+            f"model: expected a file named .onnx, or .npz or .safetensors as Network.save "
+            f"writes them, got {os.fspath(model)}"
+        )
+    if type(model).__name__ == "ModelProto":
+        return _onnx(model, portable), lambda m: m.to_proto()
+    if all(hasattr(model, name) for name in ("layers", "groups", "run", "keep_units", "copy")):
+        return model, lambda m: m
+    raise DTypeError(
+        "model: expected a path to an .onnx file, an onnx.ModelProto or a "
+        f"fastopt.models.Network, got {type(model).__module__}.{type(model).__name__}"
+    )
+
+
+def _onnx(model: Any, portable: bool) -> Model:
+    try:
+        import onnx  # noqa: F401
+        import onnxruntime  # noqa: F401
+    except ImportError:
+        raise ImportError(
+            "ONNX models need the packages onnx and onnxruntime: pip install 'fastopt[onnx]'"
+        ) from None
+    from fastopt.models import OnnxModel
+
+    found: Any = OnnxModel(model, portable=portable)
+    return found  # type: ignore[no-any-return]
+
+
+def _default_passes(model: Model, target: str) -> tuple[str, ...]:
+    return tuple(PASSES) if target != "size" or _fittable(model) else ("fold", "quantize")
+
+
+def _fittable(model: Model) -> bool:
+    return bool(PASSES["refit"].variables(model))
+
+
+def _passes(names: Sequence[str]) -> tuple[str, ...]:
+    if isinstance(names, str):
+        raise OptionError(f"passes: expected a sequence of names, got {names!r}")
+    found = tuple(choice(name, "passes", PASSES) for name in names)
+    if not found:
+        raise OptionError(f"passes: expected some of {', '.join(PASSES)}, got none")
+    return found
+
+
+def _identity(job: _Job) -> str:
+    """A digest of all that a journal's drops depend on."""
+    unlike = ("max_evals", "max_time")
+    facts: dict[str, Any] = {k: repr(v) for k, v in vars(job.options).items() if k not in unlike}
+    facts |= {"metric": job.metric.name, "rows": [len(job.search), len(job.check)]}
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
+    for layer in job.original.layers.values():
+        digest.update(np.ascontiguousarray(layer.weight).tobytes())
+    for outputs in (job.search_outputs, job.check_outputs):
+        for part in outputs.parts:
+            for name, a in part.items():
+                digest.update(name.encode() + np.ascontiguousarray(a).tobytes())
+    return digest.hexdigest()
+
+
+# --- without a search ---------------------------------------------------------------------
+
+
+def quantize_model(
+    model: Any,
+    form: str = "int8",
+    *,
+    data: Any = None,
+    keep: Sequence[str] = (),
+    portable: bool = False,
+) -> tuple[Any, dict[str, str]]:
+    """Store every layer that can be in one form; no drop is measured.
+
+    Parameters
+    ----------
+    model : path, onnx.ModelProto or Network
+    form : str
+        For example "int8", "int4g", "float16"; layers that do not have it stay as they are.
+    data : data, optional
+        Rows that GPTQ calibrates on; without them weights are rounded with the best scales.
+
+    Returns
+    -------
+    model : Model
+    done : dict
+        For each layer what was done, or why nothing.
+    """  # fmt: skip
+    original, give_back = open_model(model, portable)
+    rows = None if data is None else open_rows(data, original.inputs)
+    known = {f.name for layer in original.layers.values() for f in layer.forms}
+    choice(form, "form", sorted(known) or [form])
+    layers = {
+        n: layer
+        for n, layer in original.layers.items()
+        if not any(fnmatch.fnmatchcase(n, p) for p in keep)
+    }
+    recipe = Recipe(
+        {f"quantize.{n}": form for n, layer in layers.items() if layer.form_named(form)}
+    )
+    calibration = Calibration(original, rows, feed_size(original))
+    applied = Workbench(calibration).apply(recipe)
+    done = {place: what for _, place, what in applied.notes}
+    return give_back(applied.model), {n: done.get(n, "left as it is") for n in original.layers}
+
+
+def apply_recipe(
+    recipe: Recipe,
+    model: Any,
+    data: Any,
+    *,
+    max_drop: float = 0.01,
+    metric: str | Callable[..., float] | None = None,
+    labels: str | None = None,
+    classes_axis: int | None = None,
+    confidence: float | None = None,
+    calib: Any = None,
+    check: Any = None,
+    batch: int = 1,
+    threads: int = 1,
+    portable: bool = False,
+    seed: Seed = 0,
+) -> Compressed:
+    """Repeat a recipe on another model of the same structure, and check its drop on data.
+
+    For a model that was trained again: nothing is searched. Parameters are those of
+    :func:`compress`. Where the recipe does not keep ``max_drop`` the original comes back.
+
+    Raises
+    ------
+    OptionError
+        The recipe names a place or a form that the model does not have.
+    """
+    started = time.monotonic()
+    options = _Options(
+        number(max_drop, "max_drop", low=0.0), _confidence(confidence), "size", "recipe", 1, None,
+        integer(batch, "batch", low=1), integer(threads, "threads", low=1), tuple(PASSES), (),
+        seed,
+    )  # fmt: skip
+    original, give_back = open_model(model, flag(portable, "portable"))
+    _check_places(recipe, original)
+    job = _prepare(original, data, calib, check, labels, metric, classes_axis, options, None)
+    candidate = Candidate(recipe, *job.measure(recipe))
+    job.candidates.append(candidate)
+    if confidence is None:
+        _confirm(job, [candidate])
+    else:
+        _certify(job)
+    return _explained(job, give_back, started)
+
+
+def _check_places(recipe: Recipe, model: Model) -> None:
+    for name, place, value in recipe.steps():
+        variables = PASSES[name].variables(model)
+        whole = place.removesuffix(".a").removesuffix(".b")
+        if place not in variables and whole not in variables:
+            raise OptionError(f"recipe: {name} cannot act on {place!r} in this model")
+        variable = variables.get(place)
+        if name == "quantize" and variable is not None and value not in variable.options:
+            raise OptionError(f"recipe: {place} cannot be stored as {value!r}")

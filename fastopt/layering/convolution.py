@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from fastopt._arrays import Array, as_array, check_finite
+from fastopt._interrupts import interruptible
 from fastopt._options import integer, number
 from fastopt.errors import ArrayError, OptionError
 
@@ -154,7 +155,9 @@ def _kernel(w: Any) -> Array:
 def _leading(w: Array, axis: int) -> tuple[Array, Array]:
     """(squared singular values descending, left vectors) of the unfolding along ``axis``."""
     unfolded = np.moveaxis(w, axis, 0).reshape(w.shape[axis], -1)
-    values, vectors = np.linalg.eigh(unfolded @ unfolded.T)
+    values, vectors = interruptible(
+        10.0 * len(unfolded) ** 3, np.linalg.eigh, unfolded @ unfolded.T
+    )
     return np.maximum(values[::-1], 0.0), vectors[:, ::-1]
 
 

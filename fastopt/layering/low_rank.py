@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from fastopt._arrays import Array, as_array, check_finite
+from fastopt._interrupts import interruptible
 from fastopt._options import integer, number
 from fastopt._random import generator_of
 from fastopt.calibration import Gram, check_gram
@@ -105,9 +106,10 @@ def split_low_rank(
         check_gram(gram, n_in)
     check_finite(weight, "w")
     if r is not None and most >= _LARGE and 4 * r <= most:
-        a, b = _leading(weight, r, gram)
+        a, b = interruptible(20.0 * weight.size * r, _leading, weight, r, gram)
     else:
-        a, b = _exact(weight.astype(np.float64), r, share, gram)
+        work = 20.0 * weight.size * most
+        a, b = interruptible(work, _exact, weight.astype(np.float64), r, share, gram)
     columns, rows = np.linalg.norm(a, axis=0), np.linalg.norm(b, axis=1)
     scale = np.sqrt(np.where((columns > 0) & (rows > 0), columns / np.where(rows > 0, rows, 1), 1))
     return (a / scale).astype(weight.dtype), (b * scale[:, None]).astype(weight.dtype)

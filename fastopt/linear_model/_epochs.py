@@ -29,6 +29,7 @@ from fastopt.linear_model._train import (
 __all__ = ["SGD"]
 
 ABSURD = 1e12  # a mean loss beyond this deserves a second look
+ANNEAL_FROM = 64  # batches in an epoch from which "adaptive" lowers its step within the epoch
 SCHEDULES = ("adaptive", "constant", "invscaling", "optimal", "cosine")
 Self = TypeVar("Self", bound="SGD")
 
@@ -139,7 +140,7 @@ class SGD(LinearEstimator):
         )
 
     def _rate(self, run: Stochastic, eta0: float) -> Callable[[Array], Array | float]:
-        """Step sizes by the number of the batch; 'adaptive' starts out as 'constant'."""
+        """Step sizes by the number of the batch."""
         if self.learning_rate == "invscaling":
             return lambda t: eta0 / t**self.power_t
         if self.learning_rate == "cosine":
@@ -151,6 +152,11 @@ class SGD(LinearEstimator):
             first = typical / max(1.0, self._slope(-typical))
             t0 = 1.0 / (first * self.alpha)
             return lambda t: 1.0 / (self.alpha * (t0 + (t - 1) * run.batch_size))
+        if self.learning_rate == "adaptive" and run.n_batches() >= ANNEAL_FROM:
+            # Each epoch ends with small steps (cosine restarts: Loshchilov and Hutter, 2017), so
+            # that the noise of the last batches does not stay in the parameters.
+            share = 1.0 / run.n_batches()
+            return lambda t: eta0 * 0.5 * (1 + np.cos(np.pi * ((t - 1) * share % 1.0)))
         return lambda t: eta0
 
     def _slope(self, margin: float) -> float:

@@ -10,6 +10,7 @@ import numpy as np
 
 from fastopt import _threads
 from fastopt._arrays import Array
+from fastopt._interrupts import interruptible
 from fastopt._kernels import linear_gram
 from fastopt._options import choice, flag, integer, number
 from fastopt.errors import ArrayError, OptionError
@@ -140,15 +141,16 @@ def solve_gram(problem: Problem, threads: int | None) -> Fit:
     q = moments(problem, threads)
     a = q.xx + problem.l2 * np.eye(problem.d)
     scale = np.sqrt(np.maximum(np.diag(a), 1e-300))
+    work = float(problem.d) ** 2 * (problem.d + problem.n_outputs)
     try:
         # Equilibrated, so that columns of very different size do not look singular.
-        c = np.linalg.cholesky(a / np.outer(scale, scale))
+        c = interruptible(work, np.linalg.cholesky, a / np.outer(scale, scale))
         if np.diag(c).min() ** 2 < 1e-10:
             raise np.linalg.LinAlgError
-        half = np.linalg.solve(c, q.xy / scale[:, None])
-        coef = np.linalg.solve(c.T, half) / scale[:, None]
+        half = interruptible(work, np.linalg.solve, c, q.xy / scale[:, None])
+        coef = interruptible(work, np.linalg.solve, c.T, half) / scale[:, None]
     except np.linalg.LinAlgError:
-        values, vectors = np.linalg.eigh(a)
+        values, vectors = interruptible(10 * work, np.linalg.eigh, a)
         keep = values > max(values[-1], 0.0) * problem.d * np.finfo(np.float64).eps
         v = vectors[:, keep]
         coef = v @ ((v.T @ q.xy) / values[keep, None])

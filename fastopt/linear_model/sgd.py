@@ -47,9 +47,10 @@ class SGDRegressor(SGD):
         Of the Huber and epsilon-insensitive losses.
     random_state : int, SeedSequence, Generator or RandomState, optional
     learning_rate : {"adaptive", "constant", "invscaling", "optimal", "cosine"}
-        Step at batch t: eta0; eta0; eta0 / t^power_t; 1 / (alpha (t0 + rows seen)); eta0
-        (1 + cos(pi t / T)) / 2. "adaptive" divides by 5 whenever the loss settles and stops when
-        the step is 1/500 of eta0.
+        Step at batch t: see below; eta0; eta0 / t^power_t; 1 / (alpha (t0 + rows seen)); eta0
+        (1 + cos(pi t / T)) / 2 over all epochs. "adaptive" is that cosine over each epoch (eta0
+        where an epoch has fewer than 64 batches); eta0 is divided by 5 whenever the loss settles,
+        and the fit stops at 1/500 of the first.
     eta0 : float, optional
         First step. None: from the curvature of the data (a few power iterations on a sample), and
         a quarter of it again should that diverge.

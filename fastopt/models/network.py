@@ -1,14 +1,13 @@
 """A NumPy network of dense layers: it trains with ``fastopt.optim`` and compresses.
 
-h_k = act_k(h_{k-1} @ W_k + b_k),   loss = mean cross-entropy or mean squared error / 2
+h_k = act_k(h_{k-1} @ W_k^T + b_k),   loss = mean cross-entropy or mean squared error / 2
 """
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -16,17 +15,20 @@ from typing import Any
 import numpy as np
 
 from fastopt._arrays import Array, as_array
-from fastopt._files import write_whole
+from fastopt._files import load_arrays, save_arrays
 from fastopt._options import choice, integer
 from fastopt._random import Seed, generator_of
-from fastopt.errors import ArrayError, FormatError, OptionError, UnsupportedError
-from fastopt.models.base import Group, Layer
+from fastopt.errors import ArrayError, FormatError, OptionError
+from fastopt.models.base import FLOAT32, Form, Group, Input, Layer, Member
 from fastopt.optim import descend
-from fastopt.quantization import QuantizedArray
+from fastopt.quantization import QuantizedArray, quantize
 
 __all__ = ["Dense", "Network"]
 
 _LOSSES = ("cross_entropy", "squared")
+_INPUT, _OUTPUT = "X", "output"
+_KEY, _VERSION = "fastopt", 2  # version 1 had weights (n_in, n_out)
+_GROUP = 32  # neighbours that share a scale in four-bit codes
 _CODE_ARRAYS = ("codes", "scale", "zero_point")
 _CODE_CONFIG = ("dtype", "shape", "axis", "group_size", "symmetric")
 
@@ -69,15 +71,15 @@ _ACTIVATIONS: dict[str, tuple[Callable[[Array], Array], Callable[[Array], Any]]]
 
 @dataclass
 class Dense:
-    """One layer: ``activation(x @ weight + bias)``.
+    """One layer: ``activation(x @ weight.T + bias)``.
 
     Attributes
     ----------
-    weight : (n_in, n_out) float32
+    weight : (n_out, n_in) float32
     bias : (n_out,) float32 or None
     activation : {"identity", "relu", "tanh", "sigmoid"}
     stored : QuantizedArray or None
-        Set by ``Network.store_quantized``; ``weight`` then holds its dequantised values.
+        Set by ``Network.store``; ``weight`` then holds its dequantised values.
     """
 
     weight: Array
@@ -94,12 +96,12 @@ class Dense:
                 "bias",
                 dtypes=("float32",),
                 cast="float32",
-                shape=(self.weight.shape[1],),
+                shape=(self.weight.shape[0],),
             )
         choice(self.activation, "activation", _ACTIVATIONS)
 
     def __call__(self, x: Array) -> Array:
-        z = x @ self.weight
+        z: Array = x @ self.weight.T
         if self.bias is not None:
             z += self.bias
         return _ACTIVATIONS[self.activation][0](z)
@@ -153,10 +155,10 @@ class Network:
         if len(set(names)) != len(names):
             raise OptionError(f"layers: names must differ, got {names}")
         for before, after in pairwise(self._layers):
-            if before.weight.shape[1] != after.weight.shape[0]:
+            if before.weight.shape[0] != after.weight.shape[1]:
                 raise ArrayError(
-                    f"layers: {before.name} gives {before.weight.shape[1]} columns, "
-                    f"{after.name} takes {after.weight.shape[0]}"
+                    f"layers: {before.name} gives {before.weight.shape[0]} columns, "
+                    f"{after.name} takes {after.weight.shape[1]}"
                 )
 
     @classmethod
@@ -181,7 +183,7 @@ class Network:
         for k, (n_in, n_out) in enumerate(pairwise(widths)):
             act = activation if k + 2 < len(widths) else "identity"
             bound = np.sqrt(6 / n_in) if act == "relu" else np.sqrt(6 / (n_in + n_out))
-            weight = rng.uniform(-bound, bound, (n_in, n_out)).astype(np.float32)
+            weight = rng.uniform(-bound, bound, (n_out, n_in)).astype(np.float32)
             layers.append(Dense(weight, np.zeros(n_out, np.float32), act))
         return cls(layers, loss, classes)
 
@@ -228,9 +230,9 @@ class Network:
                 delta = delta * _ACTIVATIONS[layer.activation][1](inputs[k + 1])
             if layer.bias is not None:
                 grads[f"{layer.name}.bias"] = delta.sum(axis=0)
-            grads[f"{layer.name}.weight"] = inputs[k].T @ delta
+            grads[f"{layer.name}.weight"] = delta.T @ inputs[k]
             if k:
-                delta = delta @ layer.weight.T
+                delta = delta @ layer.weight
         return loss, {name: grads[name] for name in self.params}
 
     def backward(self, x: Any, y: Any) -> dict[str, Array]:
@@ -252,7 +254,8 @@ class Network:
         Parameters
         ----------
         optimizer
-            An optimiser of ``fastopt.optim`` bound to ``self.params`` (the dict or its values).
+            An optimiser of ``fastopt.optim`` that holds arrays of ``self.params``, in any order
+            and any groups; parameters that it does not hold stay as they are.
         batch_size : int or None
             Rows a step; None for full batches (plain gradient descent).
         callback : callable, optional
@@ -261,6 +264,7 @@ class Network:
         rows = self._input(x)
         labels = self._labels(y, len(rows))
         size = len(rows) if batch_size is None else integer(batch_size, "batch_size", low=1)
+        names = self._bound_names(optimizer)
         rng = generator_of(seed)
         history = []
         for epoch in range(integer(epochs, "epochs", low=0)):
@@ -269,17 +273,32 @@ class Network:
             for start in range(0, len(rows), size):
                 index = order[start : start + size]
                 loss, grads = self._backward(rows[index], labels[index])
-                optimizer.step(list(grads.values()))
+                optimizer.step([grads[name] for name in names])
                 total += loss * len(index)
             history.append(total / len(rows))
             if callback is not None and callback(epoch, history[-1]) is True:
                 break
         return history
 
+    def _bound_names(self, optimizer: Any) -> list[str]:
+        """For each array of the optimiser, in its order, the parameter that it is."""
+        mine = {a.__array_interface__["data"][0]: (name, a) for name, a in self.params.items()}
+        found = []
+        for group in optimizer.param_groups:
+            for p in group["params"]:
+                name, a = mine.get(p.__array_interface__["data"][0], ("", None))
+                if a is None or a.shape != p.shape:
+                    raise OptionError(
+                        f"optimizer: holds an array of shape {p.shape} that is none of this "
+                        "network's parameters; make it from network.params"
+                    )
+                found.append(name)
+        return found
+
     def match(self, x: Any, outputs: Any, max_iter: int = 25) -> tuple[float, float]:
         """In place: fit every parameter so that the outputs on ``x`` come close to ``outputs``.
 
-        L-BFGS on mean(sum((forward(x) - outputs)^2)) / 2; for layers not stored quantised.
+        L-BFGS on mean(sum((forward(x) - outputs)^2)) / 2; all layers are float32 afterwards.
 
         Returns
         -------
@@ -291,8 +310,8 @@ class Network:
         rows = self._input(x)
         targets = twin._labels(outputs, len(rows))
         params = list(self.params.values())
-        if any(layer.stored is not None for layer in self._layers):
-            raise UnsupportedError("match: fit before a layer is stored quantised, not after")
+        for layer in self._layers:  # what is fitted is stored in full again
+            layer.stored = None
 
         def put(flat: Array) -> None:
             start = 0
@@ -341,20 +360,45 @@ class Network:
     # --- the model protocol ---------------------------------------------------------------
 
     @property
+    def inputs(self) -> tuple[Input, ...]:
+        """One input, ``X``."""
+        return (Input(_INPUT, "float32", (None, self._layers[0].weight.shape[1])),)
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """One output, the last layer's."""
+        return (_OUTPUT,)
+
+    @property
+    def classes_axis(self) -> dict[str, int]:
+        """Nothing: a loss says how the network was trained, not what its outputs are used for."""
+        return {}
+
+    @property
+    def logits(self) -> dict[str, str]:
+        """Nothing: the outputs are the logits."""
+        return {}
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Nothing is left out."""
+        return ()
+
+    @property
     def layers(self) -> dict[str, Layer]:
-        """The linear layers in order of execution (arrays are the live ones)."""
-        return {
-            d.name: Layer(d.name, d.weight, d.bias, d.weight.size, f"{d.name}.in", d.stored)
-            for d in self._layers
-        }
+        """The layers in order of execution (arrays are the live ones)."""
+        return {d.name: _described(d) for d in self._layers}
 
     @property
     def groups(self) -> dict[str, Group]:
         """One group for the units between two neighbouring layers, named after the first."""
-        return {
-            a.name: Group(a.name, a.weight.shape[1], 1, (a.name,), (b.name,), f"{b.name}.in")
-            for a, b in pairwise(self._layers)
-        }
+        found = {}
+        for a, b in pairwise(self._layers):
+            n = a.weight.shape[0]
+            index = np.arange(n)[:, None]
+            makes, reads = Member(a.name, 0, index), Member(b.name, 1, index)
+            found[a.name] = Group(a.name, n, (makes,), (reads,))
+        return found
 
     @property
     def nbytes(self) -> int:
@@ -369,80 +413,141 @@ class Network:
     @property
     def macs(self) -> int:
         """Multiply-adds for one input row."""
-        return sum(layer.macs for layer in self.layers.values())
+        return sum(d.weight.size for d in self._layers)
+
+    def n_rows(self, data: Any) -> int:
+        """Rows of ``data``, a mapping of ``X`` or a sequence of such mappings."""
+        return len(data) if not isinstance(data, Mapping) else len(self._input(data[_INPUT]))
+
+    def take(self, data: Any, index: Array) -> Any:
+        """Those rows of ``data``, in that order."""
+        if isinstance(data, Mapping):
+            return {_INPUT: self._input(data[_INPUT])[index]}
+        return [data[int(k)] for k in index]
 
     def run(
-        self, data: Any, taps: Sequence[str] = (), batch_size: int = 1024
-    ) -> Iterator[tuple[Array, dict[str, Array]]]:
-        """Outputs and tapped activations (``<layer>.in``), batch by batch."""
-        x = self._input(data)
+        self,
+        data: Any,
+        taps: Sequence[str] = (),
+        batch_size: int | None = None,
+        weights: Mapping[str, Array] | None = None,
+    ) -> Iterator[tuple[dict[str, Array], dict[str, Array]]]:
+        """Outputs and tapped activations (``<layer>.in``), batch by batch.
+
+        ``weights`` gives layers other weights for this run alone.
+        """
+        given = dict(weights or {})
+        layers = [
+            Dense(given[d.name], d.bias, d.activation, d.name) if d.name in given else d
+            for d in self._layers
+        ]
         unknown = set(taps) - {f"{d.name}.in" for d in self._layers}
         if unknown:
             raise OptionError(f"taps: no tensor named {sorted(unknown)}")
-        for start in range(0, len(x), batch_size):
-            h = x[start : start + batch_size]
-            tapped = {}
-            for layer in self._layers:
-                if f"{layer.name}.in" in taps:
-                    tapped[f"{layer.name}.in"] = h
-                h = layer(h)
-            yield h, tapped
+        for feed in [data] if isinstance(data, Mapping) else data:
+            x = self._input(feed[_INPUT])
+            step = batch_size or max(len(x), 1)
+            for start in range(0, len(x), step):
+                yield _forward(layers, x[start : start + step], taps)
 
-    def set_layer(self, name: str, weight: Array, bias: Array | None) -> None:
-        """In place: replace a layer's weight and bias by arrays of the same shape."""
-        layer = self._find(name)
-        fresh = Dense(weight, bias, layer.activation)
-        if fresh.weight.shape != layer.weight.shape:
+    def rows(self, layer: str, tapped: Array, limit: int | None = None) -> Array:
+        """A layer's input rows out of its tapped tensor, (1, rows, n_in)."""
+        if limit is not None and len(tapped) > limit:
+            tapped = tapped[np.linspace(0, len(tapped) - 1, limit).round().astype(np.intp)]
+        return tapped[None]
+
+    def runner(
+        self, data: Any, batch_size: int | None = None, threads: int = 1
+    ) -> Callable[[], object]:
+        """Call it to run the first batch of ``data`` once; BLAS has its own threads."""
+        feed = data if isinstance(data, Mapping) else next(iter(data))
+        x = self._input(feed[_INPUT])[:batch_size]
+        return lambda: self.forward(x)
+
+    def set_weight(self, layer: str, weight: Array, bias: Array | None = None) -> None:
+        """In place: new values of the same shape, stored as float32; None keeps the bias."""
+        found = self._find(layer)
+        fresh = Dense(weight, found.bias if bias is None else bias, found.activation)
+        if fresh.weight.shape != found.weight.shape:
             raise ArrayError(
-                f"weight: {name} needs shape {layer.weight.shape}, got {fresh.weight.shape}"
+                f"weight: {layer} needs shape {found.weight.shape}, got {fresh.weight.shape}"
             )
-        layer.weight, layer.bias, layer.stored = fresh.weight, fresh.bias, None
+        found.weight, found.bias, found.stored = fresh.weight, fresh.bias, None
 
-    def replace_units(
+    def keep_units(
         self,
         group: str,
-        producers: Mapping[str, tuple[Array, Array | None]],
-        consumers: Mapping[str, tuple[Array, Array | None]],
+        index: Array,
+        weights: Mapping[str, tuple[Array, Array | None]] | None = None,
     ) -> None:
-        """In place: give a group fewer units; new (weight, bias) for its two layers."""
+        """In place: keep the units ``index`` of a group; ``weights`` replaces its two layers."""
         if group not in self.groups:
-            raise OptionError(f"group: no group named {group!r}")
-        found = self.groups[group]
-        if set(producers) != set(found.producers) or set(consumers) != set(found.consumers):
-            raise OptionError(
-                f"producers, consumers: {group} has {found.producers} and {found.consumers}"
-            )
-        fresh = {
-            name: Dense(weight, bias, self._find(name).activation, name)
-            for name, (weight, bias) in {**producers, **consumers}.items()
+            raise OptionError(f"group: no group named {group!r}; there are {list(self.groups)}")
+        k = self._index(group)
+        first, second = self._layers[k], self._layers[k + 1]
+        sliced = {
+            first.name: (first.weight[index], None if first.bias is None else first.bias[index]),
+            second.name: (second.weight[:, index], second.bias),
         }
-        Network([fresh.get(d.name, d) for d in self._layers])  # the shapes must chain
-        for name, layer in fresh.items():
-            self._layers[self._index(name)] = layer
+        given = dict(weights or {})
+        if set(given) - set(sliced):
+            raise OptionError(f"weights: {group} has the layers {list(sliced)}, got {list(given)}")
+        fresh = [
+            Dense(*(sliced | given)[d.name], d.activation, d.name) if d.name in sliced else d
+            for d in self._layers
+        ]
+        Network(fresh)  # the shapes must chain
+        self._layers[:] = fresh
 
-    def split_layer(self, name: str, first: Array, second: Array) -> None:
-        """In place: layer ``name`` becomes ``name.a`` (no bias, no activation) and ``name.b``."""
-        k = self._index(name)
+    def split_layer(self, layer: str, a: Array, b: Array) -> None:
+        """In place: ``layer`` becomes ``layer.b`` (no bias, no activation), then ``layer.a``."""
+        k = self._index(layer)
         old = self._layers[k]
         pair = [
-            Dense(first, None, "identity", f"{name}.a"),
-            Dense(second, old.bias, old.activation, f"{name}.b"),
+            Dense(b, None, "identity", f"{layer}.b"),
+            Dense(a, old.bias, old.activation, f"{layer}.a"),
         ]
-        if (pair[0].weight.shape[0], pair[1].weight.shape[1]) != old.weight.shape:
-            raise ArrayError(f"first, second: {name} needs outer shape {old.weight.shape}")
-        Network([*self._layers[:k], *pair, *self._layers[k + 1 :]])
-        self._layers[k : k + 1] = pair
+        if (pair[1].weight.shape[0], pair[0].weight.shape[1]) != old.weight.shape:
+            raise ArrayError(f"a, b: {layer} needs outer shape {old.weight.shape}")
+        fresh = [*self._layers[:k], *pair, *self._layers[k + 1 :]]
+        Network(fresh)
+        self._layers[:] = fresh
 
-    def store_quantized(self, name: str, codes: QuantizedArray) -> None:
-        """In place: store the weight as ``codes``; the layer computes with their values."""
-        layer = self._find(name)
-        if tuple(codes.shape) != layer.weight.shape:
-            raise ArrayError(f"codes: {name} needs shape {layer.weight.shape}, got {codes.shape}")
-        layer.weight = np.asarray(codes.dequantize(), np.float32)
-        layer.stored = codes
+    def store(
+        self,
+        layer: str,
+        form: str,
+        codes: QuantizedArray | None = None,
+        ranges: Mapping[str, tuple[float, float]] | None = None,
+    ) -> None:
+        """In place: store the weight in one of the layer's forms; it computes with their values.
+
+        Without ``codes`` the weight is rounded plainly. No form needs ``ranges``.
+        """
+        found = self._find(layer)
+        wanted = _described(found).form_named(form)
+        if wanted is None:
+            names = [f.name for f in _described(found).forms]
+            raise OptionError(f"form: {layer} can be stored as {', '.join(names)}, not {form!r}")
+        if form == FLOAT32:
+            found.stored = None
+            return
+        if codes is None:
+            axis = 0 if wanted.group_size is None else 1
+            codes = quantize(
+                found.weight, f"int{wanted.bits}", axis=axis, group_size=wanted.group_size
+            )
+        if tuple(codes.shape) != found.weight.shape:
+            raise ArrayError(f"codes: {layer} needs shape {found.weight.shape}, got {codes.shape}")
+        found.weight = np.asarray(codes.dequantize(), np.float32)
+        found.stored = codes
+
+    def fold(self) -> tuple[str, ...]:
+        """Nothing to fold."""
+        return ()
 
     def copy(self) -> Network:
-        """An independent copy: no array is shared."""
+        """An independent copy: no array is shared, for training writes into them."""
         layers = [
             Dense(
                 d.weight.copy(),
@@ -477,49 +582,26 @@ class Network:
                 arrays[f"{d.name}.bias"] = np.ascontiguousarray(d.bias)
             described.append(entry)
         config = {
-            "format": "fastopt.network",
-            "version": 1,
+            "version": _VERSION,
             "loss": self._loss,
             "classes": None if self.classes is None else self.classes.tolist(),
             "layers": described,
         }
-        text = json.dumps(config)
-        if _is_npz(path):
-            arrays["fastopt"] = np.frombuffer(text.encode(), np.uint8)
-            with write_whole(path) as file:
-                np.savez(file, **arrays)  # type: ignore[arg-type]
-        else:
-            safetensors = _safetensors()
-            with write_whole(path) as file:
-                file.write(safetensors.save(arrays, metadata={"fastopt": text}))
+        save_arrays(path, _KEY, config, arrays, npz=_is_npz(path))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Network:
         """Read what :meth:`save` wrote; FormatError where the file is not that."""
-        where, npz = os.fspath(path), _is_npz(path)
+        _is_npz(path)  # refuses other names
+        config, arrays = load_arrays(path, _KEY, _check_config)
         try:
-            if npz:
-                with np.load(where, allow_pickle=False) as file:
-                    arrays = {name: file[name] for name in file.files}
-                text = arrays.pop("fastopt").tobytes().decode()
-            else:
-                from safetensors import safe_open
-
-                with safe_open(where, framework="numpy") as file:
-                    text = (file.metadata() or {})["fastopt"]
-                    arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            config = json.loads(text)
-            if (config["format"], config["version"]) != ("fastopt.network", 1):
-                raise FormatError("not a network of format version 1", where)
             layers = [_layer_from(entry, arrays) for entry in config["layers"]]
             return cls(layers, config["loss"], config["classes"])
-        except (FormatError, FileNotFoundError, IsADirectoryError, PermissionError, ImportError):
-            raise
-        except Exception as error:  # whatever a damaged file makes the readers raise
-            raise FormatError(f"cannot be read as a network: {error}", where) from error
+        except Exception as error:  # well-formed, but not a network
+            raise FormatError(f"cannot be read as a network: {error}", os.fspath(path)) from None
 
     def __repr__(self) -> str:
-        widths = [self._layers[0].weight.shape[0], *(d.weight.shape[1] for d in self._layers)]
+        widths = [self._layers[0].weight.shape[1], *(d.weight.shape[0] for d in self._layers)]
         return f"Network({'-'.join(map(str, widths))}, loss={self._loss!r})"
 
     # --- inside ---------------------------------------------------------------------------
@@ -534,12 +616,12 @@ class Network:
         return self._layers[self._index(name)]
 
     def _input(self, x: Any) -> Array:
-        n_in = self._layers[0].weight.shape[0]
+        n_in = self._layers[0].weight.shape[1]
         return as_array(x, "x", dtypes=("float32",), cast="float32", shape=(None, n_in))
 
     def _labels(self, y: Any, n: int) -> Array:
         """y as the loss needs it: class indices (n,), or targets (n, n_out) float32."""
-        n_out = self._layers[-1].weight.shape[1]
+        n_out = self._layers[-1].weight.shape[0]
         y = np.asarray(y)
         if self._loss == "squared":
             targets = as_array(y, "y", dtypes=("float32",), cast="float32")
@@ -556,8 +638,13 @@ class Network:
             if not (self.classes[k] == y).all():
                 raise ArrayError("y: holds labels that are not in the network's classes")
             return k
-        if y.dtype.kind not in "iu" or (n and (y.min() < 0 or y.max() >= n_out)):
-            raise ArrayError(f"y: expected integer classes 0..{n_out - 1}, got dtype {y.dtype}")
+        if y.dtype.kind not in "iu":
+            raise ArrayError(f"y: expected integer classes, got dtype {y.dtype}; pass classes=")
+        if n and (y.min() < 0 or y.max() >= n_out):
+            raise ArrayError(
+                f"y: expected classes 0..{n_out - 1}, got {y.min()}..{y.max()}; name them with "
+                "Network(..., classes=)"
+            )
         labels: Array = y
         return labels
 
@@ -580,6 +667,17 @@ class Network:
         return loss, p
 
 
+def _forward(
+    layers: Sequence[Dense], h: Array, taps: Sequence[str]
+) -> tuple[dict[str, Array], dict[str, Array]]:
+    tapped = {}
+    for layer in layers:
+        if f"{layer.name}.in" in taps:
+            tapped[f"{layer.name}.in"] = h
+        h = layer(h)
+    return {_OUTPUT: h}, tapped
+
+
 def _is_npz(path: str | os.PathLike[str]) -> bool:
     suffix = Path(path).suffix
     if suffix not in (".npz", ".safetensors"):
@@ -587,14 +685,38 @@ def _is_npz(path: str | os.PathLike[str]) -> bool:
     return suffix == ".npz"
 
 
-def _safetensors() -> Any:
-    try:
-        import safetensors.numpy
-    except ImportError:
-        raise ImportError(
-            "saving .safetensors needs the package safetensors: pip install 'fastopt[safetensors]'"
-        ) from None
-    return safetensors.numpy
+def _check_config(config: Any, declared: Mapping[str, Any]) -> None:
+    """Refuse another version, and arrays that the description does not ask for."""
+    if config.get("version") != _VERSION:
+        raise FormatError(f"not a network of format version {_VERSION}")
+    wanted = set()
+    for entry in config["layers"]:
+        parts = [f"weight.{k}" for k in _CODE_ARRAYS] if "quantized" in entry else ["weight"]
+        wanted |= {f"{entry['name']}.{part}" for part in [*parts, "bias"]}
+    unknown = set(declared) - wanted
+    if unknown:
+        raise FormatError(f"holds arrays that are no part of it: {sorted(unknown)}")
+
+
+def _described(d: Dense) -> Layer:
+    """A layer as the protocol shows it."""
+    n_out, n_in = d.weight.shape
+    forms = [Form(FLOAT32, 32, nbytes=4 * n_out * n_in)]
+    forms.append(Form("int8", 8, nbytes=n_out * n_in + 4 * n_out))
+    if n_in % _GROUP == 0:
+        groups = n_out * (n_in // _GROUP)
+        forms.append(
+            Form(f"int4g{_GROUP}", 4, _GROUP, nbytes=(n_out * n_in + 1) // 2 + 4 * groups)
+        )
+    now = forms[0]
+    if d.stored is not None:
+        grouped = [f for f in forms[1:] if f.group_size == d.stored.group_size]
+        now = grouped[0] if grouped else Form(d.stored.dtype, d.stored.format.bits)
+        now = replace(now, nbytes=d.stored.nbytes)
+    name = f"{d.name}.in"
+    return Layer(
+        d.name, "dense", d.weight, d.bias, d.weight.size, name, now, tuple(forms), stored=d.stored
+    )
 
 
 def _layer_from(entry: dict[str, Any], arrays: dict[str, Array]) -> Dense:

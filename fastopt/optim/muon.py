@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from fastopt._arrays import Array
+from fastopt._interrupts import interruptible, whole
 from fastopt._options import choice, integer, number
 from fastopt.errors import ArrayError, DTypeError
 from fastopt.optim.groups import Params, Shared, Validator, as_arrays, flag, fraction, non_negative
@@ -130,24 +131,47 @@ class Muon(Optimizer):
 
     def _take(self, flat: tuple[Any, ...], scale: float, threads: int) -> float:
         flat = as_arrays(flat, self._zero_grads) or flat
-        norm = self._plan.step(flat, scale, self._max_norm, self._guard, threads, False)
-        if self._guard and not math.isfinite(norm):
-            return norm
+        due = [(i, g) for i, g in enumerate(flat) if g is not None]
+        held = done = False
+        counts, moved, before = self._plan.counts, [], []
         try:
-            for i, g in enumerate(flat):
-                if g is not None:
-                    self._move(i, g, threads)
+            with whole():
+                norm = self._plan.step(flat, scale, self._max_norm, self._guard, threads, False)
+                held = not self._guard or math.isfinite(norm)
+            if not held:
+                return norm
+            # The long products come first; the buffers, which move with them, are moved back
+            # should Ctrl-C come in between.
+            moved = [a for i, _ in due for a in self._state[i].values()]
+            before = [a.copy() for a in moved]
+            changes = [self._change(i, threads) for i, _ in due]
+            with whole():
+                for (i, g), change in zip(due, changes, strict=True):
+                    self._move(i, g, change)
+                self._plan.count(norm)
+                done = True
             return norm
         finally:
-            self._plan.release()
+            with whole():
+                if held and not done:
+                    self._plan.counts = counts
+                    for now, then in zip(moved, before, strict=False):
+                        now[...] = then
+                if held:
+                    self._plan.release()
 
-    def _move(self, i: int, g: Array, threads: int) -> None:
+    def _change(self, i: int, threads: int) -> Array:
+        """The orthogonal direction of matrix ``i``; its momentum buffer has moved then."""
         p, group = self._params[i], self.param_groups[self._group_of[i]]
-        dt = p.dtype.type
         u = np.zeros_like(p)
         self._plan.step_into(i, u, threads)
         a, b, c = group["ns_coefficients"]
-        change = orthogonal(u, a, b, c, group["ns_steps"], group["eps"])
+        work = 4.0 * group["ns_steps"] * p.size * min(p.shape)
+        return interruptible(work, orthogonal, u, a, b, c, group["ns_steps"], group["eps"])
+
+    def _move(self, i: int, g: Array, change: Array) -> None:
+        p, group = self._params[i], self.param_groups[self._group_of[i]]
+        dt = p.dtype.type
         rows, columns = p.shape
         lr = group["lr"] * self._factor
         if group["adjust_lr_fn"] == "match_rms_adamw":

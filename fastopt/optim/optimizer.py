@@ -43,7 +43,7 @@ _FREE_KEYS = frozenset({"name", "initial_lr"})
 _KEPT = (
     *("_params", "_names", "_single", "_defaults", "_state_dtype", "_max_norm", "_on_nonfinite"),
     *("_zero_grads", "_ema_decay", "_key", "_copies", "_counts"),
-    *("schedule", "threads", "grad_norm", "skipped"),
+    *("schedule", "threads"),
 )
 _FIRST = (0, 1.0)  # steps taken, NAdam's product of momenta
 
@@ -157,9 +157,7 @@ class Optimizer:
         self._averages: tuple[Array, ...] = ()  # what the plan holds of the public list ``ema``
         self._single = single
         self._factor = 1.0
-        self.grad_norm: float | None = None
-        self.skipped = False
-        self.n_steps = self.n_skipped = 0
+        self._tally = update.Tally()
 
     # -- what a family defines ---------------------------------------------------------------
 
@@ -244,16 +242,15 @@ class Optimizer:
             if converted is None:
                 raise
             norm = self._take(converted, scale, threads)
-        if norm != -1.0:  # somebody asked for it
-            self.grad_norm = norm
-            self.skipped = self._guard and not math.isfinite(norm)
-            if self.skipped and self._on_nonfinite == "raise":
+        if self._guard and not math.isfinite(norm):
+            tally = self._tally
+            tally.grad_norm, tally.skipped = norm, True
+            if self._on_nonfinite == "raise":
                 raise DivergedError(
                     "grads: hold NaN or infinity; nothing was changed. Try a smaller lr or "
                     'max_grad_norm, or on_nonfinite="skip"'
                 )
-        self.n_skipped += self.skipped
-        self.n_steps += not self.skipped
+            tally.n_skipped += 1
 
     def _take(self, flat: tuple[Any, ...], scale: float, threads: int) -> float:
         """One step; the norm of the gradients where it was asked for, else -1."""
@@ -343,6 +340,28 @@ class Optimizer:
         emas = [(f"ema[{i}]", e) for i, e in enumerate(averages or self.ema or ())]
         check_separate([*named, *copies, *emas])
 
+    # -- counters, which the step itself writes ----------------------------------------------
+
+    @property
+    def n_steps(self) -> int:
+        """Steps taken."""
+        return self._tally.n_steps
+
+    @property
+    def n_skipped(self) -> int:
+        """Steps left out."""
+        return self._tally.n_skipped
+
+    @property
+    def grad_norm(self) -> float | None:
+        """Norm of all gradients at the last step, where it was computed."""
+        return self._tally.grad_norm
+
+    @property
+    def skipped(self) -> bool:
+        """Whether the last step was left out."""
+        return bool(self._tally.skipped)
+
     # -- the plan ----------------------------------------------------------------------------
 
     def _build(self) -> None:
@@ -356,7 +375,9 @@ class Optimizer:
             tuple(s[n + states.SCALE] for n, *_ in ks if n + states.SCALE in s)
             for s, ks in zip(self._state, kept, strict=True)
         ]
-        plan = update.Plan(rules, self._params, own, self._group_of, scales, self._key)
+        plan = update.Plan(
+            rules, self._params, own, self._group_of, scales, self._key, self._tally
+        )
         share = 0.0 if self._ema_decay is None else 1.0 - self._ema_decay
         plan.set_fused(self.ema, share, self._copies, self._zero_grads)
         self._averages = tuple(self.ema or ())
@@ -507,7 +528,7 @@ class Optimizer:
                 dict.update(group, new)
             self._counts = [count for count, _ in loaded]
             self._state = [arrays for _, arrays in loaded]
-            self.n_steps, self.n_skipped = n_steps, n_skipped
+            self._tally.n_steps, self._tally.n_skipped = n_steps, n_skipped
             self._build()
 
     def _read_entry(
@@ -532,14 +553,16 @@ class Optimizer:
         return (step, product), arrays
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"state_dict": self.state_dict(), **{name: getattr(self, name) for name in _KEPT}}
+        state_dict = self.state_dict()  # first: it saves the counts
+        kept = {name: getattr(self, name) for name in _KEPT}
+        return {"state_dict": state_dict, "last": (self.grad_norm, self.skipped), **kept}
 
     def __setstate__(self, saved: dict[str, Any]) -> None:
         state_dict = saved["state_dict"]
         self._start(saved["_single"])
         self.schedule = None  # its state comes with itself, not with the state dict
         for name, value in saved.items():
-            if name not in ("state_dict", "_params", "_names", "_counts", "schedule"):
+            if name not in ("state_dict", "last", "_params", "_names", "_counts", "schedule"):
                 setattr(self, name, value)
         for group in state_dict["param_groups"]:
             pairs = [(saved["_names"][i], saved["_params"][i]) for i in group["params"]]
@@ -549,6 +572,7 @@ class Optimizer:
         self._build()
         self.load_state_dict(state_dict)
         self._plan.counts = saved["_counts"]
+        self._tally.grad_norm, self._tally.skipped = saved["last"]
         self.schedule = saved["schedule"]
 
     def __repr__(self) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from fastopt._arrays import Array, as_array, check_finite
+from fastopt._interrupts import interruptible
 from fastopt._options import integer, number
 from fastopt.calibration import Gram, check_gram
 from fastopt.errors import ArrayError, OptionError
@@ -179,21 +180,23 @@ def refit(gram: Gram, s: Array, w: Array, kept: Array) -> tuple[Array, Array, fl
 
 def solve(a: Array, b: Array) -> Array:
     """a^-1 b for a symmetric a >= 0; the least-norm answer where a is singular."""
-    try:
-        np.linalg.cholesky(a)  # LU alone would return rubbish for a singular matrix
-        result: Array = np.linalg.solve(a, b)
+    work = float(len(a)) ** 2 * (len(a) + 2 * b.size / max(1, len(b)))
+    try:  # LU alone would return rubbish for a singular matrix
+        interruptible(work, np.linalg.cholesky, a)
+        return interruptible(work, np.linalg.solve, a, b)
     except np.linalg.LinAlgError:
-        result = np.linalg.lstsq(a, b, rcond=None)[0]
-    return result
+        return interruptible(20 * work, np.linalg.lstsq, a, b)[0]
 
 
 def inverse(s: Array) -> Array:
     """s^-1 for a symmetric s >= 0, with a last ridge of rounding size where it is singular."""
     level = float(s.diagonal().mean()) or 1.0
+    work = float(len(s)) ** 3
     for ridge in (0.0, 1e-10, 1e-7, 1e-4):
         try:
-            np.linalg.cholesky(s if ridge == 0 else s + ridge * level * np.eye(len(s)))
-            result: Array = np.linalg.inv(s if ridge == 0 else s + ridge * level * np.eye(len(s)))
+            damped = s if ridge == 0 else s + ridge * level * np.eye(len(s))
+            interruptible(work, np.linalg.cholesky, damped)
+            result: Array = interruptible(2 * work, np.linalg.inv, damped)
         except np.linalg.LinAlgError:
             continue
         result += result.T.copy()

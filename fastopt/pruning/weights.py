@@ -10,6 +10,7 @@ import numpy as np
 
 from fastopt import _threads
 from fastopt._arrays import Array, as_array, as_target, check_disjoint, check_finite
+from fastopt._interrupts import interruptible
 from fastopt._options import choice, integer, number
 from fastopt._random import Seed, generator_of
 from fastopt.calibration import Gram, check_gram
@@ -151,8 +152,18 @@ def prune(
     shares = _shares(scope, arrays, fraction)
     grams = None if gram is None else _grams(gram, names, arrays)
     if grams is not None and chosen in ("obs", "sparsegpt"):
-        found, keeps, tops = _with_data(
-            arrays, names, grams, shares, rule, chosen == "sparsegpt", ridge, used
+        work = sum(30.0 * g.n**2 * (g.n + len(a)) for g, a in zip(grams, arrays, strict=True))
+        found, keeps, tops = interruptible(
+            work,
+            _with_data,
+            arrays,
+            names,
+            grams,
+            shares,
+            rule,
+            chosen == "sparsegpt",
+            ridge,
+            used,
         )
     elif by_magnitude and rule is None:
         found, keeps, tops = _smallest(arrays, shares, masks != "none", targets, used)

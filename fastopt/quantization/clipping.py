@@ -13,6 +13,7 @@ import numpy as np
 
 from fastopt import _threads
 from fastopt._arrays import Array, as_array, check_finite
+from fastopt._interrupts import interruptible
 from fastopt._kernels import clip as kernel
 from fastopt.calibration.gram import Gram
 from fastopt.errors import ArrayError, OptionError
@@ -113,7 +114,10 @@ def mse_range(
         work = len(part) * n * tried if len(part) > 1 else 0
         used = _threads.resolve(threads, work, _SERIAL_BELOW)
         shared_rows = 0 if w is None else len(w)
-        kernel.best_range(lo, hi, part, w, len(part), n, shared_rows, *rule, used)
+        # the kernel looks at signals between a few rows
+        few = 4.0 * n * tried
+        args = (lo, hi, part, w, len(part), n, shared_rows, *rule, used)
+        interruptible(few, kernel.best_range, *args)
         best_low[rows], best_high[rows] = lo * unit, hi * unit
     return best_low, best_high
 
@@ -156,14 +160,14 @@ def percentile_range(
 
     Exact (numpy.quantile, linear); symmetric ranges hold the percentage of |x|.
     """
-    keep = percentile / 100.0
+    keep, work = percentile / 100.0, 100.0 * x.size
     if x.shape[1] == 0:
         return low.astype(np.float64), high.astype(np.float64)
     if symmetric:
-        top = np.quantile(np.abs(x), keep, axis=1).astype(np.float64)
+        top = interruptible(work, np.quantile, np.abs(x), keep, 1).astype(np.float64)
         return -top, top
     cut = (1.0 - keep) / 2.0
-    ends = np.quantile(x, [cut, 1.0 - cut], axis=1).astype(np.float64)
+    ends = interruptible(work, np.quantile, x, [cut, 1.0 - cut], 1).astype(np.float64)
     return ends[0], ends[1]
 
 

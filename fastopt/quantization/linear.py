@@ -22,7 +22,7 @@ from fastopt.quantization.convert import encode
 from fastopt.quantization.formats import format_of
 from fastopt.quantization.layout import layout_of
 from fastopt.quantization.matmul import SERIAL_BELOW
-from fastopt.quantization.operands import aligned_bytes
+from fastopt.quantization.operands import aligned_bytes, excess_of
 from fastopt.quantization.qparams import choose_qparams
 
 __all__ = ["SCHEMES", "QuantizedLinear"]
@@ -172,7 +172,7 @@ class QuantizedLinear:
         finite = _kernel.linear(
             result, a, self._panels, self._narrow, self.bias,
             ACTIVATIONS[self.activation], m, n, k, self._group, bits, bits_a,
-            _threads.resolve(threads, m * n * k, SERIAL_BELOW),
+            _threads.resolve(threads, m * n * k, SERIAL_BELOW), self._excess,
         )  # fmt: skip
         if not finite:
             raise ArrayError("x: holds NaN or infinity, so its rows have no scale")
@@ -217,6 +217,8 @@ class QuantizedLinear:
             np.ascontiguousarray(self.zero_point[:, of_group].T, np.int32),
             codes, n, k, self._group, bits, True, _threads.resolve(threads, n * k),
         )  # fmt: skip
+        clips = (bits, bits_a) == (8, 8) and not self._group and not self._narrow
+        self._excess = excess_of(self._panels, n, k, True, threads) if clips else None
 
     def __getstate__(self) -> dict[str, Any]:
         return {

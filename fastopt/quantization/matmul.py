@@ -1,8 +1,9 @@
 """Products of integer matrices by ONNX's operators, exact for every legal input.
 
 Neither operator ever saturates an intermediate sum: on a CPU with 8-bit dot products (AVX-512
-VNNI) they are used; elsewhere codes are widened to 16 bits, unless a packed b fits in seven. Bits
-are equal for every instruction set and thread count.
+VNNI) they are used; elsewhere codes are widened to 16 bits, or where b is packed and has few pairs
+that could saturate the faster instruction, these are multiplied apart (_kernels/matmul/clip.h).
+Bits are equal for every instruction set and thread count.
 """
 
 from __future__ import annotations
@@ -220,7 +221,7 @@ def _plain_product(a: Any, b: PackedMatrix, out: Any, threads: int | None) -> Ar
     zb = np.full(n, -128 if b.dtype == np.uint8 else 0, np.int32)
     used = _threads.resolve(threads, m * n * k, SERIAL_BELOW)
     _kernel.multiply_i32(
-        out, a, b._panels, _PACKED, b._colsum, b._narrow, za, zb, m, n, k, used
+        out, a, b._panels, _PACKED, b._colsum, b._narrow, za, zb, m, n, k, used, b._excess
     )  # fmt: skip
     result: Array = out
     return result
@@ -284,11 +285,11 @@ class _Product:
         """int32 products."""
         out = out.reshape(*self.stacked, self.rows, self.n)
         for i, a, b, za, zb in self._parts():
-            layout, data, colsum, narrow = self._right(b)
+            layout, data, colsum, narrow, excess = self._right(b)
             _kernel.multiply_i32(
                 out[i], np.ascontiguousarray(a), data, layout, colsum, narrow,
                 moved(za, a, np.int8, 128), moved(zb, b, np.uint8, -128),
-                self.rows, self.n, self.k, self.threads,
+                self.rows, self.n, self.k, self.threads, excess,
             )  # fmt: skip
 
     def requantised_into(self, out: Array, factor: Array, zero_point: int) -> None:
@@ -300,13 +301,13 @@ class _Product:
         else:
             full = np.broadcast_to(factor, self.shape).reshape(*self.stacked, self.rows, self.n)
         for i, a, b, za, zb in self._parts():
-            layout, data, colsum, narrow = self._right(b)
+            layout, data, colsum, narrow, excess = self._right(b)
             if not by_column:
                 scale = np.ascontiguousarray(full[i], np.float64)
             _kernel.multiply_q8(
                 out[i], np.ascontiguousarray(a), data, layout, colsum, narrow,
                 moved(za, a, np.int8, 128), moved(zb, b, np.uint8, -128), scale, zero_point,
-                self.rows, self.n, self.k, self.threads,
+                self.rows, self.n, self.k, self.threads, excess,
             )  # fmt: skip
 
     def long(self) -> Array:
@@ -324,11 +325,13 @@ class _Product:
             total += part
         return total.reshape(self.shape)
 
-    def _right(self, b: Array | PackedMatrix) -> tuple[int, Array, Array | None, bool]:
-        """(layout, data, column sums, narrow) of b for the kernel."""
+    def _right(self, b: Array | PackedMatrix) -> tuple[int, Array, Array | None, bool, Any]:
+        """(layout, data, column sums, narrow, excess) of b for the kernel."""
         if isinstance(b, np.ndarray) and self.rows >= PACK_FROM_ROWS:
             b = PackedMatrix(b, threads=self.threads)
         if isinstance(b, PackedMatrix):
-            return _PACKED, b._panels, b._colsum, b._narrow
+            return _PACKED, b._panels, b._colsum, b._narrow, b._excess
         plain, transposed = matrix(b, "b")
-        return (_ROWS_N, plain.T, None, False) if transposed else (_ROWS_K, plain, None, False)
+        if transposed:
+            return _ROWS_N, plain.T, None, False, None
+        return _ROWS_K, plain, None, False, None

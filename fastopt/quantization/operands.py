@@ -22,6 +22,30 @@ def aligned_bytes(size: int) -> Array:
     return raw[start : start + size]
 
 
+# The share of weights beyond which clipping costs more than it saves, since each one clipped takes
+# the time of 2.5 more. 1.7-2.8 % of the weights of real layers, 12 % of codes spread evenly.
+MOST_EXCESS = 0.06
+
+
+def excess_of(
+    panels: Array, n: int, k: int, heads: bool, threads: int | None
+) -> tuple[Array, Array, Array] | None:
+    """What the kernel clips off a packed 8-bit matrix of one group to multiply it by the fast
+    instruction of a level that saturates; None where that does not pay."""
+    if not _kernel.CLIPS or k > 1 << 16:
+        return None
+    used = _threads.resolve(threads, k * n)
+    count = np.empty(n, np.int32)
+    _kernel.excess(count, None, None, None, panels, n, k, heads, used)
+    if count.sum() > MOST_EXCESS * k * n:
+        return None
+    start = np.zeros(n + 1, np.int32)
+    np.cumsum((count + 3) // 4, out=start[1:])
+    row, value = np.empty(4 * start[-1], np.uint16), np.empty(4 * start[-1], np.int8)
+    _kernel.excess(count, start, row, value, panels, n, k, heads, used)
+    return start, row, value
+
+
 class PackedMatrix:
     """A constant right operand b of :func:`~fastopt.quantization.matmul_integer`, packed once.
 
@@ -69,11 +93,13 @@ class PackedMatrix:
             self._panels, self._colsum, None, None, plain, n, k, 0, 8, transposed,
             _threads.resolve(threads, k * n),
         )  # fmt: skip
+        self._excess = None if self._narrow else excess_of(self._panels, n, k, False, threads)
 
     @property
     def nbytes(self) -> int:
         """Bytes of the packed matrix and its column sums."""
-        return int(self._panels.nbytes + self._colsum.nbytes)
+        parts = (self._panels, self._colsum, *(self._excess or ()))
+        return sum(part.nbytes for part in parts)
 
     def unpack(self) -> Array:
         """The plain (K, N) matrix, a new array (the transposed view of an (N, K) one)."""

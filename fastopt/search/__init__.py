@@ -6,8 +6,10 @@ from fastopt.search.engine import Random
 from fastopt.search.genetic import Genetic
 from fastopt.search.greedy import Greedy
 from fastopt.search.operators import tournament, variation
-from fastopt.search.result import Progress, Result
+from fastopt.search.portfolio import Portfolio
+from fastopt.search.result import Pareto, Progress, Result
 from fastopt.search.space import Bool, Choice, Float, Int, Permutation, Space, Vector
+from fastopt.search.stored import load_result
 
 __all__ = [
     "CMA",
@@ -17,12 +19,15 @@ __all__ = [
     "Genetic",
     "Greedy",
     "Int",
+    "Pareto",
     "Permutation",
+    "Portfolio",
     "Progress",
     "Random",
     "Result",
     "Space",
     "Vector",
+    "load_result",
     "minimize",
     "tournament",
     "variation",

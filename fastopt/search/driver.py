@@ -1,38 +1,36 @@
-"""The loop: ask an engine, evaluate, tell, until a budget ends."""
+"""``minimize``: checks what it is given, chooses engine and workers, and runs the search."""
 
 from __future__ import annotations
 
+import copy
 import math
-import time
-from array import array
-from collections.abc import Callable, Mapping
-from concurrent import futures
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from fastopt._options import choice, integer, number
+from fastopt._options import choice, flag, integer, number
 from fastopt._random import Seed
-from fastopt.errors import DTypeError, OptionError
-from fastopt.search.engine import Engine, fingerprint, space_of
-from fastopt.search.evaluation import (
-    Outcome,
-    evaluate_batch,
-    evaluate_many,
-    evaluate_one,
-    takes_keywords,
+from fastopt.errors import (
+    DTypeError,
+    FastoptError,
+    FormatError,
+    OptionError,
+    UnsupportedError,
 )
+from fastopt.search.engine import Engine, Random, fingerprint, space_of
+from fastopt.search.evaluation import Objective, as_numbers
+from fastopt.search.identity import digest_of
 from fastopt.search.journal import Journal, stored_header
 from fastopt.search.methods import engine_for
+from fastopt.search.progress import Line
 from fastopt.search.result import Progress, Result
+from fastopt.search.run import Budget, Run
 from fastopt.search.space import Matrix, Space
+from fastopt.search.stopping import stopper_of
+from fastopt.search.workers import Executor, Processes
 
 __all__ = ["minimize"]
-
-# Cells of the trials' matrix up to which every trial is kept for to_frame (256 MB).
-KEEP_CELLS = 1 << 25
-# Work in one task of an executor, so that sending it costs little.
-CHUNK_S = 0.05
 
 
 def minimize(
@@ -43,13 +41,25 @@ def minimize(
     max_evals: int | None = 1000,
     max_time: float | None = None,
     vectorized: bool = False,
+    workers: int | None = None,
     executor: Any = None,
     seed: Seed = 0,
     storage: Any = None,
     callback: Callable[[Progress], Any] | None = None,
     x0: Any = None,
+    prior: Sequence[tuple[Any, Any]] | None = None,
     batch_size: int | None = None,
+    mode: str = "sync",
+    maximize: bool | Sequence[bool] = False,
+    constraints: int = 0,
+    patience: int | None = None,
+    target: float | None = None,
+    timeout: float | None = None,
+    stopper: Any = None,
+    progress: bool = False,
     on_error: str = "raise",
+    on_interrupt: str = "return",
+    retry_failed: bool = False,
     keep_trials: bool | None = None,
 ) -> Result:
     """Search ``space`` for the trial with the lowest f.
@@ -58,35 +68,69 @@ def minimize(
     ----------
     f : callable
         Called with keyword arguments if its parameters are the variables' names, else with one
-        dict; returns a real number. With ``vectorized`` it gets k trials at once, a (k, d)
-        float64 matrix if every variable is a Float, Int or Vector, else a dict of k-element
-        columns, and returns (k,).
+        dict; returns a real number. Inactive variables are absent. With ``vectorized`` it gets k
+        trials at once, a (k, d) float64 matrix if every variable is a Float, Int or Vector, else
+        a dict of k-element columns, and returns (k,). For several objectives
+        (``method="nsga2"``) it returns that many numbers, or (k, n_objectives).
     space : Space or dict of variables
-    method : "auto", "random", "greedy", "genetic", or an engine
-        See docs/search.md for which to use.
+    method : str or engine
+        "auto", "random", "greedy", "genetic" ...; see docs/search.md for which to use.
     max_evals : int or None
         Budget in evaluations; None for no limit (then ``max_time`` is needed).
     max_time : float, optional
         Budget in seconds; no trial (or batch) starts after it.
     vectorized : bool
         f takes k trials at once.
+    workers : int, optional
+        Evaluate in that many processes of our own. A trial whose process dies is tried once
+        more, then it has failed (``WorkerDied``).
     executor : concurrent.futures.Executor, optional
-        Where trials run; the result is the same for any number of workers.
+        Where trials run instead: processes, threads, loky, Dask, MPI. The result is the same for
+        any number of workers.
     seed : int, SeedSequence or Generator
     storage : path, optional
-        Journal of finished trials, each on disk before the next is chosen. The same call
-        continues it, also after a crash, with the same trials as a run that was never stopped;
-        ``max_evals`` and ``max_time`` may differ.
+        Journal of finished trials. The same call continues it, also after a crash, with the same
+        trials as a run that was never stopped; ``max_evals`` and ``max_time`` may differ.
     callback : callable, optional
-        Gets a ``Progress`` after each trial (vectorised or with an executor: after each batch);
-        a true return value ends the search.
+        Gets a ``Progress`` after each trial, in the order of trials (vectorised: after each
+        batch); a true return value ends the search.
     x0 : dict, list of dicts, or matrix for a numeric space, optional
-        Trials to begin with.
+        Trials to begin with. A dict may lack variables: those are drawn.
+    prior : list of (trial, result), optional
+        What is known already: told to the engine, not counted. ``result`` is what f would
+        return.
     batch_size : int, optional
         Trials proposed from the same knowledge; by default as many as the engine wants next,
-        never chosen by the number of workers.
+        never chosen by the number of workers. In asynchronous mode: trials under way at a time.
+    mode : "sync" or "async"
+        "sync": proposals depend on the seed and on finished batches, so any number of workers
+        gives the same result. "async": a new trial is proposed whenever one arrives, so no
+        worker waits; the order of arrival is in the journal, by which the search can be replayed.
+    maximize : bool, or one per objective
+        Look for the highest f; results keep f's sign.
+    constraints : int
+        f returns ``(objective, that many numbers)``; a trial is feasible where all are <= 0.
+    patience : int, optional
+        End after that many evaluations in a row without a better one.
+    target : float, optional
+        End when a feasible trial is as good as this.
+    timeout : float, optional
+        Seconds for one trial, with ``workers``: its process is then killed and replaced, and the
+        trial has failed.
+    stopper : str or Stopper, optional
+        "halving", "hyperband", "asha", "median" or "wilcoxon": ends trials early by what they
+        report. f then takes ``report`` and calls ``report(step, value)``, which raises
+        ``TrialStopped``, or it is a generator that yields its values.
+    progress : bool
+        One line on stderr where that is a terminal: evaluations, rate, best, time left.
     on_error : "raise" or "skip"
-        What follows a trial that raised or returned no number, after it was recorded.
+        What follows a trial that raised or returned no number, after it was recorded. The
+        exception has what was found as ``.result``.
+    on_interrupt : "return" or "raise"
+        After Ctrl-C return the best so far, with ``.interrupted``, or raise KeyboardInterrupt
+        (with ``.result``). A second Ctrl-C raises at once.
+    retry_failed : bool
+        Evaluate the failed trials of a journal again.
     keep_trials : bool, optional
         Keep each trial's values for ``to_frame``; by default up to 256 MB of them.
 
@@ -99,12 +143,17 @@ def minimize(
     ------
     TrialError
         f returned something that is not a number (``on_error="raise"``).
+    WorkerDied
+        The executor broke, or a trial's process died twice (``on_error="raise"``).
+    StorageError, FormatError
+        The journal cannot be written, or belongs to another search.
 
     Notes
     -----
-    NaN and minus infinity count as failed trials: recorded, never the best, no error. Plus
-    infinity is a value, ranked last. Ctrl-C ends the search and returns the best so far. The
-    same seed gives the same trials, up to where a time budget cuts them off.
+    NaN and minus infinity (plus infinity if maximised) count as failed trials: recorded, never
+    the best, no error. Plus infinity is a value, ranked last. The same seed gives the same
+    trials, up to where a time budget cuts them off. A space of up to 65,536 points is searched
+    without evaluating a point twice, and the search ends when all were tried.
 
     Examples
     --------
@@ -116,277 +165,206 @@ def minimize(
     """
     if not callable(f):
         raise DTypeError(f"f: expected a callable, got {type(f).__name__}")
+    if callback is not None and not callable(callback):
+        raise DTypeError(f"callback: expected a callable, got {type(callback).__name__}")
     space = space_of(space)
-    if max_evals is not None:
-        max_evals = integer(max_evals, "max_evals", low=1)
-    elif max_time is None:
+    vectorized = flag(vectorized, "vectorized")
+    max_evals = None if max_evals is None else integer(max_evals, "max_evals", low=1)
+    max_time = None if max_time is None else number(max_time, "max_time", low=0)
+    if max_evals is None and max_time is None:
         raise OptionError("max_evals: None needs max_time, or the search would not end")
-    if max_time is not None:
-        max_time = number(max_time, "max_time", low=0)
-    if batch_size is not None:
-        batch_size = integer(batch_size, "batch_size", low=1)
+    batch_size = None if batch_size is None else integer(batch_size, "batch_size", low=1)
+    patience = None if patience is None else integer(patience, "patience", low=1)
+    target = None if target is None else number(target, "target")
+    constraints = integer(constraints, "constraints", low=0)
     choice(on_error, "on_error", ("raise", "skip"))
+    choice(on_interrupt, "on_interrupt", ("return", "raise"))
+    choice(mode, "mode", ("sync", "async"))
+    rules = copy.deepcopy(stopper_of(stopper))  # what it learns is this search's
+    progress = flag(progress, "progress")
+    retry_failed = flag(retry_failed, "retry_failed")
+    keep_trials = None if keep_trials is None else flag(keep_trials, "keep_trials")
+    workers, timeout = _checked_workers(workers, timeout, executor, vectorized)
+    if mode == "async" and (vectorized or retry_failed):
+        raise OptionError('mode: "async" goes neither with vectorized nor with retry_failed')
+
+    stored = {} if storage is None else stored_header(storage)
+    first = _first_trials(space, x0, seed)
+    try:
+        engine, reason = engine_for(
+            method,
+            space,
+            max_evals=max_evals,
+            vectorized=vectorized,
+            seed=seed,
+            x0=first,
+            stored=stored,
+        )
+    except TypeError as error:
+        if stored and not isinstance(error, FastoptError):
+            raise FormatError(f"options of no engine: {error}", str(storage), 0) from None
+        raise
+    objectives = engine.n_objectives
+    signs, maximize = _signs(maximize, objectives)
+    if objectives > 1 and (target is not None or patience is not None or rules is not None):
+        raise OptionError("target, patience, stopper: are for one objective")
+    objective = Objective(
+        f,
+        space,
+        objectives=objectives,
+        constraints=constraints,
+        signs=signs,
+        vectorized=vectorized,
+    )
+    budget = Budget(max_evals, max_time, patience, None if target is None else signs[0] * target)
+    batch = batch_size or stored.get("batch", 0)
+    run = Run(
+        objective,
+        engine,
+        budget,
+        batch=batch,
+        on_error=on_error,
+        on_interrupt=on_interrupt,
+        keep_trials=keep_trials,
+        callback=callback,
+        reason=reason,
+        maximize=maximize,
+    )
+    run.vectorized, run.retry_failed, run.stopper = vectorized, retry_failed, rules
+    if rules is not None and not (objective.reports or objective.yields):
+        raise OptionError("stopper: f must take report, or yield its values")
+    if progress:
+        run.line = Line(max_evals, max_time)
+    known = _known_results(objective, prior)
+    if storage is not None:
+        header = _header(engine, seed, batch, x0, mode, signs, constraints, known[0])
+        header["stopper"] = None if rules is None else [rules.name, digest_of(vars(rules))]
+        run.journal = Journal(storage, header)
+    _tell_known(run, *known)
+    if executor is not None:
+        run.workers = Executor(objective, executor)
+    elif workers is not None:
+        run.workers = Processes(objective, workers, timeout)
+    return run.finish(run.sync if mode == "sync" else run.free_running)
+
+
+def _checked_workers(
+    workers: Any, timeout: Any, executor: Any, vectorized: bool
+) -> tuple[int | None, float | None]:
+    workers = None if workers is None else integer(workers, "workers", low=1)
+    timeout = None if timeout is None else number(timeout, "timeout", low=0, low_open=True)
+    if executor is not None and not callable(getattr(executor, "submit", None)):
+        raise DTypeError(
+            f"executor: expected a concurrent.futures.Executor, got {type(executor).__name__}"
+        )
+    if workers is not None and executor is not None:
+        raise OptionError("workers: is for processes of our own; the executor has its workers")
+    if vectorized and (workers is not None or executor is not None):
+        name = "workers" if executor is None else "executor"
+        raise OptionError(f"{name}: is for one trial a call; use vectorized=False")
+    if timeout is not None and workers is None:
+        raise OptionError("timeout: needs workers=, whose processes can be killed")
+    return workers, timeout
+
+
+def _first_trials(space: Space, x0: Any, seed: Seed) -> Any:
+    """``x0`` as engines take it: whole trials, those given in part completed by draws."""
     if isinstance(x0, Mapping):
         x0 = [x0]
-    stored = {} if storage is None else stored_header(storage)
-    engine, reason = engine_for(
-        method,
-        space,
-        max_evals=max_evals,
-        vectorized=vectorized,
-        seed=seed,
-        x0=x0,
-        stored=stored,
-    )
-    batch = batch_size or stored.get("batch") or 0
-    if executor is not None:
-        if not callable(getattr(executor, "submit", None)):
-            raise DTypeError(
-                f"executor: expected a concurrent.futures.Executor, got {type(executor).__name__}"
-            )
-        if vectorized:
-            raise OptionError("executor: is for one trial a call; use vectorized=False")
-    journal = None
-    if storage is not None:
-        journal = Journal(storage, _header(engine, seed, batch, x0))
-    run = _Run(f, engine, vectorized, on_error, keep_trials, max_evals, callback)
-    run.journal, run.executor, run.reason = journal, executor, reason
-    try:
-        return run.loop(max_evals, max_time, batch)
-    finally:
-        if journal is not None:
-            journal.close()
+    if not isinstance(x0, (list, tuple)) or not x0 or not isinstance(x0[0], Mapping):
+        return x0
+    drawn = Random(space, seed=0 if isinstance(seed, np.random.Generator) else seed)
+    return space.dicts_of(space.complete(x0, drawn.propose(len(x0)), "x0"))
 
 
-def _header(engine: Engine, seed: Seed, batch: int, x0: Any) -> dict[str, Any]:
+def _signs(maximize: Any, objectives: int) -> tuple[tuple[float, ...], bool | tuple[bool, ...]]:
+    if isinstance(maximize, (list, tuple)):
+        flags = tuple(flag(m, "maximize") for m in maximize)
+        if len(flags) != objectives:
+            raise OptionError(f"maximize: expected {objectives} of them, got {len(flags)}")
+    else:
+        flags = (flag(maximize, "maximize"),) * objectives
+    signs = tuple(-1.0 if m else 1.0 for m in flags)
+    return signs, flags[0] if objectives == 1 else flags
+
+
+Known = tuple[Matrix, list[Any], list[float]]  # values, y in the sign minimised, violation
+
+
+def _known_results(objective: Objective, prior: Any) -> Known:
+    space = objective.space
+    if prior is None:
+        return np.empty((0, space.n_columns)), [], []
+    pairs = list(prior)
+    if not all(isinstance(p, (tuple, list)) and len(p) == 2 for p in pairs):
+        raise DTypeError("prior: expected a list of (trial, result) pairs")
+    rows = [
+        space.parse([x] if isinstance(x, Mapping) else x, f"prior[{i}]")
+        for i, (x, _) in enumerate(pairs)
+    ]
+    ys, violations = [], []
+    for _, raw in pairs:
+        limits: Any = ()
+        if objective.constraints:
+            if not isinstance(raw, (tuple, list)) or len(raw) != 2:
+                raise DTypeError("prior: with constraints a result is (objective, constraints)")
+            raw, limits = raw
+        shape = () if objective.objectives == 1 else (objective.objectives,)
+        ys.append(as_numbers(raw, shape) * np.array(objective.signs).reshape(shape))
+        excess = as_numbers(limits, np.shape(limits)) if objective.constraints else np.zeros(1)
+        violations.append(float(np.maximum(excess, 0.0).sum()))
+    return np.concatenate([np.empty((0, space.n_columns)), *rows]), ys, violations
+
+
+def _tell_known(run: Run, values: Matrix, ys: list[Any], violations: list[float]) -> None:
+    if not len(values):
+        return
+    y = np.array(ys)
+    violation = np.array(violations) if run.objective.constraints else None
+    run.engine.learn(values, y, violation)
+    if run.objective.objectives == 1:
+        for row, value, excess in zip(values, y.tolist(), violations, strict=True):
+            if not math.isnan(value):
+                run.note_best(excess, value, row)
+
+
+def _header(
+    engine: Engine,
+    seed: Seed,
+    batch: int,
+    x0: Any,
+    mode: str,
+    signs: tuple[float, ...],
+    constraints: int,
+    prior: Matrix,
+) -> dict[str, Any]:
     """What must be equal for a journal to be continued: all that proposals depend on."""
     if isinstance(seed, np.random.Generator) or seed is None:
         raise OptionError("storage: needs a seed that can be given again (an int)")
-    first = None if x0 is None else fingerprint(engine.space.parse(x0, "x0"))
+    space = engine.space
+    try:
+        digest = space.digest
+    except OptionError as error:
+        raise OptionError(f"storage: {error}") from None
+    try:
+        variables: Any = space.to_dict()
+    except UnsupportedError:  # for readers of the file only; the digest says what the space is
+        variables = {name: repr(v)[:200] for name, v in space.variables.items()}
+    first = None
+    if x0 is not None:
+        first = fingerprint(space.parse(_first_trials(space, x0, seed), "x0"))
     return {
-        "space": repr(engine.space),
+        "space": digest,
+        "variables": variables,
         "method": engine.method,
+        "proposals": engine.proposals,
         "key": engine.key,
         "options": engine.options(),
         "batch": batch,
         "own_batch": engine.batch,
         "x0": first,
+        "prior": fingerprint(prior) if len(prior) else None,
+        "mode": mode,
+        "signs": list(signs),
+        "constraints": constraints,
     }
-
-
-class _Run:
-    """One search under way: what was evaluated and what came out."""
-
-    def __init__(
-        self,
-        f: Callable[..., Any],
-        engine: Engine,
-        vectorized: bool,
-        on_error: str,
-        keep_trials: bool | None,
-        max_evals: int | None,
-        callback: Callable[[Progress], Any] | None,
-    ) -> None:
-        self.f = f
-        self.engine = engine
-        self.space = engine.space
-        self.vectorized = vectorized
-        self.keywords = not vectorized and takes_keywords(f, self.space)
-        self.on_error = on_error
-        self.callback = callback
-        cells = self.space.n_columns * (max_evals or 1 << 20)
-        self.keep = cells <= KEEP_CELLS if keep_trials is None else bool(keep_trials)
-        self.history = array("d")
-        self.kept: list[Matrix] = []
-        self.errors: dict[int, str] = {}
-        self.best = math.inf
-        self.best_values: Matrix | None = None
-        self.start = time.monotonic()
-        self.deadline = math.inf
-        self.message = ""
-        self.reason = ""
-        self.journal: Journal | None = None
-        self.executor: Any = None
-        self.seconds = 0.0  # spent in f by workers, for the size of chunks
-        self.counted = 0
-
-    def loop(self, max_evals: int | None, max_time: float | None, batch: int) -> Result:
-        self.deadline = math.inf if max_time is None else self.start + max_time
-        limit = math.inf if max_evals is None else max_evals
-        try:
-            while not self.message:
-                if len(self.history) >= limit:
-                    self.message = f"max_evals={max_evals} reached"
-                elif time.monotonic() >= self.deadline:
-                    self.message = f"max_time={max_time:g} s reached"
-                else:
-                    k = batch or self.engine.wants()
-                    self._batch(int(min(k, limit - len(self.history))))
-        except KeyboardInterrupt:
-            self.message = "interrupted"
-        return self._result()
-
-    def _batch(self, k: int) -> None:
-        values = self.engine.propose(k)
-        first = len(self.history)
-        try:
-            if self.vectorized:
-                self._vectorized(values)
-            elif self.executor is not None:
-                self._parallel(values)
-            else:
-                self._serial(values)
-        finally:
-            done = len(self.history) - first
-            if done:
-                y = np.frombuffer(self.history, dtype=np.float64)[first:].copy()
-                self.engine.learn(values[:done], y)
-                if self.keep:
-                    self.kept.append(values[:done].copy())
-
-    def _vectorized(self, values: Matrix) -> None:
-        first, k = len(self.history), len(values)
-        known = self._known(first, k)
-        if len(known) == k:
-            y = np.array([v for v, _ in known])
-            self.errors.update({first + i: e for i, (_, e) in enumerate(known) if e is not None})
-        else:
-            failure: Exception | None = None
-            try:
-                y = evaluate_batch(self.f, self.space, values)
-            except Exception as error:
-                failure, y = error, np.full(k, math.nan)
-                self.errors[first] = f"{type(error).__name__}: {error}"
-            self._store(
-                [(first + i, v, self.errors.get(first + i)) for i, v in enumerate(y.tolist())]
-            )
-            if failure is not None and self.on_error == "raise":
-                self.history.frombytes(y.tobytes())
-                raise failure
-        self.history.frombytes(y.tobytes())
-        if not np.isnan(y).all():
-            i = int(np.nanargmin(y))
-            self._better(float(y[i]), values[i])
-        self._report()
-
-    def _serial(self, values: Matrix) -> None:
-        f, keywords, history = self.f, self.keywords, self.history
-        deadline, monotonic = self.deadline, time.monotonic
-        known = self._known(len(history), len(values))
-        for i, trial in enumerate(self.space.dicts_of(values)):
-            if i < len(known):
-                self._record(Outcome(*known[i], None, 0.0), values[i], fresh=False)
-                continue
-            if deadline < math.inf and monotonic() >= deadline:
-                return
-            try:
-                y = evaluate_one(f, trial, keywords)
-            except Exception as error:
-                message = f"{type(error).__name__}: {error}"
-                self._record(Outcome(math.nan, message, error, 0.0), values[i])
-                continue
-            if self.journal is not None:
-                self._store([(len(history), y, None)])
-            history.append(y)
-            if y < self.best:
-                self._better(y, values[i])
-            if self.callback is not None:
-                self._report()
-                if self.message:
-                    return
-
-    def _parallel(self, values: Matrix) -> None:
-        """Chunks of about 50 ms to the executor; results are taken in the order of trials."""
-        known = self._known(len(self.history), len(values))
-        for i, (y, error) in enumerate(known):
-            self._record(Outcome(y, error, None, 0.0), values[i], fresh=False)
-        values = values[len(known) :]
-        trials = self.space.dicts_of(values)
-        each = self.seconds / self.counted if self.counted else math.inf
-        size = max(1, min(math.ceil(len(trials) / 2), int(CHUNK_S / max(each, 1e-7))))
-        tasks = [
-            self.executor.submit(evaluate_many, self.f, trials[i : i + size], self.keywords)
-            for i in range(0, len(trials), size)
-        ]
-        done = 0
-        try:
-            for task in tasks:
-                left = None if self.deadline == math.inf else self.deadline - time.monotonic()
-                try:
-                    outcomes = task.result(None if left is None else max(left, 0.0))
-                except (TimeoutError, futures.TimeoutError):
-                    return
-                self._store(
-                    [(len(self.history) + i, o.y, o.message) for i, o in enumerate(outcomes)]
-                )
-                self.seconds += sum(o.seconds for o in outcomes)
-                self.counted += len(outcomes)
-                for outcome in outcomes:
-                    self._record(outcome, values[done], store=False)
-                    done += 1
-        finally:
-            for task in tasks:
-                task.cancel()
-        self._report()
-
-    def _record(
-        self, outcome: Outcome, values: Matrix, fresh: bool = True, store: bool = True
-    ) -> None:
-        """Append one trial; raise its error after that, unless it came from the journal."""
-        if outcome.message is not None:
-            self.errors[len(self.history)] = outcome.message
-        if fresh and store:
-            self._store([(len(self.history), outcome.y, outcome.message)])
-        self.history.append(outcome.y)
-        if outcome.y < self.best:
-            self._better(outcome.y, values)
-        if fresh and outcome.error is not None and self.on_error == "raise":
-            raise outcome.error
-
-    def _known(self, first: int, k: int) -> list[tuple[float, str | None]]:
-        """What the journal holds of trials first..first + k - 1, up to the first gap."""
-        known: list[tuple[float, str | None]] = []
-        if self.journal is not None:
-            while len(known) < k and first + len(known) in self.journal.trials:
-                known.append(self.journal.trials[first + len(known)])
-        return known
-
-    def _store(self, records: list[tuple[int, float, str | None]]) -> None:
-        if self.journal is not None and records:
-            self.journal.append(records)
-
-    def _better(self, y: float, values: Matrix) -> None:
-        if y < self.best or self.best_values is None:
-            self.best, self.best_values = y, values.copy()
-
-    def _x(self) -> dict[str, Any] | None:
-        if self.best_values is None:
-            return None
-        return self.space.dicts_of(self.best_values[None])[0]
-
-    def _report(self) -> None:
-        if self.callback is not None:
-            now = time.monotonic() - self.start
-            fun = self.best if self.best_values is not None else math.nan
-            if self.callback(Progress(len(self.history), fun, self._x(), now)):
-                self.message = "stopped by the callback"
-
-    def _result(self) -> Result:
-        history = np.array(self.history, dtype=np.float64)
-        values = None
-        if self.keep:
-            values = np.concatenate([np.empty((0, self.space.n_columns)), *self.kept])
-        return Result(
-            x=self._x(),
-            fun=self.best if self.best_values is not None else math.nan,
-            n_evals=len(history),
-            n_failed=int(np.isnan(history).sum()),
-            history=history,
-            message=self.message,
-            method=self.engine.method,
-            method_reason=self.reason,
-            elapsed_s=time.monotonic() - self.start,
-            space=self.space,
-            errors=self.errors,
-            values=values,
-        )

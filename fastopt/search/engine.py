@@ -13,6 +13,7 @@ import copy
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import is_dataclass
 from hashlib import blake2b
 from typing import Any, ClassVar
 
@@ -43,11 +44,18 @@ class Engine:
         Columns of y; one objective is told as (k,).
     batch : int
         What ``wants`` says where the engine has no reason for another number.
+    lag : int
+        Batches that are proposed before the oldest of them is told.
+    proposals : int
+        Version of what is proposed; raised with every change, so that no journal is continued
+        with other points.
     """
 
     method: ClassVar[str] = ""
     n_objectives: int = 1
     batch: int = 8
+    lag: ClassVar[int] = 0
+    proposals: ClassVar[int] = 1
     _state_names: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, space: Space | Mapping[str, Any], *, seed: Seed = 0) -> None:
@@ -136,12 +144,15 @@ class Engine:
             state: dict[str, Any] = {
                 "version": STATE_VERSION,
                 "method": self.method,
-                "space": repr(self.space),
+                "space": self.space.digest,
             }
             for name in self._names():
                 value = getattr(self, name)
-                part = isinstance(value, Engine)
-                state[name.lstrip("_")] = value.state_dict() if part else copy.deepcopy(value)
+                if isinstance(value, Engine):
+                    value = value.state_dict()
+                elif is_dataclass(value):
+                    value = vars(value)
+                state[name.lstrip("_")] = copy.deepcopy(value)
             return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -152,6 +163,8 @@ class Engine:
                 value, own = state[name.lstrip("_")], getattr(self, name)
                 if isinstance(own, Engine):
                     own.load_state_dict(value)
+                elif is_dataclass(own):
+                    vars(own).update(copy.deepcopy(value))
                 else:
                     setattr(self, name, copy.deepcopy(value))
 
@@ -203,7 +216,7 @@ class Engine:
         for key, here in (
             ("version", STATE_VERSION),
             ("method", self.method),
-            ("space", repr(self.space)),
+            ("space", self.space.digest),
         ):
             if state[key] != here:
                 raise FormatError(f"state: {key} is {state[key]!r}, expected {here!r}")
@@ -211,6 +224,9 @@ class Engine:
             value, own = state[key], getattr(self, name)
             if isinstance(own, Engine):
                 own._check_state(value)
+            elif is_dataclass(own):
+                if not isinstance(value, dict) or set(value) != set(vars(own)):
+                    raise FormatError(f"state: {key} is not of the expected fields")
             elif isinstance(own, np.ndarray):
                 if (
                     not isinstance(value, np.ndarray)
@@ -278,6 +294,7 @@ class Random(Engine):
 
     method = "random"
     batch = 256
+    lag = 7  # nothing that is told changes what is proposed
 
     def propose(self, k: int) -> Matrix:
         first, self._asked = self._asked, self._asked + k

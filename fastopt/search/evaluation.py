@@ -2,116 +2,351 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
 import math
+import pickle
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Iterable, Mapping
+from functools import partial
+from importlib import import_module
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fastopt.errors import TrialError
+from fastopt._arrays import as_array
+from fastopt._options import integer
+from fastopt.errors import DTypeError, FastoptError, OptionError, TrialError, TrialStopped
 from fastopt.search.space import Matrix, Space
 
-__all__ = ["Outcome", "evaluate_batch", "evaluate_many", "evaluate_one", "takes_keywords"]
+__all__ = ["Objective", "Outcome", "Portable", "Reports", "Stop", "transportable"]
+
+Reports = tuple[tuple[int, float], ...]
+# Says after each report whether the trial is to end: gets all its reports so far.
+Stop = Callable[[Reports], bool]
 
 
-def takes_keywords(f: Callable[..., Any], space: Space) -> bool:
+class Outcome(NamedTuple):
+    """One trial: what came out, in the sign that is minimised.
+
+    ``y`` is NaN for a failed trial, a tuple with several objectives; ``reports`` are its
+    intermediate (step, value) pairs; ``stopped`` says that it ended early, with its last report.
+    """
+
+    y: float | tuple[float, ...]
+    constraints: tuple[float, ...] = ()
+    message: str | None = None
+    error: Exception | None = None
+    reports: Reports = ()
+    stopped: bool = False
+
+    @property
+    def failed(self) -> bool:
+        return any(map(math.isnan, self.y if isinstance(self.y, tuple) else (self.y,)))
+
+
+class Objective:
+    """``f`` and all that is known of how to call it.
+
+    Parameters
+    ----------
+    f : callable
+    space : Space
+    objectives : int
+        1: f returns a number; more: that many numbers.
+    constraints : int
+        f returns (objective, that many numbers) if not 0.
+    signs : (objectives,) tuple of 1.0 or -1.0
+        -1 for what is maximised.
+    vectorized : bool
+        f takes all trials of a batch at once.
+    """
+
+    def __init__(
+        self,
+        f: Callable[..., Any],
+        space: Space,
+        *,
+        objectives: int = 1,
+        constraints: int = 0,
+        signs: tuple[float, ...] = (1.0,),
+        vectorized: bool = False,
+    ) -> None:
+        self.f = f
+        self.space = space
+        self.objectives = objectives
+        self.constraints = constraints
+        self.signs = signs
+        self.reports = not vectorized and _takes_report(f, space)
+        self.yields = not vectorized and inspect.isgeneratorfunction(f)
+        self.keywords = not vectorized and _takes_keywords(f, space, self.reports)
+        # Nothing but one number: most of what a cheap trial costs is saved.
+        self.plain = not (constraints or self.reports or self.yields) and signs == (1.0,)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For other processes, which get trials as dicts: the space may hold large options."""
+        return {**vars(self), "space": None}
+
+    def many(
+        self, trials: list[dict[str, Any]], stop: Stop | None = None
+    ) -> tuple[list[float | Outcome], float]:
+        """What another process does with several trials: their outcomes, and the seconds."""
+        start = time.perf_counter()
+        outcomes = [transportable(self(trial, stop)) for trial in trials]
+        return outcomes, time.perf_counter() - start
+
+    def __call__(self, trial: dict[str, Any], stop: Stop | None = None) -> float | Outcome:
+        """f of one trial: a float, or an Outcome where there is more to say. Never raises an
+        Exception."""
+        try:
+            if self.plain:
+                raw = self.f(**trial) if self.keywords else self.f(trial)
+                if type(raw) is float:
+                    return math.nan if raw == -math.inf else raw
+                return self._outcome(raw)
+            reporter = Reporter(self.signs[0], stop)
+            try:
+                options = {"report": reporter} if self.reports else {}
+                raw = self.f(**trial, **options) if self.keywords else self.f(trial, **options)
+                if self.yields:
+                    raw = _drive(raw, reporter)
+                return self._outcome(raw, reporter.seen)
+            except TrialStopped:
+                y = reporter.seen[-1][1] if reporter.seen else math.nan
+                return Outcome(y, reports=tuple(reporter.seen), stopped=True)
+        except Exception as error:
+            return Outcome(math.nan, (), f"{type(error).__name__}: {error}", error)
+
+    def batch(self, values: Matrix) -> tuple[NDArray[np.float64], NDArray[np.float64] | None]:
+        """Vectorised f of k trials: (k,) or (k, objectives), and (k, constraints) or None.
+
+        Raises
+        ------
+        TrialError
+            f returned something else; and whatever f raises.
+        """
+        k, m = len(values), self.objectives
+        given = self.space.present(values)
+        raw = self.f(given.copy() if isinstance(given, np.ndarray) else given)
+        limits = None
+        if self.constraints:
+            raw, limits = _pair(raw)
+            if self.constraints == 1 and np.ndim(limits) == 1:
+                limits = as_numbers(limits, (k,))[:, None]
+            limits = as_numbers(limits, (k, self.constraints))
+        y = as_numbers(raw, (k,) if m == 1 else (k, m))
+        y = y * (self.signs[0] if m == 1 else np.array(self.signs))
+        y[y == -math.inf] = math.nan
+        if m > 1:
+            y[np.isnan(y).any(axis=1)] = math.nan
+        return y, limits
+
+    def _outcome(self, raw: Any, seen: Iterable[tuple[int, float]] = ()) -> float | Outcome:
+        limits: tuple[float, ...] = ()
+        if self.constraints:
+            raw, given = _pair(raw)
+            if self.constraints == 1 and np.ndim(given) == 0:
+                limits = (_real(given),)
+            else:
+                limits = tuple(as_numbers(given, (self.constraints,)).tolist())
+        if self.objectives == 1:
+            y = self.signs[0] * _real(raw)
+            y = math.nan if y == -math.inf else y
+            seen = tuple(seen)
+            return Outcome(y, limits, reports=seen) if limits or seen else y
+        ys = (as_numbers(raw, (self.objectives,)) * np.array(self.signs)).tolist()
+        if any(math.isnan(v) or v == -math.inf for v in ys):
+            ys = [math.nan] * self.objectives
+        return Outcome(tuple(ys), limits, reports=tuple(seen))
+
+
+class Reporter:
+    """What an objective gets as ``report``: call it with a step and the value reached there."""
+
+    def __init__(self, sign: float, stop: Stop | None) -> None:
+        self.sign = sign
+        self.stop = stop
+        self.seen: list[tuple[int, float]] = []
+
+    def __call__(self, step: int, value: float) -> None:
+        """Report ``value`` after ``step``; raises TrialStopped if the trial is to end."""
+        step = integer(step, "report: step", low=0)
+        if self.seen and step <= self.seen[-1][0]:
+            raise OptionError(f"report: step {step} comes after step {self.seen[-1][0]}")
+        self.seen.append((step, self.sign * _real(value)))
+        if self.stop is not None and self.stop(tuple(self.seen)):
+            raise TrialStopped(f"stopped after step {step}")
+
+
+def _drive(items: Generator[Any, Any, Any], reporter: Reporter) -> Any:
+    """Report what an objective yields, values or (step, value) pairs; its result is what it
+    returns, else the last value."""
+    last: Any = None
+    step = 0
+    while True:
+        try:
+            item = next(items)
+        except StopIteration as end:
+            return last if end.value is None else end.value
+        step, last = item if isinstance(item, tuple) else (step + 1, item)
+        try:
+            reporter(step, last)
+        except TrialStopped:
+            items.close()
+            raise
+
+
+def _takes_report(f: Callable[..., Any], space: Space) -> bool:
+    parameters = _parameters(f)
+    return parameters is not None and "report" in parameters and "report" not in space.names
+
+
+def _takes_keywords(f: Callable[..., Any], space: Space, reports: bool) -> bool:
     """Whether ``f`` is called as f(**trial) (True) or f(trial) with a dict (False).
 
-    Keywords if the variables' names are parameters of f and it needs no others; also if f takes
-    only ``**kwargs``. Everything else, a callable without a signature included, gets the dict.
+    Keywords if the variables' names are parameters of f and it needs no others (those of
+    variables with a condition need defaults); also if f takes only ``**kwargs``. Everything
+    else, a callable without a signature included, gets the dict.
     """
-    try:
-        parameters = inspect.signature(f).parameters.values()
-    except (TypeError, ValueError):
+    parameters = _parameters(f)
+    if parameters is None:
         return False
-    named = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+    kinds = [p for p in parameters.values() if not (reports and p.name == "report")]
+    named = {p.name for p in kinds if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
     needed = {
         p.name
-        for p in parameters
+        for p in kinds
         if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
     }
-    open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters)
+    open_ended = any(p.kind is p.VAR_KEYWORD for p in kinds)
     names = set(space.names)
     return needed <= names and (names <= named or open_ended)
 
 
-def evaluate_one(f: Callable[..., Any], trial: dict[str, Any], keywords: bool) -> Any:
-    """f of one trial; NaN for a failed trial.
-
-    Raises
-    ------
-    TrialError
-        f returned something that is not a real number.
-    """
-    raw = f(**trial) if keywords else f(trial)
-    if type(raw) is float:
-        return math.nan if raw == -math.inf else raw
-    return _numbers(raw, None)
-
-
-class Outcome(NamedTuple):
-    """One trial: objective (NaN if it failed), message and exception of a failure, seconds."""
-
-    y: float
-    message: str | None
-    error: Exception | None
-    seconds: float
-
-
-def evaluate_many(
-    f: Callable[..., Any], trials: list[dict[str, Any]], keywords: bool
-) -> list[Outcome]:
-    """What a worker does with one chunk: every trial, failed ones included."""
-    outcomes = []
-    for trial in trials:
-        start = time.perf_counter()
-        y, message, failure = math.nan, None, None
-        try:
-            y = evaluate_one(f, trial, keywords)
-        except Exception as error:
-            message, failure = f"{type(error).__name__}: {error}", _portable(error)
-        outcomes.append(Outcome(y, message, failure, time.perf_counter() - start))
-    return outcomes
-
-
-def _portable(error: Exception) -> Exception:
-    """The exception if it survives the way between processes, else a TrialError that names it."""
+def _parameters(f: Callable[..., Any]) -> Mapping[str, inspect.Parameter] | None:
     try:
-        copy.copy(error)  # rebuilt as on the other side
-    except Exception:
-        return TrialError(f"objective: {type(error).__name__}: {error}")
-    return error
+        return inspect.signature(f).parameters
+    except (TypeError, ValueError):
+        return None
 
 
-def evaluate_batch(f: Callable[..., Any], space: Space, values: Matrix) -> NDArray[np.float64]:
-    """Vectorised f of k trials: (k,)."""
-    given = values.copy() if space.numeric else space.columns_of(values)  # f may write into it
-    y: NDArray[np.float64] = _numbers(f(given), len(values))
-    return y
+def _pair(raw: Any) -> tuple[Any, Any]:
+    if not isinstance(raw, (tuple, list)) or len(raw) != 2:
+        raise TrialError(f"objective: expected (objective, constraints), got {type(raw).__name__}")
+    return raw[0], raw[1]
 
 
-def _numbers(raw: Any, k: int | None) -> Any:
-    """What f returned as float64, checked; minus infinity counts as NaN, a failed trial."""
-    wanted = "a number" if k is None else f"{k} numbers, shape ({k},)"
+def _real(raw: Any) -> float:
+    """One real number, NaN and infinities included."""
+    if type(raw) is float:
+        return raw
+    if isinstance(raw, (np.floating, np.integer, np.bool_, int)) or (
+        hasattr(raw, "__float__") and not hasattr(raw, "__len__") and not hasattr(raw, "dtype")
+    ):
+        try:
+            return float(raw)
+        except (OverflowError, TypeError, ValueError) as error:
+            raise TrialError(f"objective: expected a number, got {raw!r}: {error}") from None
+    value: float = as_numbers(raw, ()).item()
+    return value
+
+
+def as_numbers(raw: Any, shape: tuple[int, ...]) -> NDArray[np.float64]:
+    """What f returned, as a new float64 array of that shape."""
+    wanted = "a number" if shape == () else f"{shape[0]} numbers, shape {shape}"
     if raw is None or isinstance(raw, (str, bytes, complex)):
         raise TrialError(f"objective: expected {wanted}, got {raw!r}")
     try:
-        y = np.asarray(raw)
-        if y.dtype.kind not in "fiub":
-            if y.dtype.kind == "c":
-                raise TypeError
-            y = np.asarray(raw, dtype=np.float64)
-    except (TypeError, ValueError):
-        raise TrialError(f"objective: expected {wanted}, got {type(raw).__name__}") from None
-    y = y.astype(np.float64)
-    if k is None:
-        if y.ndim:
-            raise TrialError(f"objective: expected a number, got an array of shape {y.shape}")
-    elif y.shape != (k,):
-        raise TrialError(f"objective: expected {wanted}, got shape {y.shape}")
-    y[y == -math.inf] = math.nan
-    return float(y) if y.ndim == 0 else y
+        y = as_array(raw, "objective", dtypes=("float64",), cast="float64", shape=shape)
+    except FastoptError as error:
+        if shape == () and np.ndim(raw) == 1:
+            hint = '; several objectives need method="nsga2"'
+        else:
+            hint = ""
+        raise TrialError(f"objective: expected {wanted}: {error}{hint}") from None
+    return np.array(y)
+
+
+# --- on the way to other processes
+
+
+def transportable(outcome: float | Outcome) -> float | Outcome:
+    """The outcome with an exception that survives the way between processes."""
+    if not isinstance(outcome, Outcome) or outcome.error is None:
+        return outcome
+    try:
+        pickle.loads(pickle.dumps(outcome.error))
+    except Exception:
+        return outcome._replace(error=TrialError(f"objective: {outcome.message}"))
+    return outcome
+
+
+class Portable:
+    """A callable that can be sent to another process: by pickle, else by cloudpickle if it is
+    installed. In this process it is the callable itself.
+
+    Raises
+    ------
+    DTypeError
+        At sending: it cannot be pickled; names the part that cannot.
+    """
+
+    def __init__(self, f: Callable[..., Any]) -> None:
+        self.f = f
+        self._packed = b""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.f(*args, **kwargs)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _unpacked, (self.packed(),)
+
+    def packed(self) -> bytes:
+        """The pickle, made once."""
+        if not self._packed:
+            self._packed = self._pickled()
+        return self._packed
+
+    def _pickled(self) -> bytes:
+        try:
+            return pickle.dumps(self.f)
+        except Exception as error:
+            try:
+                packed: bytes = import_module("cloudpickle").dumps(self.f)
+                return packed
+            except ImportError:
+                part = _culprit(self.f)
+                raise DTypeError(
+                    f"objective: {part} cannot be sent to another process: {error}; define it "
+                    "at the top of a module, or install cloudpickle"
+                ) from None
+            except Exception as error:
+                raise DTypeError(
+                    f"objective: {_culprit(self.f)} cannot be sent to another process: {error}"
+                ) from None
+
+
+def _unpacked(data: bytes) -> Portable:
+    return Portable(pickle.loads(data))  # made by ``packed`` in the process that sent it
+
+
+def _culprit(f: Any) -> str:
+    """The smallest part of a callable that cannot be pickled, by name."""
+    name = getattr(f, "__qualname__", type(f).__name__)
+    parts: dict[str, Any] = {}
+    if isinstance(f, partial):
+        parts = {"func": f.func, **{f"args[{i}]": a for i, a in enumerate(f.args)}, **f.keywords}
+    elif inspect.ismethod(f):
+        parts = {"__self__": f.__self__}
+    elif inspect.isfunction(f):
+        cells = f.__closure__ or ()
+        parts = {n: c.cell_contents for n, c in zip(f.__code__.co_freevars, cells, strict=True)}
+    elif hasattr(f, "__dict__"):
+        parts = vars(f)
+    for part, value in parts.items():
+        try:
+            pickle.dumps(value)
+        except Exception:
+            inner = _culprit(value) if callable(value) else type(value).__name__
+            return f"{name}.{part} ({inner})"
+    return str(name)

@@ -13,11 +13,12 @@ from fastopt.search.cma import CMA
 from fastopt.search.engine import Engine, Random
 from fastopt.search.genetic import Genetic
 from fastopt.search.greedy import Greedy
+from fastopt.search.portfolio import Portfolio, is_real
 from fastopt.search.space import Space
 
 __all__ = ["METHODS", "engine_for"]
 
-ENGINES: dict[str, type[Engine]] = {e.method: e for e in (Random, Greedy, Genetic, CMA)}
+ENGINES: dict[str, type[Engine]] = {e.method: e for e in (Random, Greedy, Genetic, CMA, Portfolio)}
 METHODS = ("auto", *ENGINES)
 # Cells of one vectorised batch of random trials.
 BATCH_CELLS = 1 << 16
@@ -77,4 +78,6 @@ def engine_for(
 
 def _chosen(space: Space, budget: int) -> tuple[str, str]:
     """What "auto" stands for."""
+    if is_real(space):
+        return "portfolio", "every variable is real"
     return "genetic", "the default"

@@ -3,8 +3,9 @@
 Three forms of one set of k trials:
 
 * *values*, a (k, d) float64 matrix: a Float's value, an Int's value, a Choice's index, a Bool's
-  0 or 1, a Permutation's or Vector's n columns. This is what is stored.
-* *columns* or dicts: what objectives get.
+  0 or 1, a Permutation's or Vector's n columns. This is what is stored. An inactive variable
+  holds one fixed value of its own, so that trials that differ in nothing else are equal.
+* *columns* or dicts: what objectives get; inactive variables are absent from dicts.
 * *genomes*, a (k, d) float64 matrix inside ``space.low``..``space.high``, in which a unit step
   means the same everywhere: the logarithm of a log variable, an interval of width 1 around each
   integer or index, keys whose order is the permutation. This is where engines move.
@@ -12,163 +13,33 @@ Three forms of one set of k trials:
 
 from __future__ import annotations
 
+import copy
+import itertools
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from functools import cached_property
+from os import PathLike
 from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fastopt._options import integer, number
+from fastopt._arrays import as_array
+from fastopt._options import number
 from fastopt.errors import ArrayError, DTypeError, OptionError
+from fastopt.search.identity import describe, digest_of
+from fastopt.search.variables import Bool, Choice, Float, Int, Permutation, Variable, Vector
 
 __all__ = ["Bool", "Choice", "Float", "Int", "Permutation", "Space", "Variable", "Vector"]
 
 Matrix: TypeAlias = NDArray[np.float64]
+Mask: TypeAlias = NDArray[np.bool_]
 Trials: TypeAlias = "Matrix | dict[str, NDArray[Any]]"
 
-
-@dataclass(frozen=True)
-class Float:
-    """A real number in [low, high]; uniform in its logarithm with ``log``, on a grid with
-    ``step``.
-
-    Parameters
-    ----------
-    low, high : float
-        Both bounds can be reached (with ``step``, high only where the grid meets it).
-    log : bool
-        Search on a log scale; needs low > 0.
-    step : float, optional
-        Values are low, low + step, ...; not together with ``log``.
-
-    Examples
-    --------
-    >>> Float(1e-5, 1, log=True)
-    Float(low=1e-05, high=1.0, log=True, step=None)
-    """
-
-    low: float
-    high: float
-    log: bool = False
-    step: float | None = None
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "low", number(self.low, "low"))
-        object.__setattr__(self, "high", number(self.high, "high"))
-        if self.low > self.high or not math.isfinite(self.high - self.low):
-            raise OptionError(f"Float: expected low <= high, got {self.low} and {self.high}")
-        if self.log and self.low <= 0:
-            raise OptionError(f"Float: a log scale needs low > 0, got {self.low}")
-        if self.step is not None:
-            if self.log:
-                raise OptionError("Float: step and log cannot be combined")
-            object.__setattr__(self, "step", number(self.step, "step", low=0, low_open=True))
-
-
-@dataclass(frozen=True)
-class Int:
-    """A whole number in low..high, both included; uniform in its logarithm with ``log``.
-
-    Examples
-    --------
-    >>> Int(8, 512, log=True)
-    Int(low=8, high=512, log=True)
-    """
-
-    low: int
-    high: int
-    log: bool = False
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "low", integer(self.low, "low"))
-        object.__setattr__(self, "high", integer(self.high, "high"))
-        if self.low > self.high:
-            raise OptionError(f"Int: expected low <= high, got {self.low} and {self.high}")
-        if max(abs(self.low), abs(self.high)) > 2**53:
-            raise OptionError("Int: bounds beyond 2**53 cannot be held exactly")
-        if self.log and self.low < 1:
-            raise OptionError(f"Int: a log scale needs low >= 1, got {self.low}")
-
-
-@dataclass(frozen=True, init=False)
-class Choice:
-    """One of some options, which have no order; an option can be any object.
-
-    Examples
-    --------
-    >>> Choice("relu", "tanh").options
-    ('relu', 'tanh')
-    """
-
-    options: tuple[Any, ...]
-
-    def __init__(self, *options: Any) -> None:
-        if len(options) == 1 and isinstance(options[0], (list, tuple)):
-            options = tuple(options[0])  # Choice(["a", "b"]) means the same
-        if not options:
-            raise OptionError("Choice: expected at least one option")
-        object.__setattr__(self, "options", options)
-
-    def index(self, option: Any) -> int:
-        """Position of ``option``: the same object, else equal and of its type, else equal."""
-        for i, known in enumerate(self.options):
-            if known is option:
-                return i
-        for i, known in enumerate(self.options):
-            if type(known) is type(option) and bool(np.all(known == option)):
-                return i
-        for i, known in enumerate(self.options):
-            if not isinstance(known, bool) and bool(np.all(known == option)):
-                return i
-        raise OptionError(f"expected one of {', '.join(map(repr, self.options))}, got {option!r}")
-
-
-@dataclass(frozen=True)
-class Bool:
-    """True or False."""
-
-
-@dataclass(frozen=True)
-class Permutation:
-    """An order of 0..n-1; objectives get an int64 array.
-
-    Examples
-    --------
-    >>> Permutation(5)
-    Permutation(n=5)
-    """
-
-    n: int
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "n", integer(self.n, "n", low=1))
-
-
-@dataclass(frozen=True)
-class Vector:
-    """n real numbers, each in [low, high]; objectives get a float64 array.
-
-    Examples
-    --------
-    >>> Vector(3, -1, 1)
-    Vector(n=3, low=-1.0, high=1.0)
-    """
-
-    n: int
-    low: float
-    high: float
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "n", integer(self.n, "n", low=1))
-        object.__setattr__(self, "low", number(self.low, "low"))
-        object.__setattr__(self, "high", number(self.high, "high"))
-        if self.low > self.high or not math.isfinite(self.high - self.low):
-            raise OptionError(f"Vector: expected low <= high, got {self.low} and {self.high}")
-
-
-Variable: TypeAlias = "Float | Int | Choice | Bool | Permutation | Vector"
+# Options that an objective could write into: it gets copies.
+MUTABLE = (np.ndarray, list, dict, set, bytearray)
+# Points up to which a finite space is listed, to see that it was searched.
+LISTED = 1 << 16
 
 
 class Space:
@@ -177,26 +48,42 @@ class Space:
     Parameters
     ----------
     **variables : Float, Int, Choice, Bool, Permutation or Vector
+        A variable with ``when`` is active where all the variables named there are active and
+        have one of the given values.
 
     Attributes
     ----------
     names : tuple of str
     variables : dict of str to variable
     n_columns : int
-        Columns of the matrix of trials: one a variable, n for a Permutation or Vector.
+        Columns of the matrix of trials: one per variable, n for a Permutation or Vector.
     numeric : bool
         True if every variable is a Float, Int or Vector, so that trials are a plain matrix.
+    conditional : bool
+        True if a variable has a condition.
     size : float
-        How many different points there are; infinite with a Float (without step) or Vector.
+        How many different points there are; infinite with a Float (without step) or Vector. With
+        conditions an upper bound beyond 65,536.
+    digest : str
+        Equal for equal spaces in any process: variables, bounds, the content of options.
+
+    Raises
+    ------
+    OptionError, DTypeError
+        No variable, something that is no variable, or a condition on an unknown variable or
+        value.
 
     Examples
     --------
     >>> space = Space(lr=Float(1e-5, 1, log=True), width=Int(8, 512, log=True))
     >>> space.n_columns, space.numeric, space.size
     (2, True, inf)
+    >>> space = Space(opt=Choice("sgd", "adam"), momentum=Float(0, 1, when={"opt": "sgd"}))
+    >>> space.dicts_of(space.parse([{"opt": "adam"}]))
+    [{'opt': 'adam'}]
     """
 
-    def __init__(self, **variables: Variable) -> None:
+    def __init__(self, /, **variables: Variable) -> None:
         if not variables:
             raise OptionError("Space: expected at least one variable")
         for name, v in variables.items():
@@ -230,7 +117,6 @@ class Space:
         self.ordered: NDArray[np.intp] = np.flatnonzero(
             (kind_of == "int") | (kind_of == "log int") | (kind_of == "step")
         )
-        self.identity: bool = bool((kind_of == "real").all())
         self._log: NDArray[np.intp] = np.flatnonzero((kind_of == "log") | (kind_of == "log int"))
         self._whole: NDArray[np.intp] = np.flatnonzero(
             (kind_of == "int") | (kind_of == "log int") | (kind_of == "category")
@@ -243,16 +129,115 @@ class Space:
             if isinstance(v, Float) and v.step is not None:
                 self._cell[self.slices[name]] = v.step
             self._value_low[self.slices[name]], self._value_high[self.slices[name]] = _limits(v)
+        self._conditions = _conditions(self.variables)
+        self.conditional: bool = bool(self._conditions)
+        self.identity: bool = bool((kind_of == "real").all()) and not self.conditional
+        self._inactive: Matrix = self._value_low.copy()  # what an inactive variable holds
+        for name, v in variables.items():
+            if isinstance(v, Permutation):
+                self._inactive[self.slices[name]] = np.arange(v.n)
+        if self.conditional and self.size <= LISTED:
+            self.size = float(len(self.points()))
+
+    @classmethod
+    def from_dict(cls, description: Mapping[str, Any]) -> Space:
+        """Space of ``{"lr": {"type": "float", "low": 1e-5, "high": 1, "log": True}, ...}``.
+
+        Parameters
+        ----------
+        description : dict
+            Variable's name -> its "type" ("float", "int", "choice", "bool", "permutation",
+            "vector") and the parameters of that variable by name, "when" among them.
+
+        Raises
+        ------
+        FormatError
+            An unknown type or parameter, or one that is missing.
+
+        Examples
+        --------
+        >>> Space.from_dict({"n": {"type": "int", "low": 1, "high": 9}})
+        Space(n=Int(low=1, high=9, log=False))
+        """
+        from fastopt.search import interchange
+
+        return interchange.from_dict(description)
+
+    @classmethod
+    def load(cls, path: str | PathLike[str]) -> Space:
+        """Space of a .json or .toml file that holds what ``from_dict`` takes.
+
+        Raises
+        ------
+        FormatError
+            The file is neither, or does not describe a space.
+        """
+        from fastopt.search import interchange
+
+        return interchange.load(path)
+
+    @classmethod
+    def from_optuna(cls, distributions: Mapping[str, Any]) -> Space:
+        """Space of a dict of Optuna distributions (``trial.distributions``).
+
+        Raises
+        ------
+        UnsupportedError
+            A distribution that is no float, int or categorical one.
+        """
+        from fastopt.search import interchange
+
+        return interchange.from_optuna(distributions)
+
+    @classmethod
+    def from_scipy(cls, distributions: Mapping[str, Any]) -> Space:
+        """Space of what scikit-learn's RandomizedSearchCV takes: lists of options, and frozen
+        scipy distributions with bounds (uniform, loguniform, randint, and others by their
+        0.001 and 0.999 quantiles).
+
+        Raises
+        ------
+        UnsupportedError
+            Neither a list nor a univariate distribution.
+        """
+        from fastopt.search import interchange
+
+        return interchange.from_scipy(distributions)
+
+    def to_dict(self) -> dict[str, Any]:
+        """What ``from_dict`` takes, JSON values only.
+
+        Raises
+        ------
+        UnsupportedError
+            An option that JSON cannot hold.
+        """
+        from fastopt.search import interchange
+
+        return interchange.to_dict(self)
 
     def __repr__(self) -> str:
         inside = ", ".join(f"{k}={v!r}" for k, v in self.variables.items())
         return f"Space({inside})"
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Space) and repr(self) == repr(other)
+        if self is other or not isinstance(other, Space):
+            return self is other
+        try:
+            return self.digest == other.digest
+        except OptionError:  # options that only their address tells apart
+            return False
 
     def __hash__(self) -> int:
-        return hash(repr(self))
+        return hash((self.names, self.n_columns))
+
+    @cached_property
+    def digest(self) -> str:
+        described = [
+            [name, type(v).__name__, [[k, describe(x)] for k, x in vars(v).items()]]
+            for name, v in self.variables.items()
+        ]
+        return digest_of(described)
 
     # --- genomes and values
 
@@ -272,6 +257,9 @@ class Space:
             elif isinstance(v, Permutation):
                 values[:, where] = np.argsort(genomes[:, where], axis=1, kind="stable")
         np.clip(values, self._value_low, self._value_high, out=values)
+        values += 0.0  # one zero: rint makes -0.0 of small negative numbers
+        if self.conditional:
+            values = np.where(self._active(values), values, self._inactive)
         return values
 
     def genomes_of(self, values: Matrix) -> Matrix:
@@ -291,6 +279,22 @@ class Space:
         np.clip(genomes, self.low, self.high, out=genomes)
         return genomes
 
+    def active(self, genomes: Matrix) -> Mask:
+        """Which columns of each genome count: (k, d), False for those of inactive variables."""
+        if not self.conditional:
+            return np.ones(genomes.shape, dtype=bool)
+        return self._active(self.values_of(genomes))
+
+    def _active(self, values: Matrix) -> Mask:
+        mask = np.ones(values.shape, dtype=bool)
+        for name, conditions in self._conditions.items():
+            fits = np.ones(len(values), dtype=bool)
+            for parent, wanted in conditions:  # parents come first in the dict
+                column = self.slices[parent].start
+                fits &= mask[:, column] & np.isin(values[:, column], wanted)
+            mask[:, self.slices[name]] = fits[:, None]
+        return mask
+
     def cell(self, genomes: Matrix, columns: NDArray[np.intp]) -> Matrix:
         """Width of the cell of an integer or grid value, in the genome's unit."""
         width: Matrix = np.broadcast_to(self._cell[columns], genomes.shape).copy()
@@ -299,33 +303,75 @@ class Space:
             width[:, log] = np.log1p(np.exp(-genomes[:, log])) * (1 + 1e-9)
         return width
 
+    def points(self) -> Matrix:
+        """Every point of a finite space, one row of values each: for small spaces."""
+        levels: list[list[tuple[float, ...]]] = []
+        for name, v in self.variables.items():
+            low, high = self._value_low[self.slices[name]], self._value_high[self.slices[name]]
+            if isinstance(v, Permutation):
+                levels.append([tuple(map(float, p)) for p in itertools.permutations(range(v.n))])
+            elif isinstance(v, Vector) or low[0] == high[0]:
+                levels.append([tuple(low)])
+            else:
+                cell = self._cell[self.slices[name]][0]
+                count = round((high[0] - low[0]) / cell) + 1
+                levels.append([(low[0] + cell * i,) for i in range(count)])
+        rows = [[x for part in row for x in part] for row in itertools.product(*levels)]
+        values: Matrix = np.clip(np.array(rows), self._value_low, self._value_high)
+        if self.conditional:
+            values = np.where(self._active(values), values, self._inactive)
+            first = np.sort(np.unique(values, axis=0, return_index=True)[1])
+            values = values[first]
+        return values
+
     # --- what objectives get
 
     def present(self, values: Matrix) -> Trials:
-        """Trials as a vectorised objective gets them: the matrix if numeric, else columns."""
-        return values if self.numeric else self.columns_of(values)
+        """Trials as a vectorised objective gets them: the matrix if numeric (NaN where a
+        variable is inactive), else columns."""
+        if not self.numeric:
+            return self.columns_of(values)
+        return np.where(self._active(values), values, np.nan) if self.conditional else values
 
     def columns_of(self, values: Matrix) -> dict[str, NDArray[Any]]:
-        """name -> array of k values (k, n for Permutation and Vector)."""
+        """name -> array of k values (k, n for Permutation and Vector).
+
+        Of a variable with a condition where it is inactive: NaN in a float64 column (Float, Int,
+        Vector), None in an object column (the others).
+        """
         columns: dict[str, NDArray[Any]] = {}
+        mask = self._active(values) if self.conditional else None
         for name, v in self.variables.items():
             part = values[:, self.slices[name]]
             if isinstance(v, Float):
-                columns[name] = part[:, 0].copy()
+                column: NDArray[Any] = part[:, 0].copy()
             elif isinstance(v, Int):
-                columns[name] = part[:, 0].astype(np.int64)
+                column = part[:, 0].astype(np.int64)
             elif isinstance(v, Bool):
-                columns[name] = part[:, 0] != 0
+                column = part[:, 0] != 0
             elif isinstance(v, Choice):
-                columns[name] = _options_array(v)[part[:, 0].astype(np.intp)]
+                codes = part[:, 0].astype(np.intp)
+                column = _options_array(v)[codes]
+                for i in _mutable(v, codes):
+                    column[i] = copy.deepcopy(column[i])
             elif isinstance(v, Permutation):
-                columns[name] = part.astype(np.int64)
+                column = part.astype(np.int64)
             else:
-                columns[name] = part.copy()
+                column = part.copy()
+            if mask is not None and v.when is not None:
+                off = ~mask[:, self.slices[name].start]
+                if isinstance(v, (Float, Int, Vector)):
+                    column = column.astype(np.float64)
+                    column[off] = np.nan
+                else:
+                    column = _objects(list(column))
+                    column[off] = None
+            columns[name] = column
         return columns
 
     def dicts_of(self, values: Matrix) -> list[dict[str, Any]]:
-        """One dict of plain Python values a trial (arrays for Permutation and Vector)."""
+        """One dict of plain Python values per trial (arrays for Permutation and Vector), without
+        the inactive variables."""
         columns: list[Iterable[Any]] = []
         for name, v in self.variables.items():
             part = values[:, self.slices[name]]
@@ -336,24 +382,38 @@ class Space:
             elif isinstance(v, Bool):
                 columns.append((part[:, 0] != 0).tolist())
             elif isinstance(v, Choice):
-                options = v.options
-                columns.append([options[i] for i in part[:, 0].astype(np.intp).tolist()])
+                codes, options = part[:, 0].astype(np.intp), v.options
+                column = [options[i] for i in codes.tolist()]
+                for row in _mutable(v, codes):
+                    column[row] = copy.deepcopy(column[row])
+                columns.append(column)
             elif isinstance(v, Permutation):
                 columns.append(list(part.astype(np.int64)))
             else:
                 columns.append(list(part.copy()))
         names = self.names
-        return [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
+        rows = zip(*columns, strict=True)
+        if not self.conditional:
+            return [dict(zip(names, row, strict=True)) for row in rows]
+        starts = [self.slices[name].start for name in names]
+        mask = self._active(values)[:, starts].tolist()
+        return [
+            {name: x for name, x, on in zip(names, row, ons, strict=True) if on}
+            for row, ons in zip(rows, mask, strict=True)
+        ]
 
     # --- what users hand in
 
     def parse(self, trials: Any, name: str = "X") -> Matrix:
-        """Values of trials given as ``present`` or ``dicts_of`` gives them, checked."""
+        """Values of trials given as ``present`` or ``dicts_of`` gives them, checked.
+
+        Raises
+        ------
+        ArrayError, DTypeError
+            A value outside its bounds, off its grid, missing, unknown, or of another kind.
+        """
         if isinstance(trials, Mapping):
-            missing = [n for n in self.names if n not in trials]
-            extra = [str(n) for n in trials if n not in self.variables]
-            if missing or extra:
-                raise ArrayError(f"{name}: missing {missing}, unknown {extra}")
+            self._check_names(trials, name, partial=False)
             lengths = {len(trials[n]) for n in self.names}
             if len(lengths) != 1:
                 raise ArrayError(f"{name}: columns of different lengths {sorted(lengths)}")
@@ -363,48 +423,152 @@ class Space:
             return self._rows(trials, name)
         if not self.numeric:
             raise DTypeError(f"{name}: expected a dict of columns or a list of dicts")
-        try:
-            values = np.array(trials, dtype=np.float64, ndmin=2)
-        except (TypeError, ValueError) as error:
-            raise DTypeError(f"{name}: cannot be read as a matrix: {error}") from None
+        values = np.array(as_array(trials, name, dtypes=("float64",), cast="float64"), ndmin=2)
         if values.ndim != 2 or values.shape[1] != self.n_columns:
             raise ArrayError(f"{name}: expected shape (k, {self.n_columns}), got {values.shape}")
-        self._check(values, name)
-        return values
+        return self._checked(values, name)
 
-    def _rows(self, dicts: Iterable[Mapping[str, Any]], name: str) -> Matrix:
+    def complete(self, trials: Iterable[Any], drawn: Matrix, name: str) -> Matrix:
+        """Values of dicts that may lack variables: those are taken from the rows ``drawn``."""
+        full = []
+        for i, (trial, values) in enumerate(zip(trials, drawn, strict=True)):
+            if not isinstance(trial, Mapping):
+                raise DTypeError(f"{name}[{i}]: expected a dict, got {type(trial).__name__}")
+            self._check_names(trial, f"{name}[{i}]", partial=True)
+            row = values.copy()
+            for key in trial:
+                row[self.slices[key]] = self._value(key, trial[key], f"{name}[{i}]")
+            if self.conditional:  # a drawn value may make a given variable inactive, or active
+                row = self._consistent(row, set(trial), f"{name}[{i}]")
+            full.append(row)
+        return self._checked(np.array(full).reshape(-1, self.n_columns), name)
+
+    def _consistent(self, row: Matrix, given: set[str], name: str) -> Matrix:
+        """A row in which every given variable is active; parents that were drawn follow."""
+        for key in reversed(self._conditions):  # children before their parents
+            if key not in given:
+                continue
+            for parent, wanted in self._conditions[key]:
+                value = row[self.slices[parent].start]
+                if parent not in given:
+                    given.add(parent)
+                    if value not in wanted:
+                        row[self.slices[parent].start] = wanted[0]
+        mask = self._active(row[None])[0]
+        for key in given:
+            if not mask[self.slices[key].start]:
+                raise ArrayError(f"{name}.{key}: is inactive here, see when= of {key}")
+        return np.where(mask, row, self._inactive)
+
+    def _check_names(self, trial: Mapping[Any, Any], name: str, *, partial: bool) -> None:
+        missing = [] if partial else [n for n in self.names if n not in trial]
+        extra = [str(n) for n in trial if n not in self.variables]
+        if missing or extra:
+            raise ArrayError(f"{name}: missing {missing}, unknown {extra}")
+
+    def _rows(self, dicts: Iterable[Any], name: str) -> Matrix:
         dicts = list(dicts)
-        values = np.empty((len(dicts), self.n_columns))
+        values = np.tile(self._inactive, (len(dicts), 1))
         for i, trial in enumerate(dicts):
-            missing = [n for n in self.names if n not in trial]
-            extra = [str(n) for n in trial if n not in self.variables]
-            if missing or extra:
-                raise ArrayError(f"{name}[{i}]: missing {missing}, unknown {extra}")
-            for key, v in self.variables.items():
-                try:
-                    if isinstance(v, Choice):
-                        values[i, self.slices[key]] = v.index(trial[key])
-                    else:
-                        values[i, self.slices[key]] = trial[key]
-                except (TypeError, ValueError) as error:
-                    raise ArrayError(f"{name}[{i}].{key}: {error}") from None
-        self._check(values, name)
-        return values
+            if not isinstance(trial, Mapping):
+                raise DTypeError(f"{name}[{i}]: expected a dict, got {type(trial).__name__}")
+            self._check_names(trial, f"{name}[{i}]", partial=self.conditional)
+            for key in trial:
+                v = self.variables[key]
+                if v.when is not None and _absent(trial[key], v):
+                    continue
+                values[i, self.slices[key]] = self._value(key, trial[key], f"{name}[{i}]")
+        if self.conditional:
+            mask = self._active(values)
+            for i, trial in enumerate(dicts):
+                for key, where in self.slices.items():
+                    here = key in trial and not (
+                        self.variables[key].when is not None
+                        and _absent(trial[key], self.variables[key])
+                    )
+                    if here != mask[i, where.start]:
+                        what = "is inactive here" if here else "is missing"
+                        raise ArrayError(f"{name}[{i}].{key}: {what}")
+        return self._checked(values, name)
 
-    def _check(self, values: Matrix, name: str) -> None:
-        """Inside the bounds; whole where they must be; permutations are permutations."""
+    def _value(self, key: str, value: Any, name: str) -> Any:
+        """What a user gave for one variable, as the number or numbers of its columns."""
+        v = self.variables[key]
+        try:
+            if isinstance(v, Choice):
+                return v.index(value)
+            if isinstance(v, (Permutation, Vector)):
+                return as_array(value, key, dtypes=("float64",), cast="float64", shape=(v.n,))
+            if isinstance(value, np.ndarray) and value.ndim == 0:
+                value = value[()]
+            return number(value, key)
+        except (ValueError, TypeError) as error:
+            raise ArrayError(f"{name}.{key}: {error}") from None
+
+    def _checked(self, values: Matrix, name: str) -> Matrix:
+        """Inside the bounds; whole where they must be; on the grid; orders are orders."""
+        if self.numeric and self.conditional:
+            mask = self._active(values)
+            values = np.where(np.isnan(values) & ~mask, self._inactive, values)
+        values += 0.0  # one zero
         fits = (values >= self._value_low) & (values <= self._value_high)
         fits[:, self._whole] &= values[:, self._whole] == np.rint(values[:, self._whole])
         for key, v in self.variables.items():
+            where = self.slices[key]
             if isinstance(v, Permutation):
-                part = np.sort(values[:, self.slices[key]], axis=1)
-                fits[:, self.slices[key]] &= part == np.arange(v.n)
+                fits[:, where] &= np.sort(values[:, where], axis=1) == np.arange(v.n)
+            elif isinstance(v, Float) and v.step is not None:
+                # A value that is written otherwise than low + i step may differ by rounding.
+                near = v.low + v.step * np.rint((values[:, where] - v.low) / v.step)
+                near = np.clip(near, v.low, self._value_high[where])
+                close = np.abs(values[:, where] - near) <= 1e-9 * v.step
+                fits[:, where] = close
+                values[:, where] = np.where(close, near, values[:, where])
         if not fits.all():
             i, j = np.argwhere(~fits)[0]
             key = next(n for n, s in self.slices.items() if s.start <= j < s.stop)
             raise ArrayError(
                 f"{name}[{i}].{key}: {values[i, j]:g} is not a value of {self.variables[key]!r}"
             )
+        return values
+
+
+def _conditions(variables: dict[str, Variable]) -> dict[str, list[tuple[str, Matrix]]]:
+    """Name -> (parent, its values at which the variable is active), parents before children."""
+    ordered: dict[str, list[tuple[str, Matrix]]] = {}
+    waiting = {name: v for name, v in variables.items() if v.when is not None}
+    for name, v in waiting.items():
+        for parent in v.when or ():
+            if parent not in variables:
+                raise OptionError(f"{name}: when names {parent!r}, which is no variable")
+    while waiting:
+        ready = [n for n, v in waiting.items() if not any(p in waiting for p in v.when or ())]
+        if not ready:
+            raise OptionError(f"{', '.join(waiting)}: when goes round in a circle")
+        for name in ready:
+            v = waiting.pop(name)
+            ordered[name] = [
+                (parent, _codes(parent, variables[parent], wanted, name))
+                for parent, wanted in (v.when or {}).items()
+            ]
+    return ordered
+
+
+def _codes(parent: str, v: Variable, wanted: tuple[Any, ...], name: str) -> Matrix:
+    """Values of the parent's column for the values named in ``when``."""
+    if isinstance(v, (Choice, Bool, Int)):
+        codes: list[float] = []
+        for value in wanted:
+            try:
+                if isinstance(v, Choice):
+                    codes.append(v.index(value))
+                else:
+                    low, high = _limits(v)
+                    codes.append(number(value, parent, low=low, high=high))
+            except (OptionError, DTypeError) as error:
+                raise OptionError(f"{name}: when {parent} is {value!r}: {error}") from None
+        return np.array(codes)
+    raise OptionError(f"{name}: when can name a Choice, Bool or Int, not {parent}={v!r}")
 
 
 def _column_of(v: Variable) -> tuple[float, float, str, float]:
@@ -442,12 +606,34 @@ def _limits(v: Variable) -> tuple[float, float]:
     return 0.0, 1.0
 
 
+def _absent(value: Any, v: Variable) -> bool:
+    """Whether a column's entry says that the variable is inactive."""
+    if value is None:
+        return not (isinstance(v, Choice) and None in v.options)
+    if isinstance(v, (Float, Int)):
+        return isinstance(value, float) and math.isnan(value)
+    return isinstance(v, Vector) and bool(np.isnan(value).all())
+
+
+def _mutable(v: Choice, codes: NDArray[np.intp]) -> list[int]:
+    """Rows whose option an objective could write into."""
+    risky = [i for i, option in enumerate(v.options) if isinstance(option, MUTABLE)]
+    rows: list[int] = np.flatnonzero(np.isin(codes, risky)).tolist() if risky else []
+    return rows
+
+
 def _options_array(v: Choice) -> NDArray[Any]:
     """Options as an array: str, bool or number dtype where all are of one such type."""
     kinds = {type(o) for o in v.options}
     if len(kinds) == 1 and kinds <= {str, bool, int, float}:
         return np.array(v.options)
-    options = np.empty(len(v.options), dtype=object)
-    for i, option in enumerate(v.options):
-        options[i] = option
-    return options
+    return _objects(v.options)
+
+
+def _objects(items: Iterable[Any]) -> NDArray[Any]:
+    """Objects as a one-dimensional array, whatever they are."""
+    items = list(items)
+    array = np.empty(len(items), dtype=object)
+    for i, item in enumerate(items):
+        array[i] = item
+    return array

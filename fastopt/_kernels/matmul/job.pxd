@@ -6,7 +6,7 @@ epilogue.h; none where the sums are kept apart) and its codes in quads (dot.h). 
 product reads one ascending stream.
 """
 
-from libc.stdint cimport int16_t, int32_t, uint8_t
+from libc.stdint cimport int8_t, int16_t, int32_t, uint8_t, uint16_t
 
 cdef extern from "matmul/dot.h" nogil:
     const int FO_MR, FO_NR, FO_LANES, FO_SLICE
@@ -74,6 +74,14 @@ cdef extern from "matmul/epilogue.h" nogil:
                        int activation, float* out)
     void fo_expect(int mr, const uint8_t* out, Py_ssize_t stride, Py_ssize_t bytes)
 
+cdef extern from "matmul/clip.h" nogil:
+    const int FO_CLIPS, FO_BLOCK
+    int fo_excess(int first, int second)
+    void fo_clip(Py_ssize_t bytes, const uint8_t* b, uint8_t* out)
+    void fo_transpose(const uint8_t** rows, uint8_t* out)
+    void fo_correct(int cols, const int32_t* start, const uint16_t* index, const int8_t* value,
+                    const uint8_t* block, int32_t* c)
+
 cdef extern from "matmul/activations.h" nogil:
     int fo_quantize_row(Py_ssize_t k, const float* x, int bits, void* codes, float* scale,
                         int32_t* zero)
@@ -107,6 +115,12 @@ ctypedef struct Job:
     int bits_a
     int bad  # a row of floats is not finite
     const uint8_t* b
+    bint clipped  # B is clipped as it is read (clip.h), and what was taken off is
+    const int32_t* excess_start  # the first quad of each column, (n + 1,)
+    const uint16_t* excess_row
+    const int8_t* excess
+    uint8_t* blocks  # of A, transposed
+    Py_ssize_t blocks_a_chunk
     uint8_t* packed_a
     int32_t* za  # (m,)
     int32_t* ra  # (m, groups): rowsum - k za, or

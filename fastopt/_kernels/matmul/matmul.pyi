@@ -8,6 +8,9 @@ _U8 = npt.NDArray[np.uint8]
 _Codes = npt.NDArray[Any]
 
 _F32 = npt.NDArray[np.float32]
+_Excess = tuple[_I32, npt.NDArray[np.uint16], npt.NDArray[np.int8]]
+
+CLIPS: bool
 
 def packed_size(n: int, k: int, group: int, bits: int, heads: bool) -> int: ...
 def pack(
@@ -23,6 +26,17 @@ def pack(
     transposed: bool,
     threads: int,
 ) -> bool: ...
+def excess(
+    count: _I32,
+    start: _I32 | None,
+    row: npt.NDArray[np.uint16] | None,
+    value: npt.NDArray[np.int8] | None,
+    packed: _U8,
+    n: int,
+    k: int,
+    heads: bool,
+    threads: int,
+) -> None: ...
 def unpack(
     out: npt.NDArray[np.int8],
     packed: _U8,
@@ -47,6 +61,7 @@ def linear(
     bits: int,
     bits_a: int,
     threads: int,
+    excess: _Excess | None = None,
 ) -> bool: ...
 def multiply_i32(
     out: _I32,
@@ -61,6 +76,7 @@ def multiply_i32(
     n: int,
     k: int,
     threads: int,
+    excess: _Excess | None = None,
 ) -> None: ...
 def multiply_q8(
     out: _Codes,
@@ -77,4 +93,5 @@ def multiply_q8(
     n: int,
     k: int,
     threads: int,
+    excess: _Excess | None = None,
 ) -> None: ...

@@ -13,7 +13,7 @@ is turned into float32, scaled and added, groups in ascending order; the same op
 order on every level and thread.
 """
 
-from libc.stdint cimport int16_t, int32_t, uint8_t, uintptr_t
+from libc.stdint cimport int8_t, int16_t, int32_t, uint8_t, uint16_t, uintptr_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memset
 
@@ -21,9 +21,15 @@ from fastopt._kernels.shared cimport numpy as cnp
 from fastopt._kernels.shared.arguments cimport data_of
 from fastopt._kernels.shared.pool cimport mark, marked, run, run_polled
 from fastopt._kernels.matmul.job cimport *
-from fastopt._kernels.matmul.task cimport pack_panel, run_task
+from fastopt._kernels.matmul.task cimport pack_panel, run_task, transpose_block
 
 cnp.import_array()
+
+cdef enum:
+    CLIP_FROM = 16  # rows of A from which clipping B pays; fewer are multiplied as int16
+
+CLIPS = bool(FO_CLIPS)  # this level multiplies a B that is not narrow with its excess apart
+
 
 cdef void slice_k(Job* j, Py_ssize_t most) noexcept nogil:
     """Slices of K of at most ``most``: whole groups, or equal parts of one."""
@@ -42,6 +48,10 @@ cdef void pack_rows(void* context, Py_ssize_t panel, int worker) noexcept nogil:
         mark(&j.bad)
 
 
+cdef void transpose_rows(void* context, Py_ssize_t block, int worker) noexcept nogil:
+    transpose_block(<Job*> context, block)
+
+
 cdef void task(void* context, Py_ssize_t index, int worker) noexcept nogil:
     run_task(<Job*> context, index, worker)
 
@@ -49,7 +59,7 @@ cdef void task(void* context, Py_ssize_t index, int worker) noexcept nogil:
 cdef int multiply(Job* j, int threads) except -1:
     """Cut the job into tasks, pack A, run the tasks. Returns 1, with nothing written, if a row of
     floats is not finite."""
-    cdef Py_ssize_t chunks, units, units_a_task
+    cdef Py_ssize_t chunks, units, units_a_task, block_bytes
     cdef Py_ssize_t depth = max(<Py_ssize_t> 8, j.kp), size = 2 if j.wide else 1
     cdef Py_ssize_t a_bytes = (j.m * j.kp * size + 63) // 64 * 64
     cdef uint8_t* memory
@@ -69,6 +79,9 @@ cdef int multiply(Job* j, int threads) except -1:
     j.panels_a_chunk = (j.row_panels + chunks - 1) // chunks
     chunks = (j.row_panels + j.panels_a_chunk - 1) // j.panels_a_chunk
     j.scratch_rows = max(min(j.m, j.panels_a_chunk * FO_MR), j.abreast)
+    j.blocks_a_chunk = (j.scratch_rows + FO_BLOCK - 1) // FO_BLOCK if j.clipped else 0
+    j.scratch_rows = max(j.scratch_rows, j.blocks_a_chunk * FO_BLOCK)
+    block_bytes = chunks * j.blocks_a_chunk * FO_BLOCK * j.kp
     # A task: at least 256 Ki multiply-adds, but at least four tasks a thread where possible.
     units = (j.col_panels + j.abreast - 1) // j.abreast
     units_a_task = max(<Py_ssize_t> 1, min((1 << 18) // (j.scratch_rows * FO_NR * depth),
@@ -77,12 +90,13 @@ cdef int multiply(Job* j, int threads) except -1:
     # A thread's scratch: a slice of B as bytes and as int16, sums, floats; or a row of codes.
     j.scratch_bytes = 2 * FO_SLICE + (2 * j.scratch_rows + 1) * FO_NR * 4
     j.scratch_bytes = (max(j.scratch_bytes, 2 * j.kp) + 63) // 64 * 64
-    memory = <uint8_t*> malloc(64 + a_bytes + threads * j.scratch_bytes
+    memory = <uint8_t*> malloc(64 + a_bytes + block_bytes + threads * j.scratch_bytes
                                + j.m * 4 * (j.groups + 2))
     if memory == NULL:
         raise MemoryError("matmul: no memory for the packed operands")
     j.packed_a = <uint8_t*> ((<uintptr_t> memory + 63) // 64 * 64)
-    j.scratch = j.packed_a + a_bytes
+    j.blocks = j.packed_a + a_bytes
+    j.scratch = j.blocks + block_bytes
     j.ra = <int32_t*> (j.scratch + threads * j.scratch_bytes)
     if j.x != NULL:
         j.za = j.ra + j.m * j.groups
@@ -92,6 +106,7 @@ cdef int multiply(Job* j, int threads) except -1:
         with nogil:
             run(pack_rows, j, j.row_panels, threads if j.m * j.k >= 1 << 16 else 1)
             if not marked(&j.bad):
+                run(transpose_rows, j, chunks * j.blocks_a_chunk, threads)
                 run_polled(task, j, chunks * j.col_tasks, threads)
     finally:
         free(memory)
@@ -195,6 +210,41 @@ def pack(cnp.ndarray packed not None, cnp.ndarray colsum, cnp.ndarray scale, cnp
     return not marked(&p.wide)
 
 
+cdef struct Excess:
+    Job job
+    int32_t* count
+    const int32_t* start
+    uint16_t* row
+    int8_t* value
+
+
+cdef void excess_of_panel(void* context, Py_ssize_t panel, int worker) noexcept nogil:
+    cdef Excess* e = <Excess*> context
+    cdef Py_ssize_t cols = columns(&e.job, panel), column, n, t, at, width
+    cdef const int8_t* pair
+    cdef int i, d, part
+    width = vectors(cols) * FO_LANES
+    for n in range(cols):
+        column = panel * FO_NR + n
+        e.count[column] = 0
+        at = 4 * e.start[column] if e.start != NULL else 0
+        for t in range(e.job.kp // 4):
+            for i in range(0, 4, 2):
+                pair = <const int8_t*> codes_at(&e.job, panel, <int> width, t) + 4 * n + i
+                d = fo_excess(pair[0], pair[1])
+                while d:  # in parts of at most 64
+                    part = min(max(d, -64), 64)
+                    if e.start != NULL:
+                        e.row[at + e.count[column]] = <uint16_t> (4 * t + i + 1)
+                        e.value[at + e.count[column]] = <int8_t> part
+                    e.count[column] += 1
+                    d -= part
+        if e.start != NULL:
+            for at in range(at + e.count[column], 4 * e.start[column + 1]):
+                e.row[at] = 0
+                e.value[at] = 0
+
+
 def unpack(cnp.ndarray out not None, cnp.ndarray packed not None, Py_ssize_t n, Py_ssize_t k,
            Py_ssize_t group, int bits, bint heads):
     """The (n, k) int8 codes out of their panels."""
@@ -221,6 +271,47 @@ def unpack(cnp.ndarray out not None, cnp.ndarray packed not None, Py_ssize_t n, 
                     codes = scratch
                 fo_unpack_nk(s0, s1, <int> cols, nv * FO_LANES, k, k, codes, to + q * FO_NR * k)
     free(scratch)
+
+
+def excess(cnp.ndarray count not None, cnp.ndarray start, cnp.ndarray row, cnp.ndarray value,
+           cnp.ndarray packed not None, Py_ssize_t n, Py_ssize_t k, bint heads, int threads):
+    """What clipping takes off an 8-bit packed B of one group (clip.h), column by column.
+
+    Without ``start``: count (n,) int32 = the entries of each column. With start (n + 1,) int32, the
+    columns' first quads: row (4 start[n],) uint16 and value (4 start[n],) int8 are overwritten
+    with the entries, rows ascending, zeros behind a column's last.
+    """
+    cdef Excess e
+    cdef Job* j = &e.job
+    cut(j, 0, n, k, 0, 8, heads)
+    j.b = <const uint8_t*> data_of(packed, cnp.NPY_UINT8, vectors(n) * FO_LANES * column_bytes(j),
+                                   False, "packed")
+    e.count = <int32_t*> data_of(count, cnp.NPY_INT32, n, True, "count")
+    e.start = NULL
+    if start is not None:
+        e.start = <const int32_t*> data_of(start, cnp.NPY_INT32, n + 1, False, "start")
+        e.row = <uint16_t*> data_of(row, cnp.NPY_UINT16, 4 * e.start[n], True, "row")
+        e.value = <int8_t*> data_of(value, cnp.NPY_INT8, 4 * e.start[n], True, "value")
+    if k > 1 << 16:
+        raise OverflowError("k: more than 65,536 rows do not fit uint16")
+    with nogil:
+        run(excess_of_panel, &e, j.col_panels, threads)
+
+
+cdef int use_excess(Job* j, excess) except -1:
+    """Clip B where that is faster; ``excess`` is (start, row, value) or None."""
+    j.clipped = False
+    if excess is None or not j.wide or not FO_CLIPS or j.m < CLIP_FROM or j.groups > 1:
+        return 0
+    start, row, value = excess
+    j.excess_start = <const int32_t*> data_of(
+        <cnp.ndarray?> start, cnp.NPY_INT32, j.n + 1, False, "start")
+    quads = j.excess_start[j.n]
+    j.excess_row = <const uint16_t*> data_of(
+        <cnp.ndarray?> row, cnp.NPY_UINT16, 4 * quads, False, "row")
+    j.excess = <const int8_t*> data_of(<cnp.ndarray?> value, cnp.NPY_INT8, 4 * quads, False, "value")
+    j.clipped, j.wide = True, False
+    return 0
 
 
 cdef int operands(Job* j, cnp.ndarray a, cnp.ndarray b, int layout, cnp.ndarray colsum,
@@ -268,18 +359,21 @@ def micro_kernel(Py_ssize_t repeat, int bits=8, bint narrow=False):
 
 def multiply_i32(cnp.ndarray out not None, cnp.ndarray a not None, cnp.ndarray b not None,
                  int layout, cnp.ndarray colsum, bint narrow, cnp.ndarray za not None,
-                 cnp.ndarray zb not None, Py_ssize_t m, Py_ssize_t n, Py_ssize_t k, int threads):
+                 cnp.ndarray zb not None, Py_ssize_t m, Py_ssize_t n, Py_ssize_t k, int threads,
+                 excess=None):
     """out[m, n] = sum_k (a[m, k] - za[m]) (b[k, n] - zb[n]) modulo 2^32.
 
     out : (m, n) int32; a : (m, k) int8 or uint8; b : packed (layout 0, with its colsum), (k, n)
     (layout 1) or (n, k) (layout 2) int8 or uint8; narrow : b's codes are as ``pack`` told;
-    za : (m,) int32, + 128 where a is int8; zb : (n,) int32, - 128 where b is uint8.
+    za : (m,) int32, + 128 where a is int8; zb : (n,) int32, - 128 where b is uint8; excess : None,
+    or (start, row, value) of a packed b.
     """
     cdef Job j
     j.out = <uint8_t*> data_of(out, cnp.NPY_INT32, m * n, True, "out")
     j.out_size = 4
     j.mode = TO_I32
     operands(&j, a, b, layout, colsum, narrow, za, zb, m, n, k)
+    use_excess(&j, excess if layout == PACKED else None)
     if m and n:
         multiply(&j, threads)
 
@@ -287,7 +381,7 @@ def multiply_i32(cnp.ndarray out not None, cnp.ndarray a not None, cnp.ndarray b
 def multiply_q8(cnp.ndarray out not None, cnp.ndarray a not None, cnp.ndarray b not None,
                 int layout, cnp.ndarray colsum, bint narrow, cnp.ndarray za not None,
                 cnp.ndarray zb not None, cnp.ndarray scale not None, int zero_point,
-                Py_ssize_t m, Py_ssize_t n, Py_ssize_t k, int threads):
+                Py_ssize_t m, Py_ssize_t n, Py_ssize_t k, int threads, excess=None):
     """out = saturate(round_half_even(C scale) + zero_point), C as in ``multiply_i32``.
 
     out : (m, n) int8 or uint8; scale : (n,) or (m, n) float64.
@@ -304,13 +398,14 @@ def multiply_q8(cnp.ndarray out not None, cnp.ndarray a not None, cnp.ndarray b 
     j.scale = <const double*> data_of(scale, cnp.NPY_FLOAT64, m * n if j.scale_stride else n,
                                       False, "scale")
     operands(&j, a, b, layout, colsum, narrow, za, zb, m, n, k)
+    use_excess(&j, excess if layout == PACKED else None)
     if m and n:
         multiply(&j, threads)
 
 
 def linear(cnp.ndarray out not None, cnp.ndarray x not None, cnp.ndarray packed not None,
            bint narrow, cnp.ndarray bias not None, int activation, Py_ssize_t m, Py_ssize_t n,
-           Py_ssize_t k, Py_ssize_t group, int bits, int bits_a, int threads):
+           Py_ssize_t k, Py_ssize_t group, int bits, int bits_a, int threads, excess=None):
     """out = act(sa[m] * sum_g (float) (exact sum of group g of (codes - za)(b - zb)) * scale[g, n]
     + bias[n]); False, with nothing written, if x holds NaN or infinity.
 
@@ -326,6 +421,7 @@ def linear(cnp.ndarray out not None, cnp.ndarray x not None, cnp.ndarray packed 
     j.bits_a = bits_a
     j.wide = bits_a == 16 or (FO_WIDE_A8 and bits == 8 and bits_a == 8 and not narrow)
     j.joint = j.head == 8 and bits_a != 16 and j.group <= 128  # 255 * 128 < 2^15
+    use_excess(&j, excess if bits == 8 and bits_a == 8 else None)
     j.mode = TO_F32
     j.activation = activation
     j.out = <uint8_t*> data_of(out, cnp.NPY_FLOAT32, m * n, True, "out")

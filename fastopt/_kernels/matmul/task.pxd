@@ -53,7 +53,7 @@ cdef inline void finish(const Job* j, Py_ssize_t row0, int mr, Py_ssize_t n0, Py
 cdef inline Tile tile_of(const Job* j, bint few, bint* ready) noexcept nogil:
     """The inner loop, and whether it reads B as it is packed. few: there is one row panel, so that
     converting inside the tile is cheaper than before it."""
-    ready[0] = j.layout == PACKED and (j.bits == 8 if few or not j.wide else False)
+    ready[0] = j.layout == PACKED and not j.clipped and (j.bits == 8 if few or not j.wide else False)
     if j.bits == 4 and not j.wide:
         ready[0] = few
         return fo_u8s4 if few else fo_u8b4
@@ -83,6 +83,8 @@ cdef inline void slice_of_b(const Job* j, Py_ssize_t panel, Py_ssize_t s0, Py_ss
         if j.bits == 4:
             fo_unpack_nibbles(t1 - t, nv, b, codes + (t - s0) * 4 * width)
             b = codes + (t - s0) * 4 * width
+        if j.clipped:
+            fo_clip((t1 - t) * 4 * width, b, codes + (t - s0) * 4 * width)
         if j.wide:
             fo_widen(t1 - t, nv, b, widened + (t - s0) * 8 * width)
         t = t1
@@ -102,6 +104,39 @@ ctypedef struct Task:
     float* acc
 
 
+cdef inline void transpose_block(const Job* j, Py_ssize_t block) noexcept nogil:
+    """A block of FO_BLOCK rows of a chunk of A, zeros behind the last."""
+    cdef const uint8_t* nothing = b"\0\0\0\0"
+    cdef const uint8_t* row[32]
+    cdef Py_ssize_t stride[32]
+    cdef Py_ssize_t p = block // j.blocks_a_chunk * j.panels_a_chunk, r, i, s, mr
+    cdef Py_ssize_t end = first_row(j, min(p + j.panels_a_chunk, j.row_panels))
+    cdef Py_ssize_t r0 = first_row(j, p) + block % j.blocks_a_chunk * FO_BLOCK
+    cdef uint8_t* out = j.blocks + block * j.kp * FO_BLOCK
+    for i in range(FO_BLOCK):
+        r = r0 + i
+        row[i], stride[i] = nothing, 0
+        if r < end:
+            while first_row(j, p + 1) <= r:
+                p += 1
+            mr = first_row(j, p + 1) - first_row(j, p)
+            row[i] = j.packed_a + first_row(j, p) * j.kp + (r - first_row(j, p)) * 4
+            stride[i] = 4 * mr
+    for s in range(j.kp // 4):
+        fo_transpose(row, out + s * 4 * FO_BLOCK)
+        for i in range(FO_BLOCK):
+            row[i] += stride[i]
+
+
+cdef inline void start_sums(const Job* j, const Task* w, Py_ssize_t q) noexcept nogil:
+    """The sums of a column panel and all rows of the task start as the products of its excess."""
+    cdef Py_ssize_t rows = first_row(j, w.p1) - first_row(j, w.p0), b
+    cdef Py_ssize_t first = w.p0 // j.panels_a_chunk * j.blocks_a_chunk
+    for b in range((rows + FO_BLOCK - 1) // FO_BLOCK):
+        fo_correct(<int> columns(j, q), j.excess_start + q * FO_NR, j.excess_row, j.excess,
+                   j.blocks + (first + b) * j.kp * FO_BLOCK, w.c + b * FO_BLOCK * FO_NR)
+
+
 cdef inline void run_slice(const Job* j, const Task* w, Py_ssize_t q, Py_ssize_t s0,
                            Py_ssize_t s1) noexcept nogil:
     """Quads s0..s1 of a column panel meet all row panels of the task."""
@@ -114,6 +149,8 @@ cdef inline void run_slice(const Job* j, const Task* w, Py_ssize_t q, Py_ssize_t
     cdef const uint8_t *a
     if not w.ready:
         slice_of_b(j, q, s0, s1, w.codes, w.widened, w.sums)
+    if j.clipped and s0 == 0:
+        start_sums(j, w, q)
     # The next slice comes into L2 meanwhile, each row panel sees to a part of it.
     if j.layout == PACKED:
         ahead = codes_at(j, q, width, s1)
@@ -123,7 +160,7 @@ cdef inline void run_slice(const Job* j, const Task* w, Py_ssize_t q, Py_ssize_t
         mr = <int> (first_row(j, p + 1) - row0)
         a = j.packed_a + row0 * j.kp * size
         at = (row0 - top) * FO_NR if quads > j.quads_a_slice else 0
-        at_c = at if group > j.quads_a_slice else 0
+        at_c = (row0 - top) * FO_NR if j.clipped else at if group > j.quads_a_slice else 0
         if s1 >= quads:
             fo_expect(mr, j.out + (row0 * j.n + n0) * j.out_size, j.n * j.out_size,
                       cols * j.out_size)
@@ -140,8 +177,8 @@ cdef inline void run_slice(const Job* j, const Task* w, Py_ssize_t q, Py_ssize_t
                               head_of(j, q, width, g), j.ra + row0 * j.groups + g, j.groups,
                               w.acc + at)
             else:
-                w.tile(mr, nv, t1 - t, a + t * 4 * mr * size, b, w.c + at_c, t == g * group,
-                       ahead + (p - w.p0) * share + (t - s0) * 64)
+                w.tile(mr, nv, t1 - t, a + t * 4 * mr * size, b, w.c + at_c,
+                       t == g * group and not j.clipped, ahead + (p - w.p0) * share + (t - s0) * 64)
                 if j.mode == TO_F32 and (t1 == (g + 1) * group or t1 == quads):
                     fo_group(mr, width, w.c + at_c, head_of(j, q, width, g), j.head == 8, j.joint,
                              j.za + row0, j.ra + row0 * j.groups + g, j.groups, w.acc + at)
@@ -190,7 +227,8 @@ cdef inline void run_task(const Job* j, Py_ssize_t task, int thread) noexcept no
     w.tile = tile_of(j, w.p1 - w.p0 == 1, &w.ready)
     w.row = fo_row_u8s4 if j.bits == 4 else fo_row_s16s8 if j.wide else fo_row_u8s8
     w.kind = FO_S8 if j.bits == 8 else FO_S4 if w.ready else FO_B4
-    w.ends = FO_END_IN_TILE and j.joint and not j.wide and group <= j.quads_a_slice
+    w.ends = (FO_END_IN_TILE and j.joint and not j.wide and not j.clipped
+              and group <= j.quads_a_slice)
     w.codes = j.scratch + thread * j.scratch_bytes
     w.widened = w.codes + FO_SLICE
     w.sums = <int32_t*> (w.widened + FO_SLICE)

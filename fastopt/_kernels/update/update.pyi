@@ -6,8 +6,15 @@ _Array = np.ndarray[Any, np.dtype[Any]]
 
 RULES: dict[str, tuple[int, tuple[bool, ...], int]]
 
+class Tally:
+    n_steps: int
+    n_skipped: int
+    grad_norm: float | None
+    skipped: bool
+
 class Plan:
     size: int
+    tally: Tally
     n_missing: int
     counts: list[tuple[int, float]]
     def __init__(
@@ -18,6 +25,7 @@ class Plan:
         groups: list[int],
         scales: list[tuple[_Array, ...]] | None = None,
         seed: int = 0,
+        tally: Tally | None = None,
     ) -> None: ...
     def set_options(self, group: int, values: tuple[float, ...]) -> None: ...
     def set_fused(
@@ -40,4 +48,5 @@ class Plan:
         threads: int,
         moves: bool = True,
     ) -> float: ...
+    def count(self, norm: float) -> None: ...
     def step_into(self, i: int, out: _Array, threads: int) -> None: ...

@@ -87,6 +87,16 @@ cdef int narrow_kind(cnp.ndarray g):
 
 
 @cython.final
+cdef class Tally:
+    """What the steps of an optimiser come to; counted by the step itself, so that no Ctrl-C comes
+    in between. ``grad_norm``: of the last step that was asked for it, or None."""
+
+    cdef public long long n_steps, n_skipped
+    cdef public object grad_norm
+    cdef public bint skipped  # the last step
+
+
+@cython.final
 cdef class Plan:
     """Parameters and state of one optimiser, each group bound to one of ``RULES``.
 
@@ -107,13 +117,15 @@ cdef class Plan:
     cdef uint64_t seed
     cdef bint busy, scaled  # scaled: its rules need a pass for norms
     cdef tuple rules, params, held, emas, copies
+    cdef readonly Tally tally
     cdef type kind  # of the last tensor, and how to look at its like
     cdef Borrow borrow
 
     def __cinit__(self, list rules not None, list params not None, list states not None,
-                  list groups not None, list scales=None, uint64_t seed=0):
+                  list groups not None, list scales=None, uint64_t seed=0, Tally tally=None):
         cdef Py_ssize_t i, n = len(params)
         self.seed = seed
+        self.tally = Tally() if tally is None else tally
         self.rules = tuple(rules)
         self.params = tuple(params)
         self.held = (tuple(states), None if scales is None else tuple(scales))
@@ -422,9 +434,17 @@ cdef class Plan:
             else:
                 with nogil:
                     step_all(&self.work, self.scaled, threads)
+            self.count(norm)
             return norm
         finally:
             self.busy = held
+
+    cpdef count(self, double norm):
+        """A step has been taken, by gradients of this norm (-1: nobody asked)."""
+        if norm != -1.0:
+            self.tally.grad_norm = norm
+        self.tally.skipped = False
+        self.tally.n_steps += 1
 
     def step_into(self, Py_ssize_t i, cnp.ndarray out not None, int threads):
         """The step of array ``i`` taken by ``out``, like it, instead: of what belongs to the

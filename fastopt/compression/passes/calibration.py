@@ -1,45 +1,135 @@
-"""What a pass may ask of the data: the inputs, the original's outputs, the Gram of a tensor."""
+"""What a pass may ask of the data: the original's outputs, the Gram of a layer's input."""
 
 from __future__ import annotations
 
-from functools import cached_property
+import math
+from collections.abc import Iterable
 
 import numpy as np
 
 from fastopt._arrays import Array
 from fastopt.calibration import Gram
+from fastopt.compression.data import Rows
 from fastopt.errors import OptionError
-from fastopt.models import Model
+from fastopt.models import Layer, Model
 
 __all__ = ["Calibration"]
 
+# A Gram of n features needs some multiple of n rows, and its cost grows with rows * n^2.
+_ROWS_PER_FEATURE, _FEWEST, _MOST = 2, 512, 4096
+_WIDEST = 4608
+
 
 class Calibration:
-    """Calibration rows and the model that they were collected for.
+    """Calibration rows as one state of a model sees them; the Grams are kept.
 
     Parameters
     ----------
-    model : Model
-        The original.
-    inputs : array
-        Rows that stand for the data.
+    original : Model
+        The model before any pass.
+    rows : Rows or None
+        Rows that stand for the data; without them no Gram is known.
+    batch : int
+        Rows per feed.
+    model : Model, optional
+        The state; the original by default. It must not change afterwards.
     """
 
-    def __init__(self, model: Model, inputs: Array) -> None:
-        self._model = model
-        self.inputs = inputs
+    def __init__(
+        self, original: Model, rows: Rows | None, batch: int, model: Model | None = None
+    ) -> None:
+        self.original = original
+        self.model = original if model is None else model
+        self.memory: dict[object, object] = {}  # what passes want to find again for this state
+        self._rows = rows
+        self._batch = batch
+        self._grams: dict[str, Gram | None] = {}
+        self._ranges: dict[str, tuple[float, float]] | None = None
 
-    @cached_property
+    def of(self, model: Model) -> Calibration:
+        """The same rows for another state of the model."""
+        return Calibration(self.original, self._rows, self._batch, model)
+
+    @property
     def outputs(self) -> Array:
-        """The original model's outputs, one row an input row."""
-        return np.concatenate([out for out, _ in self._model.run(self.inputs)])
+        """The original model's first output, one row per input row."""
+        runs = () if self._rows is None else self._rows.run(self.original, self._batch)
+        return np.concatenate([next(iter(out.values())) for out, _ in runs])
 
-    def gram(self, model: Model, tap: str) -> Gram:
-        """The Gram of a tensor of ``model`` as it stands now."""
-        gram: Gram | None = None
-        for _, tapped in model.run(self.inputs, taps=(tap,)):
-            gram = gram or Gram(tapped[tap].shape[-1])
-            gram.update(tapped[tap])
-        if gram is None:
-            raise OptionError("calib: expected at least one row, got none")
-        return gram
+    @property
+    def inputs(self) -> Array:
+        """All rows of the first input."""
+        feeds = () if self._rows is None else self._rows.feeds(self._batch)
+        return np.concatenate([next(iter(feed.values())) for feed in feeds])
+
+    def gram(self, layer: str) -> Gram:
+        """The Gram of a layer's input."""
+        found = self.grams([layer])
+        if layer not in found:
+            raise OptionError(f"calib: no rows reach {layer}")
+        return found[layer]
+
+    def grams(self, names: Iterable[str]) -> dict[str, Gram]:
+        """The Grams of several layers' inputs, from one pass over the rows.
+
+        Layers that cannot be observed, that are too wide or whose input is not finite are left
+        out; a tensor that feeds several layers is collected once.
+        """
+        wanted = list(names)
+        missing = [name for name in wanted if name not in self._grams]
+        if missing:
+            layers = self.model.layers
+            self._collect({name: layers[name] for name in missing})
+        found = {name: self._grams[name] for name in wanted}
+        return {name: gram for name, gram in found.items() if gram is not None}
+
+    def ranges(self, layer: str) -> dict[str, tuple[float, float]]:
+        """Least and largest value of a layer's input and output."""
+        if self._ranges is None:
+            self._ranges = self._observed()
+        found = self.model.layers[layer]
+        return {t: self._ranges[t] for t in (found.tap, found.output) if t in self._ranges}
+
+    def _observed(self) -> dict[str, tuple[float, float]]:
+        """The ranges around every layer that can run with them, from one pass over the rows."""
+        layers = [
+            layer
+            for layer in self.model.layers.values()
+            if any(f.activations == "static" for f in layer.forms)
+        ]
+        taps = tuple(dict.fromkeys(t for x in layers for t in (x.tap, x.output) if t is not None))
+        found: dict[str, tuple[float, float]] = {}
+        runs = () if self._rows is None else self._rows.run(self.model, self._batch, taps)
+        for _, tapped in runs:
+            for name, a in tapped.items():
+                low, high = found.get(name, (math.inf, -math.inf))
+                found[name] = min(low, float(a.min())), max(high, float(a.max()))
+        return found
+
+    def _collect(self, layers: dict[str, Layer]) -> None:
+        self._grams.update(dict.fromkeys(layers))
+        sources: dict[tuple[object, ...], list[str]] = {}  # layers that share a Gram
+        for name, layer in layers.items():
+            n_in = layer.weight.shape[1]
+            if layer.tap is None or layer.kind == "embedding" or layer.n_blocks > 1:
+                continue
+            if n_in <= _WIDEST:
+                own = name if layer.kind.startswith("conv") else ""  # patches are a layer's own
+                sources.setdefault((layer.tap, own, n_in), []).append(name)
+        if not sources or self._rows is None:
+            return
+        taps = tuple(dict.fromkeys(str(key[0]) for key in sources))
+        grams = {key: Gram(layers[names[0]].weight.shape[1]) for key, names in sources.items()}
+        n_feeds = self._rows.n_feeds(self._batch)
+        for _, tapped in self._rows.run(self.model, self._batch, taps):
+            for key in list(grams):
+                limit = min(_MOST, max(_FEWEST, _ROWS_PER_FEATURE * grams[key].n))
+                share = math.ceil(limit / n_feeds)
+                rows = self.model.rows(sources[key][0], tapped[str(key[0])], share)[0]
+                if not np.isfinite(rows).all():
+                    del grams[key]
+                elif len(rows):
+                    grams[key].update(rows)
+        for key, gram in grams.items():
+            if gram.count:
+                self._grams.update(dict.fromkeys(sources[key], gram))

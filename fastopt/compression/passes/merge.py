@@ -7,10 +7,9 @@ from typing import Any
 import numpy as np
 
 from fastopt.compression.passes.calibration import Calibration
-from fastopt.compression.passes.prune import split_consumers, units_left
-from fastopt.errors import UnsupportedError
+from fastopt.compression.passes.prune import units_left
 from fastopt.merging import merge_neurons
-from fastopt.models import Model
+from fastopt.models import Group, Model
 from fastopt.search import Float
 
 NAME = "merge"
@@ -18,15 +17,15 @@ SMALLEST_SHARE = 1 / 8
 
 
 def variables(model: Model) -> dict[str, Float]:
-    """For each group made by one layer the share of its units that stays."""
+    """For each group that one layer makes and one input reads the share of units that stays."""
     return {
         name: Float(SMALLEST_SHARE, 1.0, log=True)
         for name, group in model.groups.items()
-        if len(group.producers) == 1
+        if group.frozen is None and group.n_units > 1 and _mergeable(model, group)
     }
 
 
-def start(share: float) -> float:
+def start(share: float, variable: Float) -> float:
     """Merge nothing."""
     return 1.0
 
@@ -34,24 +33,38 @@ def start(share: float) -> float:
 def apply(model: Model, place: str, value: Any, calibration: Calibration) -> str | None:
     """Merge the group's units down to ``value`` of them."""
     group = model.groups[place]
-    if len(group.producers) != 1:
-        raise UnsupportedError(f"merge: {place} is made by {len(group.producers)} layers, not one")
     n_keep = units_left(group, value)
     if n_keep == group.n_units:
         return None
+    layers = model.layers
+    (members,) = group.stacks(layers)
     (producer,) = group.producers
-    layer = model.layers[producer]
-    weights = [model.layers[name].weight for name in group.consumers]
+    layer = layers[producer.tensor]
+    weight, columns, n_units = group.stack(members, layers)
+    gram = calibration.gram(members[0].tensor).take(columns[:n_units])
+    own = producer.index.reshape(-1)
     merged = merge_neurons(
-        layer.weight.T,
-        layer.bias,
-        np.hstack(weights).T,
+        layer.weight[own],
+        None if layer.bias is None else layer.bias[own],
+        weight[:, :n_units],
         n_keep,
-        gram=calibration.gram(model, group.tap),
+        gram=gram,
     )
-    model.replace_units(
-        place,
-        {producer: (merged.w_in.T, merged.b_in)},
-        split_consumers(model, group, merged.w_out.T, merged.bias_shift),
-    )
+    fitted = np.hstack([merged.w_out, weight[:, n_units:]])
+    weights = group.unstack(members, layers, merged.index, fitted, merged.bias_shift)
+    model.keep_units(place, merged.index, weights)
     return f"{group.n_units} -> {n_keep} units, similar ones merged"
+
+
+def _mergeable(model: Model, group: Group) -> bool:
+    """One dense producer, one stack of consumers, one column per unit."""
+    stacks = group.stacks(model.layers)
+    if len(group.producers) != 1 or len(stacks) != 1:
+        return False
+    reader = model.layers[stacks[0][0].tensor]
+    return (
+        stacks[0][0].index.shape[1] == 1
+        and group.producers[0].index.shape[1] == 1
+        and reader.tap is not None
+        and reader.n_blocks == 1
+    )

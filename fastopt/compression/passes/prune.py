@@ -8,6 +8,7 @@ import numpy as np
 
 from fastopt._arrays import Array
 from fastopt.compression.passes.calibration import Calibration
+from fastopt.errors import UnsupportedError
 from fastopt.models import Group, Model
 from fastopt.pruning import select_units
 from fastopt.search import Float
@@ -17,11 +18,15 @@ SMALLEST_SHARE = 1 / 32
 
 
 def variables(model: Model) -> dict[str, Float]:
-    """For each group the share of its units that stays."""
-    return {name: Float(SMALLEST_SHARE, 1.0, log=True) for name in model.groups}
+    """For each group that is not frozen the share of its units that stays."""
+    return {
+        name: Float(SMALLEST_SHARE, 1.0, log=True)
+        for name, group in model.groups.items()
+        if group.frozen is None and group.consumers and group.n_units > 1
+    }
 
 
-def start(share: float) -> float:
+def start(share: float, variable: Float) -> float:
     """Keep that share of the units."""
     return share
 
@@ -32,13 +37,8 @@ def apply(model: Model, place: str, value: Any, calibration: Calibration) -> str
     n_keep = units_left(group, value)
     if n_keep == group.n_units:
         return None
-    weights = [model.layers[name].weight for name in group.consumers]
-    chosen = select_units(calibration.gram(model, group.tap), np.hstack(weights).T, n_keep)
-    model.replace_units(
-        place,
-        {name: keep_columns(model, name, chosen.index) for name in group.producers},
-        split_consumers(model, group, chosen.w_next.T, chosen.bias_shift),
-    )
+    index, weights = chosen(model, group, n_keep, calibration)
+    model.keep_units(place, index, weights)
     return f"{group.n_units} -> {n_keep} units, next layer refitted"
 
 
@@ -47,23 +47,35 @@ def units_left(group: Group, share: float) -> int:
     return max(1, round(share * group.n_units))
 
 
-def keep_columns(model: Model, name: str, index: Array) -> tuple[Array, Array | None]:
-    """A producer's weight and bias with the units ``index`` only."""
-    layer = model.layers[name]
-    return layer.weight[:, index], None if layer.bias is None else layer.bias[index]
+def chosen(
+    model: Model, group: Group, n_keep: int, calibration: Calibration
+) -> tuple[Array, dict[str, tuple[Array, Array | None]]]:
+    """The units that stay, and the consumers' refitted weights.
+
+    The widest stack of consumers that share one input chooses; the others are refitted for that
+    choice.
+    """
+    layers = model.layers
+    grams = calibration.grams(m.tensor for m in group.consumers)
+    stacks = [s for s in group.stacks(layers) if s[0].tensor in grams]
+    stacks.sort(key=lambda s: -sum(layers[m.tensor].weight.size for m in s))
+    index: Array | None = None
+    weights: dict[str, tuple[Array, Array | None]] = {}
+    for members in stacks:
+        weight, columns, n_units = group.stack(members, layers)
+        gram = grams[members[0].tensor].take(columns[:n_units])
+        size = n_units // group.n_units
+        order = None if index is None else gone(index, group.n_units)
+        found = select_units(gram, weight[:, :n_units], n_keep, unit_size=size, order=order)
+        index = found.index
+        rest = weight[:, n_units:]
+        fitted = np.hstack([found.w_next, rest])
+        weights |= group.unstack(members, layers, index, fitted, found.bias_shift)
+    if index is None:
+        raise UnsupportedError(f"prune: no consumer of {group.name} can be observed")
+    return index, weights
 
 
-def split_consumers(
-    model: Model, group: Group, w_next: Array, shift: Array
-) -> dict[str, tuple[Array, Array | None]]:
-    """The refitted weights, stacked side by side, handed back to each consumer."""
-    found: dict[str, tuple[Array, Array | None]] = {}
-    start = 0
-    for name in group.consumers:
-        layer = model.layers[name]
-        stop = start + layer.weight.shape[1]
-        old = 0 if layer.bias is None else layer.bias
-        bias = np.asarray(old + shift[start:stop], np.float32)
-        found[name] = (w_next[:, start:stop], bias)
-        start = stop
-    return found
+def gone(index: Array, n_units: int) -> Array:
+    """The units that are not in ``index``."""
+    return np.setdiff1d(np.arange(n_units), index)

@@ -6,11 +6,11 @@ temperature): L-BFGS on the squared difference of the outputs on the calibration
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from fastopt.compression.passes.calibration import Calibration
 from fastopt.errors import UnsupportedError
-from fastopt.models import Fittable, Model
+from fastopt.models import Model
 from fastopt.search import Choice
 
 NAME = "refit"
@@ -19,12 +19,21 @@ PLACE = "outputs"
 SEARCHING, FINAL = 25, 150
 
 
+@runtime_checkable
+class Fittable(Protocol):
+    """A model whose parameters can all be fitted at once; compression works without it."""
+
+    def match(self, x: Any, outputs: Any, max_iter: int) -> tuple[float, float]:
+        """In place: bring the outputs on ``x`` close to ``outputs``; error before and after."""
+        ...
+
+
 def variables(model: Model) -> dict[str, Choice]:
     """One switch for the whole model, where the model can be fitted: the iterations."""
     return {PLACE: Choice(0, SEARCHING)} if isinstance(model, Fittable) else {}
 
 
-def start(share: float) -> int:
+def start(share: float, variable: Choice) -> int:
     """Refit wherever something was removed."""
     return SEARCHING if share < 1 else 0
 

@@ -8,8 +8,8 @@ import numpy as np
 
 from fastopt._arrays import Array
 from fastopt.errors import ArrayError, OptionError
+from fastopt.models.base import FLOAT32, Form
 from fastopt.models.onnx.encode import LARGEST_SCALE
-from fastopt.models.protocol import FLOAT32, Form
 from fastopt.quantization import QuantizedArray, quantize
 
 __all__ = ["GROUP", "code_bytes", "forms_of", "group_near", "round_plainly", "unsigned_codes"]

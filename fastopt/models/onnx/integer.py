@@ -15,7 +15,7 @@ from fastopt._arrays import Array
 from fastopt.models.onnx.graph import Graph, Node, new_node
 from fastopt.models.onnx.layers import Site, View
 
-__all__ = ["Rows8", "can_run_dynamic", "int8_rows", "rows_to_int8", "run_dynamic"]
+__all__ = ["Rows8", "can_run_dynamic", "int8_rows", "put_rows", "rows_to_int8", "run_dynamic"]
 
 _MICROSOFT = "com.microsoft"
 
@@ -39,6 +39,21 @@ class Rows8:
     scale: Array
     view: View
 
+    @property
+    def scale_kept(self) -> Array:
+        """The scales as the operator reads them: (n_out,), or (directions, n_out)."""
+        if len(self.view.shape) == 3 and not self.view.plain:
+            return self.scale.reshape(self.view.shape[0], -1)
+        return self.scale
+
+    @property
+    def scale_shape(self) -> tuple[int, ...]:
+        """Shape in which the scales meet the tensor."""
+        shape = self.view.shape
+        if self.view.plain:
+            return (shape[0], *[1] * (len(shape) - 1))
+        return (shape[0], 1, shape[2]) if len(shape) == 3 else (shape[-1],)
+
     def matrix(self) -> Array:
         """The values, (n_out, n_in) float32."""
         found: Array = self.codes.astype(np.float32) * self.scale[:, None]
@@ -55,11 +70,14 @@ def rows_to_int8(site: Site, matrix: Array) -> Rows8:
 
 def int8_rows(site: Site, codes: Array, scale: Array) -> Rows8:
     """Given codes (n_out, n_in) int8 and scales (n_out,) for the layer's int8 operator."""
+    scale = np.where(scale > 0, scale, np.float32(1))  # a row of zeros
     return Rows8(f"{site.anchor}/int8", codes, scale, _int8_view(site))
 
 
 def _int8_view(site: Site) -> View:
-    """How the int8 operator wants the weight: always (..., in, out)."""
+    """How the int8 operator wants the weight: (..., in, out), a convolution as it stands."""
+    if site.kind == "conv":
+        return site.view
     if site.kind == "recurrent":
         directions, n_out, n_in = site.view.shape
         return View(
@@ -78,7 +96,8 @@ def can_run_dynamic(graph: Graph, site: Site) -> bool:
     node = use.node
     if site.kind == "dense":
         plain = node.get("alpha", 1.0) == 1.0 and node.get("beta", 1.0) == 1.0
-        return use.weight == 1 and len(site.view.shape) == 2 and plain and not node.get("transA")
+        plain = plain and node.op in ("MatMul", "Gemm") and not node.get("transA")
+        return use.weight == 1 and len(site.view.shape) == 2 and plain
     if site.kind == "recurrent" and node.op == "LSTM":
         known = {"direction", "hidden_size", "activations", "input_forget", "clip"}
         return not set(node.attrs) - known
@@ -96,7 +115,7 @@ def run_dynamic(graph: Graph, sites: Mapping[str, Site], weights: Mapping[str, R
             recurrent.setdefault(use.node, {})[use.weight] = name
             continue
         change[use.node] = _product(use.node, weights[name])
-        _put(graph, weights[name])
+        put_rows(graph, weights[name])
     for node, pair in recurrent.items():
         if len(pair) < 2:  # the other weight is kept in float, so the operator runs in float
             (name,) = pair.values()
@@ -107,7 +126,7 @@ def run_dynamic(graph: Graph, sites: Mapping[str, Site], weights: Mapping[str, R
         inputs[1:3] = w.name, r.name
         directions = w.view.shape[0]
         for part in (w, r):
-            _put(graph, part, directions)
+            put_rows(graph, part)
             zero = f"{part.name}/zero"
             graph.values[zero] = np.zeros((directions, part.view.shape[2]), np.int8)
             inputs += [f"{part.name}/scale", zero]
@@ -127,7 +146,7 @@ def run_dynamic(graph: Graph, sites: Mapping[str, Site], weights: Mapping[str, R
 
 def _decoded(graph: Graph, site: Site, weight: Rows8) -> list[Node]:
     """The float weight of a recurrent operator out of its int8 rows."""
-    _put(graph, weight, weight.view.shape[0])
+    put_rows(graph, weight)
     del graph.values[site.anchor]
     name = weight.name
     graph.values[f"{name}/shape"] = np.array([weight.view.shape[0], 1, -1], np.int64)
@@ -139,10 +158,10 @@ def _decoded(graph: Graph, site: Site, weight: Rows8) -> list[Node]:
     ]
 
 
-def _put(graph: Graph, weight: Rows8, directions: int | None = None) -> None:
+def put_rows(graph: Graph, weight: Rows8) -> None:
+    """In place: the codes and scales as constants."""
     graph.values[weight.name] = weight.view.tensor(weight.codes)
-    scale = weight.scale if directions is None else weight.scale.reshape(directions, -1)
-    graph.values[f"{weight.name}/scale"] = scale
+    graph.values[f"{weight.name}/scale"] = weight.scale_kept
 
 
 def _product(node: Node, weight: Rows8) -> list[Node]:

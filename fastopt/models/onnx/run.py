@@ -10,10 +10,10 @@ import numpy as np
 
 from fastopt._arrays import Array
 from fastopt.errors import ArrayError, DTypeError, FormatError, OptionError, UnsupportedError
+from fastopt.models.base import Input
 from fastopt.models.onnx.files import load_onnx
-from fastopt.models.protocol import Input
 
-__all__ = ["Feeds", "evaluate", "execute", "inputs_of", "session"]
+__all__ = ["Feeds", "evaluate", "execute", "inputs_of", "session", "tensor_info"]
 
 _UNKNOWN = re.compile(
     "not a registered function/op|No Op registered|NOT_IMPLEMENTED|"
@@ -71,6 +71,12 @@ def _first_line(error: Exception) -> str:
     line = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", text[0])
     line = re.sub(r"^.*?Status Message: ", "", line)
     return line if len(line) <= 300 else line[:297] + "..."
+
+
+def tensor_info(name: str, a: Array) -> Any:
+    """A ValueInfoProto for an array."""
+    helper = load_onnx().helper
+    return helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(a.dtype), a.shape)
 
 
 def inputs_of(infos: Sequence[Any]) -> tuple[Input, ...]:

@@ -1,0 +1,234 @@
+"""What each choice alone costs and does: measured once, before the search.
+
+The effect of a choice is the relative squared error that it makes in the model's outputs before
+their last Softmax or Sigmoid, where saturated outputs would hide it. Storage forms of one layer
+differ by the error they make in that layer's own output, which its Gram gives; so one run of the
+model per layer is enough for all of its forms.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from fastopt._arrays import Array
+from fastopt.calibration import Gram
+from fastopt.compression.data import Rows
+from fastopt.compression.metric import collect, relative_error
+from fastopt.compression.passes import quantize
+from fastopt.compression.recipe import Recipe, Workbench
+from fastopt.models import Form, Layer, Model
+from fastopt.search import Float
+
+__all__ = ["Option", "Probe", "effects", "grid"]
+
+_PROBE_BITS = 4  # an error that is neither rounding noise nor a wreck
+_PROBE_MACS = 3e11  # multiply-adds of all probes together
+_MOST_ROWS = 24
+_MODES = ("dynamic", "static")
+_PAYS = 0.01  # share of the cost that running in int8 must save to be considered
+_SHARES = (0.875, 0.75, 0.5, 0.375, 0.25, 0.125)
+
+
+@dataclass(frozen=True)
+class Option:
+    """A value of one choice.
+
+    Attributes
+    ----------
+    value : object
+    cost : float
+        Of the target, against leaving the place as it is: negative where it saves.
+    error : float
+        Relative squared error of the outputs.
+    """
+
+    value: Any
+    cost: float
+    error: float
+
+
+def grid(variable: Any) -> list[Any]:
+    """The values of a variable that are measured: a Choice's options, shares of a Float."""
+    if isinstance(variable, Float):
+        return [1.0, *(s for s in _SHARES if s >= variable.low)]
+    return list(variable.options)
+
+
+class Probe:
+    """Measures single choices on a few rows.
+
+    Parameters
+    ----------
+    bench : Workbench
+    start : Recipe
+        What is done anyway.
+    cost : callable
+        What is made small, of a model.
+    rows, batch : Rows, int
+        Probes run on some of the rows.
+    probes : int
+        How many there will be: more of them run on fewer rows.
+    per_byte : float
+        What a byte of the file costs.
+    progress : callable
+        Called with (probes done, probes in all).
+    """
+
+    def __init__(
+        self,
+        bench: Workbench,
+        start: Recipe,
+        cost: Callable[[Model], float],
+        rows: Rows,
+        batch: int,
+        probes: int,
+        per_byte: float,
+        progress: Callable[[int, int], object],
+    ) -> None:
+        self.bench, self.start, self.cost, self.per_byte = bench, start, cost, per_byte
+        self.state = bench.apply(start)
+        self._rows = _probe_rows(rows, max(1, probes), self.state.model.macs)
+        self._batch, self._probes, self._progress = batch, probes, progress
+        self._base = collect(self.state.model, self._rows, batch)
+        self._done = 0
+
+    def error(self, model: Model, weights: Mapping[str, Array] | None = None) -> float:
+        """Relative squared error of a model's outputs."""
+        self._done += 1
+        self._progress(min(self._done, self._probes), self._probes)
+        return relative_error(collect(model, self._rows, self._batch, weights), self._base)
+
+    def edited(self, changes: Mapping[str, Any]) -> Model:
+        """The model with some choices made."""
+        return self.bench.apply(self.start.replaced(changes)).model
+
+
+def effects(
+    bench: Workbench,
+    places: Mapping[str, Any],
+    start: Recipe,
+    cost: Callable[[Model], float],
+    rows: Rows,
+    batch: int,
+    per_byte: float,
+    progress: Callable[[int, int], object],
+) -> dict[str, list[Option]]:
+    """For every variable of ``places`` that acts on one place, the options of ``grid``.
+
+    Parameters are those of :class:`Probe`.
+    """
+    edited = [k for k in places if k.partition(".")[0] in ("prune", "merge", "layer")]
+    stored = [k for k in places if k.partition(".")[0] == quantize.NAME]
+    runs = [k for k in stored if any("+" in v for v in places[k].options)]
+    probes = sum(len(grid(places[k])) - 1 for k in edited) + len(stored) + len(runs)
+    probe = Probe(bench, start, cost, rows, batch, probes, per_byte, progress)
+    base_cost = cost(probe.state.model)
+    found: dict[str, list[Option]] = {}
+    for key in edited:
+        values = grid(places[key])
+        found[key] = [Option(values[0], 0.0, 0.0)]
+        for value in values[1:]:
+            made = probe.edited({key: value})
+            found[key].append(Option(value, cost(made) - base_cost, probe.error(made)))
+    layers = probe.state.model.layers
+    if stored:
+        probe.state.calibration.grams(layers)
+    gains = _gains(runs, places, probe, base_cost)
+    for key in stored:
+        layer = layers.get(key.partition(".")[2])
+        if layer is not None:
+            found[key] = _forms(layer, probe)
+            found[key] += _runs(key, layer, probe, found[key], gains)
+    return found
+
+
+def _probe_rows(rows: Rows, probes: int, macs: int) -> Rows:
+    """Evenly spaced rows, as many as the probes can afford."""
+    n = int(min(len(rows), _MOST_ROWS, max(1, _PROBE_MACS / (probes * max(1, macs)))))
+    return rows.select(np.linspace(0, len(rows) - 1, n).round().astype(np.int64))
+
+
+def _forms(layer: Layer, probe: Probe) -> list[Option]:
+    """The forms of one layer: one is measured, the others follow from their rounding errors."""
+    gram = probe.state.calibration.grams([layer.name]).get(layer.name)
+    found = [Option(layer.form.name, 0.0, 0.0)]
+    forms = [f for f in layer.forms if f.activations is None and f.name != layer.form.name]
+    coded = [f for f in forms if f.integer]
+    if not coded:
+        return found
+    first = min(coded, key=lambda f: (abs(f.bits - _PROBE_BITS), f.group_size is None))
+    weights = {f.name: rounded(layer, f) for f in forms}
+    errors = {name: _output_error(layer.weight - w, gram) for name, w in weights.items()}
+    error = probe.error(probe.state.model, {layer.name: weights[first.name]})
+    unit = error / errors[first.name] if errors[first.name] > 0 else 0.0
+    for form in forms:
+        cost = probe.per_byte * (form.nbytes - layer.form.nbytes)
+        found.append(Option(form.name, cost, unit * errors[form.name]))
+    return found
+
+
+def _gains(
+    keys: Sequence[str], places: Mapping[str, Any], probe: Probe, base: float
+) -> dict[tuple[str, str], float]:
+    """What a multiply-add in int8 saves, by kind of layer and mode: measured for all at once.
+
+    One layer's share of the time is below the noise of a measurement; all layers of a kind
+    together are not. A mode that does not pay is left out.
+    """
+    layers = probe.state.model.layers
+    found: dict[tuple[str, str], float] = {}
+    for mode in _MODES:
+        form = f"int8+{mode}"
+        able = [k for k in keys if form in places[k].options and k.partition(".")[2] in layers]
+        for kind in sorted({layers[k.partition(".")[2]].kind for k in able}):
+            group = [k for k in able if layers[k.partition(".")[2]].kind == kind]
+            macs = sum(layers[k.partition(".")[2]].macs for k in group)
+            saved = base - probe.cost(probe.edited(dict.fromkeys(group, form)))
+            if macs and saved > _PAYS * base:
+                found[kind, mode] = saved / macs
+    return found
+
+
+def _runs(
+    key: str,
+    layer: Layer,
+    probe: Probe,
+    stored: Sequence[Option],
+    gains: Mapping[tuple[str, str], float],
+) -> list[Option]:
+    """The forms of one layer that run in int8."""
+    errors = {o.value: o.error for o in stored}
+    found = []
+    for mode in _MODES:
+        gain = gains.get((layer.kind, mode))
+        if gain is None or layer.form_named(f"int8+{mode}") is None:
+            continue
+        error = probe.error(probe.edited({key: f"int8+{mode}"}))
+        inputs = max(0.0, error - errors.get("int8", 0.0))  # what rounding the input costs
+        for form in layer.forms:
+            if form.activations == mode:
+                plain = errors.get(form.name.partition("+")[0], 0.0)
+                cost = probe.per_byte * (form.nbytes - layer.form.nbytes) - gain * layer.macs
+                found.append(Option(form.name, cost, plain + inputs))
+    return found
+
+
+def rounded(layer: Layer, form: Form) -> Array:
+    """The weight as a form keeps it, rounded plainly."""
+    if form.bits == 32:
+        return layer.weight
+    if form.bits == 16:
+        return layer.weight.astype(np.float16).astype(np.float32)
+    found: Array = quantize.codes_of(layer, form, None).dequantize()
+    return found
+
+
+def _output_error(delta: Array, gram: Gram | None) -> float:
+    """Mean squared error of the layer's own output; of its weight where no input is known."""
+    if gram is None:
+        return float((delta.astype(np.float64) ** 2).sum())
+    return float(np.vdot(delta.T @ delta, gram.second)) / gram.count

@@ -1,0 +1,693 @@
+"""One search under way: ask the engine, send trials out, record what comes back, tell.
+
+Synchronous (``sync``): trials are proposed in batches, and a batch is told when all of it is
+there, in the order of trial numbers; so what is proposed depends on the seed and on finished
+batches, never on who was faster. Asynchronous (``free_running``): every trial is told when it
+arrives and a new one is proposed; the journal keeps that order, so a search can be replayed.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import signal
+import threading
+import time
+from array import array
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastopt._random import generator_of
+from fastopt.errors import FormatError
+from fastopt.search.engine import Engine, fingerprint
+from fastopt.search.evaluation import Objective, Outcome
+from fastopt.search.journal import Journal
+from fastopt.search.progress import Line
+from fastopt.search.result import Progress, Result
+from fastopt.search.space import LISTED, Matrix
+from fastopt.search.stopping import Stopper
+from fastopt.search.workers import Inline, Task, Workers
+
+__all__ = ["Budget", "Run"]
+
+log = logging.getLogger("fastopt.search")
+
+# Cells of the trials' matrix up to which every trial is kept for to_frame (256 MB).
+KEEP_CELLS = 1 << 25
+# Seconds between two looks whether Ctrl-C was pressed, while others evaluate.
+LOOK_S = 0.05
+# Messages of a search that ended before what is already finished: that no longer counts.
+EARLY = ("stopped by", "patience", "target")
+# Trials of a batch that end by the same rule: what earlier batches taught a stopper.
+STOPPED_BATCH = 8
+EXHAUSTED = "space exhausted: every point was tried"
+# Batches without any new point of a finite space after which the rest is listed.
+STALE = 4
+
+
+@dataclass(frozen=True)
+class Budget:
+    """When a search ends: evaluations, seconds, evaluations without improvement, a value that is
+    good enough (in the sign that is minimised)."""
+
+    max_evals: int | None = None
+    max_time: float | None = None
+    patience: int | None = None
+    target: float | None = None
+
+
+class Batch:
+    """Trials proposed from the same knowledge, and what came out of those that are finished."""
+
+    def __init__(self, values: Matrix, first: int, rows: list[int] | None = None) -> None:
+        self.values = values  # all that the engine proposed
+        self.rows = rows  # those that are new points; None: all
+        self.fresh = values if rows is None else values[rows]
+        self.first = first  # number of the first fresh trial
+        self.outcomes: list[float | Outcome | None] = [None] * len(self.fresh)
+        self.known: set[int] = set()  # from the journal
+        self.missing = len(self.fresh)
+        self.settled = 0
+        self.stop: Any = None  # rule by which its trials end early
+
+
+class Run:
+    """See the module. The driver fills in what is optional."""
+
+    def __init__(
+        self,
+        objective: Objective,
+        engine: Engine,
+        budget: Budget,
+        *,
+        batch: int = 0,
+        on_error: str = "raise",
+        on_interrupt: str = "return",
+        keep_trials: bool | None = None,
+        callback: Callable[[Progress], Any] | None = None,
+        reason: str = "",
+        maximize: bool | tuple[bool, ...] = False,
+    ) -> None:
+        self.objective = objective
+        self.engine = engine
+        self.space = engine.space
+        self.budget = budget
+        self.batch = batch
+        self.raises = on_error == "raise"
+        self.on_interrupt = on_interrupt
+        self.callback = callback
+        self.reason = reason
+        self.maximize = maximize
+        self.journal: Journal | None = None
+        self.retry_failed = False
+        self.workers: Workers | None = None
+        self.stopper: Stopper | None = None
+        self.line: Line | None = None
+        self.arrived, self.shown = 0, math.inf
+        self.vectorized = False
+        # What callers want to see or decide after each trial.
+        self.per_trial = callback is not None or budget.patience or budget.target is not None
+        limit = budget.max_evals
+        cells = self.space.n_columns * (limit or 1 << 20)
+        self.keep = cells <= KEEP_CELLS if keep_trials is None else keep_trials
+        self.limit = math.inf if limit is None else limit
+        self.asked = 0
+        self.numbers = array("q")
+        self.history = array("d")  # y of settled trials, objectives side by side
+        self.violations = array("d")
+        self.kept: list[Matrix] = []
+        self.errors: dict[int, str] = {}
+        self.stopped: set[int] = set()
+        self.failure: Exception | None = None
+        self.best: tuple[float, float] = (math.inf, math.inf)  # violation, y
+        self.best_values: Matrix | None = None
+        self.since = 0  # evaluations since the best one
+        self.start = time.monotonic()
+        self.deadline = math.inf
+        if budget.max_time is not None:
+            self.deadline = self.start + budget.max_time
+        self.message = ""
+        self.interrupts = 0
+        self.evaluating = False
+        self.unseen: dict[bytes, Matrix] | None = None  # points of a finite space not tried yet
+        self.seen: dict[bytes, int] = {}  # point -> number of its trial
+        self.told: dict[int, tuple[Any, float]] = {}  # and what came out
+        self.retried = False
+
+    # --- the whole
+
+    def finish(self, loop: Callable[[], None]) -> Result:
+        """Run ``loop`` to its end, whatever that is, and put the result together."""
+        log.info("%s over %d variables", self.engine.method, len(self.space.names))
+        error: BaseException | None = None
+        try:
+            with self._ctrl_c():
+                try:
+                    loop()
+                except KeyboardInterrupt as stop:
+                    self.message, error = "interrupted", stop
+                finally:
+                    self._close()
+        except Exception as failure:
+            self.message = self.message or f"{type(failure).__name__}: {failure}"
+            self._attach(failure)
+            raise
+        if self.message == "interrupted" and self.on_interrupt == "raise":
+            error = error or KeyboardInterrupt()
+            self._attach(error)
+            raise error
+        result = self.result()
+        log.info("%s: %d evaluations, best %s", self.message, result.n_evals, result.fun)
+        return result
+
+    def _close(self) -> None:
+        try:
+            if self.workers is not None:
+                self.workers.close()
+        finally:
+            if self.line is not None:
+                self.line.end()
+            if self.journal is not None:
+                self.journal.close()
+
+    def _attach(self, error: BaseException) -> None:
+        """What was found goes with the exception, as ``error.result``."""
+        with suppress(AttributeError):  # an exception of fixed slots
+            error.result = self.result()  # type: ignore[attr-defined]
+
+    @contextmanager
+    def _ctrl_c(self) -> Iterator[None]:
+        """The first Ctrl-C ends the search between two steps, or inside the objective; it is not
+        lost where the objective swallows it. The second one is an ordinary KeyboardInterrupt."""
+        if (
+            threading.current_thread() is not threading.main_thread()
+            or signal.getsignal(signal.SIGINT) is not signal.default_int_handler
+        ):
+            yield
+            return
+
+        def pressed(number: int, frame: Any) -> None:
+            self.interrupts += 1
+            if self.evaluating or self.interrupts > 1:
+                raise KeyboardInterrupt
+
+        signal.signal(signal.SIGINT, pressed)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    # --- synchronous
+
+    def sync(self) -> None:
+        self._prepare()
+        # Batches that the engine may propose before the oldest of them is told.
+        finite = self.unseen is not None
+        told = finite or self.vectorized or self.stopper is not None
+        ahead = 0 if told else self.engine.lag
+        open_: deque[Batch] = deque()
+        try:
+            while not self.message:
+                while len(open_) <= ahead and self.asked < self.limit and self._in_time():
+                    batch = self._propose()
+                    if batch is None:
+                        break
+                    batch.stop = self._stop()
+                    open_.append(batch)
+                    self._send(batch)
+                if not open_:
+                    self.message = self.message or self._budget_reached()
+                    break
+                if self.vectorized:
+                    self._evaluate_at_once(open_[0])
+                elif self.workers is None:
+                    self._evaluate_here(open_[0])
+                else:
+                    self._await(open_)
+                if self.interrupts:
+                    self.message = "interrupted"
+                if open_[0].missing or self.failure is not None:  # ended early
+                    self.message = self.message or self._budget_reached()
+                    break
+                self._settle(open_[0])
+                self._learn(open_[0])
+                open_.popleft()
+        finally:
+            self.evaluating = False
+            for batch in open_:
+                self._settle(batch, gaps=True)
+                self._learn(batch)
+            if self.failure is not None:
+                raise self.failure
+
+    def _prepare(self) -> None:
+        if self.space.size <= LISTED:
+            points = self.space.points()
+            order = generator_of(self.engine.key).permutation(len(points))
+            self.unseen = {points[i].tobytes(): points[i] for i in order}
+
+    def _in_time(self) -> bool:
+        return self.deadline == math.inf or time.monotonic() < self.deadline
+
+    def _budget_reached(self) -> str:
+        if self.failure is not None:
+            return f"{type(self.failure).__name__}: {self.failure}"
+        if not self._in_time():
+            return f"max_time={self.budget.max_time:g} s reached"
+        return f"max_evals={self.budget.max_evals} reached"
+
+    def _propose(self) -> Batch | None:
+        """The next batch; None, with the reason in ``message``, if there is nothing to propose."""
+        room = self.limit - self.asked
+        for _ in range(STALE if self.unseen != {} else 0):
+            k = int(min(self.batch or self._wanted(), room))
+            values = self.engine.propose(k)
+            if not len(values):
+                break
+            if self.unseen is None:
+                return self._known(Batch(values, self.asked))
+            rows = [i for i, row in enumerate(values) if self._is_new(row)]
+            batch = Batch(values, self.asked, rows)
+            if rows:
+                return self._known(batch)
+            self._learn(batch)
+        if self.unseen:
+            k = int(min(self.batch or self._wanted(), room))
+            rest = np.array(list(self.unseen.values())[:k])
+            rows = [i for i, row in enumerate(rest) if self._is_new(row)]
+            return self._known(Batch(rest, self.asked, rows))
+        self.message = EXHAUSTED
+        return None
+
+    def _wanted(self) -> int:
+        """Trials of a batch; fewer where a stopper learns from each batch."""
+        wanted = self.engine.wants()
+        return wanted if self.stopper is None else min(wanted, STOPPED_BATCH)
+
+    def _is_new(self, row: Matrix) -> bool:
+        """Whether a point of a finite space comes for the first time; it is noted then."""
+        key = row.tobytes()
+        assert self.unseen is not None
+        if key in self.seen:
+            return False
+        self.unseen.pop(key, None)
+        self.seen[key] = len(self.seen)  # every new point is a trial
+        return True
+
+    def _known(self, batch: Batch) -> Batch:
+        """Number the batch's trials, and take from the journal what it knows of them."""
+        self.asked += len(batch.fresh)
+        if self.journal is None or not self.journal.trials:
+            return batch
+        trials = self.journal.trials
+        for i, row in enumerate(batch.fresh):
+            number = batch.first + i
+            record = trials.get(number)
+            if record is None:
+                continue
+            if record.x != fingerprint(row):
+                if not self.retried:
+                    raise FormatError(
+                        f"trial {number} was evaluated at another point than is proposed now: the "
+                        "journal is of another version or machine",
+                        self.journal.path,
+                    )
+                self.journal.forget(number)
+                break
+            if self.retry_failed and record.outcome.failed:
+                self.retried = True
+                continue
+            batch.outcomes[i] = record.outcome
+            batch.known.add(i)
+            batch.missing -= 1
+        return batch
+
+    def _send(self, batch: Batch) -> None:
+        if self.workers is None or self.vectorized or not batch.missing:
+            return
+        todo = [i for i, o in enumerate(batch.outcomes) if o is None]
+        trials = self.space.dicts_of(batch.fresh[todo])
+        stop = batch.stop
+        self.workers.send(
+            [Task(batch.first + i, t, stop) for i, t in zip(todo, trials, strict=True)]
+        )
+
+    def _stop(self) -> Any:
+        return None if self.stopper is None else self.stopper.rule()
+
+    def _evaluate_here(self, batch: Batch) -> None:
+        objective, outcomes = self.objective, batch.outcomes
+        todo = [i for i, o in enumerate(outcomes) if o is None]
+        trials = self.space.dicts_of(batch.fresh[todo])
+        stop = batch.stop
+        timed = self.deadline < math.inf
+        watched = self.journal is not None or self.line is not None
+        careful = timed or self.per_trial or watched
+        if careful:
+            self._settle(batch, ready=True)
+        for i, trial in zip(todo, trials, strict=True):
+            if careful and (self.message or (timed and time.monotonic() >= self.deadline)):
+                return
+            self.evaluating = True
+            outcome = objective(trial, stop)
+            self.evaluating = False
+            if careful:
+                self._arrived(batch, i, outcome)
+                self._settle(batch, ready=True)
+            else:
+                outcomes[i] = outcome
+                batch.missing -= 1
+            if self.interrupts or (type(outcome) is not float and self._fatal(outcome)):
+                return
+
+    def _evaluate_at_once(self, batch: Batch) -> None:
+        """Vectorised: the whole batch in one call, unless the journal has all of it."""
+        if not batch.missing:
+            return
+        batch.known.clear()
+        failure: Exception | None = None
+        m, count = self.objective.objectives, len(batch.fresh)
+        limits = None
+        self.evaluating = True
+        try:
+            y, limits = self.objective.batch(batch.fresh)
+        except Exception as error:
+            failure, y = error, np.full(count if m == 1 else (count, m), math.nan)
+        self.evaluating = False
+        outcomes: list[Any] = y.tolist()
+        if m > 1 or limits is not None or failure is not None:
+            c = [()] * count if limits is None else [tuple(row) for row in limits.tolist()]
+            outcomes = [Outcome(v if m == 1 else tuple(v), c[i]) for i, v in enumerate(outcomes)]
+        if failure is not None:
+            message = f"{type(failure).__name__}: {failure}"
+            outcomes[0] = outcomes[0]._replace(message=message, error=failure)
+            self._fatal(outcomes[0])
+        if self.journal is not None:
+            self.journal.append(
+                (batch.first + i, row, _whole(o), None)
+                for i, (row, o) in enumerate(zip(batch.fresh, outcomes, strict=True))
+            )
+        batch.outcomes, batch.missing = outcomes, 0
+
+    def _await(self, open_: deque[Batch]) -> None:
+        """Until the oldest batch is complete, or the search is to end."""
+        oldest = open_[0]
+        assert self.workers is not None
+        self._settle(oldest, ready=True)
+        while oldest.missing and not self.message and not self.interrupts:
+            for number, outcome in self._wait():
+                batch = next(b for b in open_ if number - b.first < len(b.fresh))
+                self._arrived(batch, number - batch.first, outcome)
+                if self._fatal(outcome):
+                    return
+            if self.per_trial:
+                self._settle(oldest, ready=True)
+            if not self._in_time():
+                return
+
+    def _wait(self) -> list[tuple[int, float | Outcome]]:
+        """What arrives within a moment."""
+        assert self.workers is not None
+        left = min(LOOK_S, self.deadline - time.monotonic())
+        self.evaluating = isinstance(self.workers, Inline)
+        arrivals = self.workers.arrivals(max(left, 0.0))
+        self.evaluating = False
+        return arrivals
+
+    def _fatal(self, outcome: float | Outcome) -> bool:
+        """Whether a trial ends the search; its error is raised when all else is recorded."""
+        if not self.raises or not isinstance(outcome, Outcome) or outcome.error is None:
+            return False
+        self.failure = self.failure or outcome.error
+        return True
+
+    def _arrived(
+        self, batch: Batch, i: int, outcome: float | Outcome, asked: int | None = None
+    ) -> None:
+        batch.outcomes[i] = outcome
+        batch.missing -= 1
+        if self.line is not None:
+            self._show(outcome)
+        if self.journal is not None:
+            self.journal.append([(batch.first + i, batch.fresh[i], _whole(outcome), asked)])
+
+    def _show(self, outcome: float | Outcome) -> None:
+        """The progress line, which counts trials as they arrive."""
+        assert self.line is not None
+        self.arrived += 1
+        if self.objective.objectives == 1 and not isinstance(outcome, Outcome):
+            self.shown = min(self.shown, outcome) if outcome == outcome else self.shown
+        fun = min(self.shown, self.best[1] if self.best[0] == 0.0 else math.inf)
+        self.line.show(self.arrived, self.objective.signs[0] * fun)
+
+    # --- from outcomes to the result
+
+    def _settle(self, batch: Batch, *, ready: bool = False, gaps: bool = False) -> None:
+        """Take finished trials into the history in the order of their numbers: up to the first
+        gap (``ready``), or all of them (``gaps``)."""
+        todo = batch.outcomes[batch.settled :]
+        if not self.per_trial:
+            if ready:
+                return
+            if self.stopper is None and all(type(o) is float for o in todo):
+                self._settle_all(batch, todo)
+                return
+        for outcome in todo:
+            i = batch.settled
+            if outcome is None and not gaps:
+                return
+            batch.settled += 1
+            if outcome is None or self.message.startswith(EARLY):
+                batch.outcomes[i] = None
+                continue
+            self._settle_one(batch.first + i, batch.fresh[i], outcome)
+            if self.per_trial and not self.vectorized:
+                self._judge()
+        if self.vectorized:
+            self._judge()
+            if self.line is not None:
+                self.line.show(len(self.numbers), self._fun())
+
+    def _settle_all(self, batch: Batch, todo: list[Any]) -> None:
+        """The same for plain numbers that nobody waits for."""
+        y = np.array(todo)
+        first, n = batch.first + batch.settled, len(y)
+        self.history.frombytes(y.tobytes())
+        self.numbers.extend(range(first, first + n))
+        if self.keep:
+            self.kept.append(batch.fresh[batch.settled :])
+        batch.settled += n
+        if not np.isnan(y).all():
+            i = int(np.nanargmin(y))
+            if y[i] < self.best[1] or self.best[0] > 0.0:
+                self.best = (0.0, float(y[i]))
+                self.best_values = batch.fresh[i - n].copy()
+
+    def _settle_one(self, number: int, values: Matrix, outcome: float | Outcome) -> None:
+        whole = _whole(outcome)
+        y, constraints, message, _, reports, stopped = whole
+        if message is not None:
+            self.errors[number] = message
+        if stopped:
+            self.stopped.add(number)
+        self.numbers.append(number)
+        several = self.objective.objectives
+        ys = y if isinstance(y, tuple) else (y,) * several
+        self.history.extend(ys)
+        violation = math.nan if whole.failed else sum(max(c, 0.0) for c in constraints)
+        if self.objective.constraints:
+            self.violations.append(violation)
+        if self.keep:
+            self.kept.append(values[None].copy())
+        if self.stopper is not None:
+            self.stopper.tell(reports, ys[0], stopped)
+        self.since += 1
+        if several == 1 and not stopped and not whole.failed:
+            self.note_best(violation, ys[0], values)
+
+    def note_best(self, violation: float, y: float, values: Matrix) -> None:
+        """Deb's rules: the smaller violation, then the smaller objective."""
+        if (violation, y) < self.best or self.best_values is None:
+            self.best, self.best_values, self.since = (violation, y), values.copy(), 0
+            log.debug("trial %d: %g", len(self.numbers) - 1, y)
+
+    def _judge(self) -> None:
+        """After a trial: the callback, patience, the target."""
+        if self.callback is not None and self.callback(self.progress()):
+            self.message = "stopped by the callback"
+        elif self.budget.patience and self.since >= self.budget.patience:
+            self.message = f"patience={self.budget.patience}: no improvement"
+        elif self.budget.target is not None and self.best <= (0.0, self.budget.target):
+            self.message = "target reached"
+
+    def progress(self) -> Progress:
+        return Progress(len(self.numbers), self._fun(), self._x(), time.monotonic() - self.start)
+
+    def _learn(self, batch: Batch) -> None:
+        """Tell the engine what of a batch is finished; points that it repeats are answered from
+        what is known."""
+        m = self.objective.objectives
+        numbers = range(batch.first, batch.first + len(batch.fresh))
+        if batch.rows is not None:
+            for number, outcome in zip(numbers, batch.outcomes, strict=True):
+                if outcome is not None:
+                    self.told[number] = _told(outcome)
+            rows = [
+                i for i, row in enumerate(batch.values) if self.seen[row.tobytes()] in self.told
+            ]
+            told = [self.told[self.seen[batch.values[i].tobytes()]] for i in rows]
+        else:
+            rows = [i for i, o in enumerate(batch.outcomes) if o is not None]
+            if self.engine_takes_floats(batch.outcomes):
+                y = np.array([o for o in batch.outcomes if o is not None])
+                self.engine.learn(_rows(batch.values, rows), y)
+                return
+            told = [_told(o) for o in batch.outcomes if o is not None]
+        if not rows:
+            return
+        y = np.array([np.broadcast_to(np.array(v), (m,)) for v, _ in told])
+        y = y[:, 0] if m == 1 else y
+        violation = np.array([v for _, v in told]) if self.objective.constraints else None
+        self.engine.learn(_rows(batch.values, rows), y, violation)
+
+    def engine_takes_floats(self, outcomes: list[float | Outcome | None]) -> bool:
+        return all(o is None or type(o) is float for o in outcomes) and any(
+            o is not None for o in outcomes
+        )
+
+    # --- asynchronous
+
+    def free_running(self) -> None:
+        workers: Workers = Inline(self.objective) if self.workers is None else self.workers
+        self.workers = workers
+        self._prepare()
+        flying: dict[int, Matrix] = {}
+        slots = self.batch or workers.slots
+        try:
+            self._replay(flying)
+            self._fly(list(flying.items()))
+            while not self.message and not self.interrupts:
+                free = int(min(slots - len(flying), self.limit - self.asked))
+                if free > 0 and self._in_time() and self.unseen != {}:
+                    self._fly(self._ask(free, flying))
+                if not flying and self.unseen == {}:
+                    self.message = EXHAUSTED
+                    return
+                if not flying or not self._in_time():
+                    self.message = self._budget_reached()
+                    return
+                for number, outcome in self._wait():
+                    batch = Batch(flying.pop(number)[None], number)
+                    self._arrived(batch, 0, outcome, self.asked)
+                    self._settle(batch, gaps=True)
+                    self._learn(batch)
+                    self._fatal(outcome)
+                if self.failure is not None:
+                    raise self.failure
+            if self.interrupts:
+                self.message = "interrupted"
+        finally:
+            self.evaluating = False
+
+    def _ask(self, k: int, flying: dict[int, Matrix]) -> list[tuple[int, Matrix]]:
+        values = self.engine.propose(k)
+        new = list(zip(range(self.asked, self.asked + len(values)), values, strict=True))
+        self.asked += len(values)
+        flying.update(new)
+        if self.unseen is not None:
+            for row in values:
+                self.unseen.pop(row.tobytes(), None)
+        return new
+
+    def _fly(self, trials: list[tuple[int, Matrix]]) -> None:
+        if trials:
+            assert self.workers is not None
+            stop = self._stop()
+            dicts = self.space.dicts_of(np.array([row for _, row in trials]))
+            self.workers.send(
+                [Task(number, t, stop) for (number, _), t in zip(trials, dicts, strict=True)]
+            )
+
+    def _replay(self, flying: dict[int, Matrix]) -> None:
+        """Propose and tell as it happened, by the journal's order."""
+        if self.journal is None:
+            return
+        for number, record in self.journal.trials.items():
+            if record.asked is None or record.asked > self.limit:
+                break
+            if record.asked > self.asked:
+                self._ask(record.asked - self.asked, flying)
+            if number not in flying or fingerprint(flying[number]) != record.x:
+                raise FormatError(
+                    f"trial {number} was evaluated at another point than is proposed now: the "
+                    "journal is of another version or machine",
+                    self.journal.path,
+                )
+            if self.retry_failed and record.outcome.failed:
+                continue
+            batch = Batch(flying.pop(number)[None], number)
+            batch.outcomes[0] = record.outcome
+            self._settle(batch, gaps=True)
+            self._learn(batch)
+
+    # --- the result
+
+    def _x(self) -> dict[str, Any] | None:
+        if self.best_values is None:
+            return None
+        return self.space.dicts_of(self.best_values[None])[0]
+
+    def _fun(self) -> float:
+        if self.best_values is None:
+            return math.nan
+        return self.objective.signs[0] * self.best[1]
+
+    def result(self) -> Result:
+        m = self.objective.objectives
+        history: NDArray[np.float64] = np.array(self.history, dtype=np.float64)
+        history = (history.reshape(-1, m) if m > 1 else history) * np.array(self.objective.signs)
+        values = None
+        if self.keep:
+            values = np.concatenate([np.empty((0, self.space.n_columns)), *self.kept])
+        failed = np.isnan(history if m == 1 else history[:, 0])
+        result = Result(
+            x=self._x(),
+            fun=self._fun(),
+            n_evals=len(history),
+            n_failed=int(failed.sum()),
+            history=history,
+            message=self.message,
+            method=self.engine.method,
+            method_reason=self.reason,
+            elapsed_s=time.monotonic() - self.start,
+            space=self.space,
+            interrupted=self.message == "interrupted",
+            maximize=self.maximize,
+            violation=self.best[0] if self.best_values is not None else math.nan,
+            violations=np.array(self.violations) if self.objective.constraints else None,
+            errors=self.errors,
+            stopped=self.stopped,
+            numbers=np.array(self.numbers, dtype=np.int64),
+            values=values,
+        )
+        return result.with_compromise() if m > 1 and self.keep else result
+
+
+def _whole(outcome: float | Outcome) -> Outcome:
+    return outcome if isinstance(outcome, Outcome) else Outcome(outcome)
+
+
+def _told(outcome: float | Outcome) -> tuple[Any, float]:
+    """y and the violation of the constraints, as engines get them."""
+    whole = _whole(outcome)
+    return whole.y, sum(max(c, 0.0) for c in whole.constraints)
+
+
+def _rows(values: Matrix, rows: list[int]) -> Matrix:
+    return values if len(rows) == len(values) else values[rows]
