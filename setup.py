@@ -65,6 +65,7 @@ KERNELS = [
     ("matmul/matmul", LEVELS, []),
     ("matmul/topk", LEVELS, []),
     ("prune/prune", LEVELS, []),
+    ("cluster/cluster", LEVELS, []),
     ("sparse/sparse", LEVELS, []),
     ("calibrate/clip", LEVELS, []),
     ("calibrate/gptq", LEVELS, []),
