@@ -66,6 +66,7 @@ KERNELS = [
     ("matmul/matmul", LEVELS, []),
     ("matmul/topk", LEVELS, []),
     ("prune/prune", LEVELS, []),
+    ("cluster/cluster", LEVELS, []),
     ("sparse/sparse", LEVELS, []),
     ("trees/forest", LEVELS, []),
     ("calibrate/clip", LEVELS, []),
