@@ -10,6 +10,7 @@ from fastopt.search.operators import tournament, variation
 from fastopt.search.portfolio import Portfolio
 from fastopt.search.result import Pareto, Progress, Result
 from fastopt.search.space import Bool, Choice, Float, Int, Permutation, Space, Vector
+from fastopt.search.stored import load_result
 from fastopt.search.tpe import TPE
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "Result",
     "Space",
     "Vector",
+    "load_result",
     "minimize",
     "tournament",
     "variation",

@@ -48,33 +48,50 @@
 #endif
 #endif
 
-/* z = the dot products of FO_DOWN columns at a with FO_ACROSS columns at b, n rows. */
-FO_INLINE void NAME(fo_tile)(const REAL *a, const REAL *b, ptrdiff_t n, const char *ahead, REAL *z) {
-#define ZERO(i) VEC a##i = {0};
-#define MORE(i)                                                                                   \
-    a##i += *(const VEC *)(a + (i / FO_PARTS) / FO_ACROSS * FO_HEIGHT + r + i % FO_PARTS * WIDE) * \
-            *(const VEC *)(b + (i / FO_PARTS) % FO_ACROSS * FO_HEIGHT + r + i % FO_PARTS * WIDE);
-#define LIST(i) a##i,
-    FO_EACH_SUM(ZERO)
-    for (ptrdiff_t r = 0; r < n; r += LANES, ahead += 64) {
-        __builtin_prefetch(ahead, 0, 2); /* the first-level cache is full of columns */
-        FO_EACH_SUM(MORE)
-    }
-    const VEC all[] = {FO_EACH_SUM(LIST)};
-    NAME(fo_folds)(all, z);
-#undef ZERO
-#undef MORE
-#undef LIST
+/* A vector in a register: gcc would load it anew for each product. */
+FO_INLINE VEC NAME(fo_held)(const REAL *x) {
+    VEC v = *(const VEC *)x;
+#if defined(__AVX512F__)
+    __asm__("" : "+v"(v));
+#elif defined(__SSE2__)
+    __asm__("" : "+x"(v));
+#endif
+    return v;
 }
 
-/* out (pad, pad) += the upper triangle of a' b, a and b (pad, FO_HEIGHT) with n rows in use, n whole
-   lanes; the `bytes` at ahead, which come next, are asked for meanwhile. */
+/* z = the dot products of FO_DOWN columns at a with FO_ACROSS columns at b, n rows; a machine vector
+   of each column at a time, so that they and the sums fit the registers. */
+FO_INLINE void NAME(fo_tile)(const REAL *a, const REAL *b, ptrdiff_t n, const char *ahead, REAL *z) {
+    VEC sum[FO_ROWS * FO_PARTS];
+#pragma GCC unroll 16
+    for (int i = 0; i < FO_ROWS * FO_PARTS; i++) sum[i] = (VEC){0};
+    for (ptrdiff_t r = 0; r < n; r += LANES, ahead += 64) {
+        __builtin_prefetch(ahead, 0, 2); /* the first-level cache is full of columns */
+#pragma GCC unroll 4
+        for (int p = 0; p < FO_PARTS; p++) {
+            VEC y[FO_ACROSS];
+#pragma GCC unroll 4
+            for (int m = 0; m < FO_ACROSS; m++)
+                y[m] = NAME(fo_held)(b + m * FO_HEIGHT + r + p * WIDE);
+#pragma GCC unroll 4
+            for (int l = 0; l < FO_DOWN; l++) {
+                const VEC x = NAME(fo_held)(a + l * FO_HEIGHT + r + p * WIDE);
+#pragma GCC unroll 4
+                for (int m = 0; m < FO_ACROSS; m++) sum[(l * FO_ACROSS + m) * FO_PARTS + p] += x * y[m];
+            }
+        }
+    }
+    NAME(fo_folds)(sum, z);
+}
+
+/* out (pad, pad) += the upper triangle of a' b, a and b (pad, FO_HEIGHT) with n rows and `used`
+   columns in use, n whole lanes; the `bytes` at ahead, which come next, are asked for meanwhile. */
 static void NAME(fo_moments)(double *out, const REAL *a, const REAL *b, ptrdiff_t n, ptrdiff_t pad,
-                             const char *ahead, ptrdiff_t bytes) {
+                             ptrdiff_t used, const char *ahead, ptrdiff_t bytes) {
     REAL z[FO_ROWS];
     ptrdiff_t asked = 0;
-    for (ptrdiff_t i = 0; i < pad; i += FO_DOWN)
-        for (ptrdiff_t j = i / FO_ACROSS * FO_ACROSS; j < pad; j += FO_ACROSS) {
+    for (ptrdiff_t i = 0; i < used; i += FO_DOWN)
+        for (ptrdiff_t j = i / FO_ACROSS * FO_ACROSS; j < used; j += FO_ACROSS) {
             NAME(fo_tile)(a + i * FO_HEIGHT, b + j * FO_HEIGHT, n, ahead + asked, z);
             asked = asked + 2048 < bytes ? asked + 1024 : asked;
             for (int l = 0; l < FO_DOWN; l++)
@@ -165,7 +182,7 @@ static void NAME(fo_run)(double *out, const REAL *x, const REAL *y, const REAL *
                 a[c * FO_HEIGHT + r] = s[start + r] * b[c * FO_HEIGHT + r];
             for (ptrdiff_t r = rows; r < n; r++) a[c * FO_HEIGHT + r] = 0;
         }
-        NAME(fo_moments)(out, s ? a : b, b, n, pad, (const char *)(x + (start + rows) * d),
+        NAME(fo_moments)(out, s ? a : b, b, n, pad, d + k + 1, (const char *)(x + (start + rows) * d),
                          more * d * (ptrdiff_t)sizeof(REAL));
     }
 }

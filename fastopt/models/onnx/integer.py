@@ -96,7 +96,8 @@ def can_run_dynamic(graph: Graph, site: Site) -> bool:
     node = use.node
     if site.kind == "dense":
         plain = node.get("alpha", 1.0) == 1.0 and node.get("beta", 1.0) == 1.0
-        return use.weight == 1 and len(site.view.shape) == 2 and plain and not node.get("transA")
+        plain = plain and node.op in ("MatMul", "Gemm") and not node.get("transA")
+        return use.weight == 1 and len(site.view.shape) == 2 and plain
     if site.kind == "recurrent" and node.op == "LSTM":
         known = {"direction", "hidden_size", "activations", "input_forget", "clip"}
         return not set(node.attrs) - known

@@ -21,7 +21,8 @@ from fastopt.models.onnx.moves import MOVES, moved
 
 __all__ = ["Site", "Use", "View", "find_sites"]
 
-SMALLEST = 64  # elements; below, a layer is not worth its overhead
+SMALLEST = 8  # elements; below, a layer is not worth its overhead
+CODED = 64  # elements; integers that a few operators decode are a weight from here on
 _FLOATS = ("float32", "float16", "float64")
 _DECODERS = {"Cast", "Mul", "Div", "Sub", "Add", "DequantizeLinear"}
 
@@ -150,8 +151,9 @@ class _Finder:
         return View.rows(shape, math.prod(shape[:-1]) if len(shape) > 1 else 1)
 
     def _leaf(self, name: str) -> bool:
-        """Whether a constant is read as it is, not decoded into something that is a layer."""
-        return self.graph.values[name].dtype.name in _FLOATS
+        """Whether a constant is a float table: with rows, and a few features at least."""
+        a = self.graph.values[name]
+        return a.dtype.name in _FLOATS and a.ndim > 1 and 1 < a.shape[-1] < a.size
 
     def _large(self, name: str, smallest: int = SMALLEST) -> bool:
         if name in self.graph.values:
@@ -186,7 +188,7 @@ class _Finder:
                 if a is None or current in self.graph.overridable:
                     return False
                 narrow = a.dtype.kind in "iu" or a.dtype.name == "float16"
-                integers += narrow and a.size >= SMALLEST
+                integers += narrow and a.size >= CODED
             elif node.op in _DECODERS | set(MOVES):
                 stack += (
                     [i for i in node.inputs if i] if node.op in _DECODERS else [node.inputs[0]]
@@ -258,9 +260,32 @@ def _weights_of(node: Node, constant: set[str]) -> list[tuple[Use, str]]:
         return [(Use(node, 0, 1), "embedding")]
     elif node.op in ("FusedMatMul", "FusedGemm", "FusedConv", "NhwcFusedConv") and fixed(1):
         return [(Use(node, 1, 0), "embedding")]
-    elif node.op == "Einsum" and standard:
-        return [(Use(node, k, 1 - k), "embedding") for k in range(min(2, len(inputs))) if fixed(k)]
+    elif node.op == "Einsum" and standard and len(inputs) == 2:
+        return [
+            (Use(node, k, 1 - k), "embedding" if _einsum_order(node, k) is None else "dense")
+            for k in (0, 1)
+            if fixed(k)
+        ]
     return []
+
+
+def _einsum_order(node: Node, weight: int) -> str | None:
+    """ "in out" or "out in" where an Einsum is a product with a matrix over the last axis."""
+    terms, arrow, result = str(node.get("equation")).replace(" ", "").partition("->")
+    parts = terms.split(",")
+    if (
+        not arrow
+        or len(parts) != 2
+        or len(parts[weight]) != 2
+        or len(set(terms)) != len(terms) - 1
+    ):
+        return None
+    matrix, data = parts[weight], parts[1 - weight]
+    (shared,) = set(matrix) & set(data) or {""}
+    other = matrix.replace(shared, "") if shared else ""
+    if not shared or data[-1] != shared or result != data[:-1] + other:
+        return None
+    return "in out" if matrix[0] == shared else "out in"
 
 
 def _view(use: Use, kind: str, shape: tuple[int, ...]) -> tuple[View, int, tuple[str, ...]]:
@@ -280,7 +305,9 @@ def _view(use: Use, kind: str, shape: tuple[int, ...]) -> tuple[View, int, tuple
         return View.rows(shape, shape[0] * shape[1]), blocks, ("direction", "out", "in")
     if kind == "dense" and len(shape) >= 2:
         turned = use.weight == 1 and not (node.op == "Gemm" and node.get("transB", 0))
-        if use.weight == 0:
+        if node.op == "Einsum":
+            turned = _einsum_order(node, use.weight) == "in out"
+        elif use.weight == 0:
             turned = bool(node.op == "Gemm" and node.get("transA", 0))
         if not turned:
             blocks = math.prod(shape[:-2])

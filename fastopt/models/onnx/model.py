@@ -14,9 +14,10 @@ from fastopt import _threads
 from fastopt._arrays import Array, as_array, check_finite
 from fastopt._files import write_whole
 from fastopt._options import choice, flag, integer
-from fastopt.errors import ArrayError, OptionError
+from fastopt.errors import ArrayError, OptionError, UnsupportedError
 from fastopt.models.base import FLOAT32, Form, Group, Input, Layer
 from fastopt.models.onnx.compact import compact
+from fastopt.models.onnx.edit import can_split, split_site, take_out
 from fastopt.models.onnx.encode import LARGEST_SCALE, Coded, Narrow, encode, scale_kept
 from fastopt.models.onnx.endings import Ending, ending_of
 from fastopt.models.onnx.files import load_onnx, read_model
@@ -30,13 +31,18 @@ from fastopt.models.onnx.integer import (
     rows_to_int8,
     run_dynamic,
 )
-from fastopt.models.onnx.layers import Site, bias_of, find_sites
+from fastopt.models.onnx.labels import Labels, groups_of, propagate
+from fastopt.models.onnx.layers import Site, View, bias_of, find_sites
 from fastopt.models.onnx.rows import input_rows, output_positions
+from fastopt.models.onnx.rules import RULES
 from fastopt.models.onnx.run import Feeds, evaluate, execute, inputs_of, session, tensor_info
+from fastopt.models.onnx.shapes import shapes_of, synthetic_feed
 from fastopt.models.onnx.static import Static, can_run_static, check_ranges, run_static
 from fastopt.quantization import QuantizedArray
 
 __all__ = ["OnnxModel"]
+
+OLDEST_OPSET = 7  # before, operators broadcast by an attribute
 
 
 @dataclass(frozen=True)
@@ -57,7 +63,8 @@ class OnnxModel:
     Parameters
     ----------
     source : path or onnx.ModelProto
-        Opset 9 or newer. External data must be plain files in the model's folder.
+        Opset 7 or newer; an older one can be run and saved, but has no layers. External data must
+        be plain files in the model's folder.
     portable : bool
         Only forms that run-times which do not fold constants run well.
 
@@ -93,7 +100,12 @@ class OnnxModel:
         self._graph = Graph.from_proto(proto, path)
         self._stored: dict[str, Stored] = {}
         self._changed = False
-        self._shapes: dict[str, tuple[int, ...]] = {}  # of one input row, once seen
+        self._feed: Mapping[str, Array] | None = None  # one row, once data were seen
+        self._shapes: dict[str, tuple[int, ...]] = {}  # for that feed
+        self._found: tuple[Labels, dict[str, Group], dict[str, Array], tuple[str, ...]] | None = (
+            None
+        )
+        self._checked: frozenset[str] = frozenset()
         self._seen_rows = 1
         self._constants: dict[str, Array] = {}
         self._layers: dict[str, Layer] | None = None
@@ -142,13 +154,18 @@ class OnnxModel:
 
     @property
     def groups(self) -> Mapping[str, Group]:
-        """The coupling groups in order of execution."""
-        return {}
+        """The coupling groups in order of execution, frozen ones with their reason."""
+        return self._labelled()[1] if self._sites else {}
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What is left as it is, and why."""
-        return ()
+        """Operators that the adapter does not know."""
+        if self._graph.opset < OLDEST_OPSET:
+            return (
+                f"opset {self._graph.opset} is left as it is; "
+                "onnx.version_converter makes a newer one",
+            )
+        return self._labelled()[3]
 
     @property
     def nbytes(self) -> int:
@@ -238,10 +255,9 @@ class OnnxModel:
         fresh = as_array(weight, "weight", cast="float32", shape=old.weight.shape)
         fresh = np.ascontiguousarray(fresh, np.float32)
         check_finite(fresh, "weight")
-        if bias is not None:
-            self._set_bias(site, bias)
+        rewritten = bias is not None and self._set_bias(site, bias)
         self._stored[layer] = Stored(self._form(layer, FLOAT32), fresh)
-        self._forget(keep_sites=bias is None)
+        self._forget(None if rewritten else layer)
 
     def store(
         self,
@@ -254,9 +270,9 @@ class OnnxModel:
         site = self._site(layer)
         chosen = self._form(layer, form)
         matrix = self.layers[layer].weight
+        if not chosen.integer and codes is not None:
+            raise OptionError(f"codes: {form} takes none")
         if not chosen.integer:
-            if codes is not None:
-                raise OptionError(f"codes: {form} takes none")
             if chosen.bits == 16:
                 matrix = matrix.astype(np.float16).astype(np.float32)
             self._stored[layer] = Stored(chosen, matrix)
@@ -294,13 +310,93 @@ class OnnxModel:
                 rows8,
                 ranges if chosen.activations == "static" else None,
             )
-        self._forget(keep_sites=True)
+        self._forget(layer)
+
+    def keep_units(
+        self,
+        group: str,
+        index: Array,
+        weights: Mapping[str, tuple[Array, Array | None]] | None = None,
+    ) -> None:
+        """In place: keep the group's units ``index`` only (see the protocol).
+
+        The first cut of each group is checked: the sliced graph must compute what the whole one
+        does with the units' columns set to zero.
+
+        Raises
+        ------
+        UnsupportedError
+            The group is frozen, a member is stored in fewer bits, or that check fails.
+        """
+        labels, groups, units, _ = self._labelled()
+        choice(group, "group", groups)
+        found = groups[group]
+        given = np.asarray(index)
+        kept = np.unique(given)
+        if given.dtype.kind not in "iu" or given.ndim != 1 or not 0 < kept.size == given.size:
+            raise ArrayError("index: expected the numbers of different units, at least one")
+        if kept[0] < 0 or kept[-1] >= found.n_units:
+            raise ArrayError(f"index: expected units 0..{found.n_units - 1}")
+        if found.frozen is not None:
+            raise UnsupportedError(f"group {group} is frozen: {found.frozen}")
+        self._settle()
+        members = (*found.producers, *found.consumers, *found.others)
+        stored = [m.tensor for m in members if m.tensor in self._stored]
+        if stored:
+            raise UnsupportedError(f"group {group}: {stored[0]} is stored in fewer bits already")
+        removed = np.delete(units[group], kept)
+        trial = self._graph.copy()
+        take_out(trial, labels, labels.removed(removed))
+        if group not in self._checked:
+            self._check_cut(trial, found, np.delete(np.arange(found.n_units), kept))
+        self._checked |= {group}
+        self._graph = trial
+        self._constants = {}
+        self._forget()
+        for name, (weight, bias) in (weights or {}).items():
+            self.set_weight(name, weight, bias)
+
+    def _check_cut(self, trial: Graph, group: Group, removed: Array) -> None:
+        """UnsupportedError unless the cut graph equals the whole one with columns of zeros."""
+        assert self._feed is not None
+        masked = self.copy()
+        for member in group.consumers:
+            weight = masked.layers[member.tensor].weight.copy()
+            weight[:, member.index[removed].reshape(-1)] = 0
+            masked.set_weight(member.tensor, weight)
+        graphs = (masked._run_graph(), trial)
+        whole, cut = (
+            execute(session(g.to_proto().SerializeToString()), self.outputs, self._feed)
+            for g in graphs
+        )
+        for name, a, b in zip(self.outputs, whole, cut, strict=True):
+            scale = np.abs(np.nan_to_num(a)).max(initial=1e-6)
+            if np.shape(a) != np.shape(b) or not np.allclose(
+                a, b, rtol=0, atol=1e-3 * scale, equal_nan=True
+            ):
+                raise UnsupportedError(f"group {group.name}: output {name} changes when it is cut")
+
+    def split_layer(self, layer: str, a: Array, b: Array) -> None:
+        """In place: ``layer`` becomes ``layer.b`` (r, n_in), then ``layer.a`` (n_out, r)."""
+        site = self._site(layer)
+        n_out, n_in = self.layers[layer].weight.shape
+        first = as_array(b, "b", cast="float32", shape=(None, n_in))
+        second = as_array(a, "a", cast="float32", shape=(n_out, len(first)))
+        if not can_split(site):
+            raise UnsupportedError(f"{layer} ({site.kind}) cannot be split in two")
+        if layer in self._stored and self._stored[layer].form.name != FLOAT32:
+            raise UnsupportedError(f"{layer} is stored in fewer bits already")
+        self._settle()
+        split_site(self._graph, site, second, first)
+        self._graph.prune()
+        self._forget()
 
     def fold(self) -> tuple[str, ...]:
         """In place: merge operators where the function stays the same; what was done."""
+        if self._graph.opset < OLDEST_OPSET:
+            return ()
         self._settle()
         done = fold(self._graph, frozenset(self._stored))
-        self._shapes = {}
         self._forget()
         return tuple(f"{n} {what}" for what, n in done.items())
 
@@ -310,7 +406,6 @@ class OnnxModel:
         twin.__dict__.update(self.__dict__)
         twin._graph = self._graph.copy()
         twin._stored = dict(self._stored)
-        twin._shapes = dict(self._shapes)
         twin._sessions = {}
         return twin
 
@@ -340,14 +435,22 @@ class OnnxModel:
             self._float_values(self._graph, plain)
             self._stored = {k: s for k, s in self._stored.items() if k not in plain}
 
-    def _forget(self, *, keep_sites: bool = False) -> None:
-        """After an edit: drop what was derived from the graph."""
+    def _forget(self, layer: str | None = None) -> None:
+        """After an edit of the graph, or of one layer's values alone: drop what was derived."""
         self._changed = True
-        self._layers, self._nbytes = None, None
+        self._nbytes = None
         self._sessions: dict[tuple[tuple[str, ...], int, bool], Any] = {}
-        if not keep_sites:
+        if layer is not None and self._layers is not None:
+            self._layers = {**self._layers, layer: self._layer(self._sites[layer])}
+        else:
+            self._layers = None
+        if layer is None:
+            self._shapes, self._found = {}, None
             self._consumers = self._graph.consumers()
-            self._sites, self._constant = find_sites(self._graph, self._value)
+            old = self._graph.opset < OLDEST_OPSET
+            self._sites, self._constant = (
+                ({}, set()) if old else find_sites(self._graph, self._value)
+            )
             self._main_names = {i.name for i in self._graph.inputs} | {
                 name for node in self._graph.block.nodes for name in node.outputs
             }
@@ -394,12 +497,12 @@ class OnnxModel:
         if site.kind == "embedding" or tap not in self._main_names or tap in self._constant:
             tap = None
         output = None if use is None else use.node.outputs[0]
-        positions = output_positions(site, self._shapes) if self._shapes else 0
+        positions = 0 if self._feed is None else output_positions(site, self._known_shapes())
         return Layer(
             site.anchor,
             site.kind,
             matrix,
-            None if bias is None else np.asarray(self._graph.values[bias[0]], np.float32).ravel(),
+            None if bias is None else self._bias(bias[0], stored),
             0 if site.kind == "embedding" else positions * matrix.size // self._seen_rows,
             tap,
             own if stored is None else stored.form,
@@ -410,6 +513,12 @@ class OnnxModel:
             site.axes,
             None if stored is None else stored.codes,
         )
+
+    def _bias(self, name: str, stored: Stored | None) -> Array:
+        bias = np.asarray(self._graph.values[name], np.float32).ravel()
+        if stored is not None and name in self._half_biases():
+            bias = bias.astype(np.float16).astype(np.float32)
+        return bias
 
     def _int8_runs(self, site: Site) -> tuple[bool, bool]:
         if self._value(site.anchor).dtype != np.float32:
@@ -440,8 +549,8 @@ class OnnxModel:
                 found.add(current)
         return found
 
-    def _set_bias(self, site: Site, bias: Array) -> None:
-        """Replace the layer's bias, or give it one."""
+    def _set_bias(self, site: Site, bias: Array) -> bool:
+        """Replace the layer's bias, or give it one: True where that changes the graph."""
         n_out = site.view.n_out
         fresh = as_array(bias, "bias", cast="float32", shape=(n_out,))
         fresh = np.ascontiguousarray(fresh, np.float32)
@@ -451,7 +560,7 @@ class OnnxModel:
         if found is not None:
             name = found[0]
             self._graph.values[name] = fresh.astype(dtype).reshape(self._graph.values[name].shape)
-            return
+            return False
         if not site.direct or len(site.uses) != 1 or site.kind not in ("dense", "conv"):
             raise OptionError(f"bias: {site.anchor} ({site.kind}) has no place for one")
         node = site.uses[0].node
@@ -470,6 +579,7 @@ class OnnxModel:
             change = {node: [replace(node, outputs=(inner,)), added]}
         self._graph.values[name] = fresh.astype(dtype)
         self._graph.rewrite(change)
+        return True
 
     def _float_values(self, graph: Graph, stored: Mapping[str, Stored]) -> None:
         """In place: put layers' values in ``graph`` as plain constants."""
@@ -483,12 +593,26 @@ class OnnxModel:
                 change[node] = []
             tensor = site.view.tensor(entry.matrix).astype(dtype, copy=False)
             graph.values[name] = tensor
+        for name in self._half_biases():
+            graph.values[name] = graph.values[name].astype(np.float16).astype(np.float32)
         graph.rewrite(change)
         integer = {k: s for k, s in stored.items() if s.rows8 is not None}
         dynamic = {k: s.rows8 for k, s in integer.items() if s.rows8 and not s.ranges}
         static = {k: Static(s.rows8, s.ranges) for k, s in integer.items() if s.rows8 and s.ranges}
         run_static(graph, self._sites, static)
         run_dynamic(graph, self._sites, dynamic)
+
+    def _half_biases(self) -> list[str]:
+        """Biases of layers stored in fewer bits, which float16 holds well: it keeps them."""
+        found = []
+        for layer, stored in self._stored.items():
+            bias = bias_of(self._graph, self._sites[layer], self._consumers)
+            if stored.form.bits > 16 or bias is None or self.portable:
+                continue
+            a = self._graph.values[bias[0]]
+            if a.dtype == np.float32 and a.size >= 16 and np.abs(a).max() < 65504:
+                found.append(bias[0])
+        return found
 
     def _run_graph(self) -> Graph:
         graph = self._graph.copy()
@@ -507,6 +631,10 @@ class OnnxModel:
             for name, s in self._stored.items()
             if s.form.name == "float16" and self._value(name).dtype.name == "float32"
         ]
+        for name in self._half_biases():
+            if name in graph.values:
+                bias = graph.values[name]
+                narrow.append(Narrow(name, View.rows(bias.shape, 1), bias))
         return compact(encode(graph, coded, narrow)).to_proto()
 
     def _tried(self, layer: str, weight: Array) -> Array:
@@ -535,29 +663,28 @@ class OnnxModel:
         return self._sessions[key]
 
     def _observe(self, feeds: Feeds) -> None:
-        """Note the shapes around the layers for one small feed; they give the multiply-adds."""
-        if self._shapes:
+        """Note the shapes for one small feed; they give the multiply-adds and the groups."""
+        if self._feed is not None:
             return
-        feed = next(feeds.batches(1))
-        wanted = set()
-        for site in self._sites.values():
-            for use in site.uses:
-                wanted |= {use.node.inputs[use.data], use.node.outputs[0]}
-        given = {i.name for i in self.inputs}
-        names = tuple(sorted((wanted & self._main_names) - given - set(self.outputs)))
-        runner = session(self._tapped(names), 1)
-        every = [*self.outputs, *names]
-        found = dict(zip(every, execute(runner, every, feed), strict=True)) | feed
-        self._shapes = {name: np.shape(a) for name, a in found.items()}
+        self._feed = next(feeds.batches(1))
         first = next((i for i in self.inputs if i.shape and i.name not in feeds.fixed), None)
-        self._seen_rows = 1
         if first is not None and first.name not in feeds.whole and feeds.parts is None:
-            self._seen_rows = max(1, len(feed[first.name]))
-        self._layers = None
+            self._seen_rows = max(1, len(self._feed[first.name]))
+        self._shapes = {}
+        self._layers = self._found = None
 
-    def _tapped(self, names: tuple[str, ...]) -> bytes:
-        proto = self._graph.to_proto()
-        for name in names:
-            proto.graph.output.add(name=name)
-        data: bytes = proto.SerializeToString()
-        return data
+    def _known_shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shapes for the feed seen, or for one made up."""
+        if self._feed is None:
+            self._feed = synthetic_feed(self._graph, self.inputs)
+        if not self._shapes:
+            self._shapes = shapes_of(self._graph, self._feed)
+        return self._shapes
+
+    def _labelled(self) -> tuple[Labels, dict[str, Group], dict[str, Array], tuple[str, ...]]:
+        """Labels, groups, the groups' units, and notes."""
+        if self._found is None:
+            labels, notes = propagate(self._graph, self._known_shapes(), RULES)
+            groups, units = groups_of(labels, self._sites, self._graph.values)
+            self._found = (labels, groups, units, tuple(notes))
+        return self._found

@@ -29,7 +29,7 @@ def input_rows(site: Site, tapped: Array, limit: int | None) -> Array:
         return np.ascontiguousarray(_thin(rows, limit).transpose(1, 0, 2))
     if site.kind == "recurrent":
         return _steps(x, node, use.weight, limit)
-    if use.weight == 0 or (node.op == "Gemm" and node.get("transA", 0)):
+    if node.op != "Einsum" and (use.weight == 0 or node.get("transA", 0)):
         x = x.swapaxes(-1, -2)
     if site.n_blocks > 1:  # one matrix for each leading index
         rows = x.reshape(-1, site.n_blocks, *x.shape[-2:]).swapaxes(0, 1)
@@ -54,7 +54,7 @@ def output_positions(site: Site, shapes: dict[str, tuple[int, ...]]) -> int:
             total += math.prod(shapes[source][:2])
         elif source in shapes and site.kind == "dense":
             shape = shapes[source]
-            turned = use.weight == 0 or (node.op == "Gemm" and node.get("transA", 0))
+            turned = node.op != "Einsum" and (use.weight == 0 or node.get("transA", 0))
             inner = shape[-2] if turned and len(shape) > 1 else shape[-1]
             total += math.prod(shape) // max(1, inner) // site.n_blocks
     return total

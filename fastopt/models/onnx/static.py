@@ -45,7 +45,7 @@ def can_run_static(graph: Graph, site: Site) -> bool:
         )
     plain = node.get("alpha", 1.0) == 1.0 and node.get("beta", 1.0) == 1.0
     return (
-        site.kind == "dense"
+        node.op in ("MatMul", "Gemm")
         and site.uses[0].weight == 1
         and len(site.view.shape) == 2
         and plain

@@ -1,0 +1,176 @@
+"""Edits of a graph's structure: units taken out, layers split in two."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+
+import numpy as np
+
+from fastopt._arrays import Array
+from fastopt.errors import UnsupportedError
+from fastopt.models.onnx.graph import Graph, Node, attribute, new_node
+from fastopt.models.onnx.labels import Labels
+from fastopt.models.onnx.layers import Site
+from fastopt.models.onnx.rules import slice_bounds
+
+__all__ = ["can_split", "split_site", "take_out"]
+
+
+def take_out(graph: Graph, labels: Labels, gone: Mapping[tuple[str, int], Array]) -> None:
+    """In place: remove the marked positions from constants, and mend the nodes around them."""
+
+    def size(tensor: str, axis: int) -> int:
+        found = labels.shapes[tensor][axis]
+        mask = gone.get((tensor, axis))
+        return found if mask is None else int(found - mask.sum())
+
+    for (tensor, axis), mask in gone.items():
+        if tensor in graph.values:
+            graph.values[tensor] = np.compress(~mask, graph.values[tensor], axis=axis)
+        elif tensor in graph.opaque:
+            raise UnsupportedError(f"constant {tensor!r} of another type cannot be cut")
+    change: dict[Node, list[Node]] = {}
+    touched = {tensor for tensor, _ in gone}
+    for node in graph.block.nodes:
+        if not touched.isdisjoint((*node.inputs, *node.outputs)):
+            mended = _mended(graph, labels, node, gone, size)
+            if mended is not None:
+                change[node] = mended
+    graph.rewrite(change)
+
+
+def _mended(
+    graph: Graph,
+    labels: Labels,
+    node: Node,
+    gone: Mapping[tuple[str, int], Array],
+    size: Callable[[str, int], int],
+) -> list[Node] | None:
+    y = node.outputs[0]
+    if node.op in ("Reshape", "Expand"):
+        axes = [k for k in range(labels.rank(y)) if (y, k) in gone]
+        if not axes:
+            return None
+        return _new_shape(graph, node, {k: size(y, k) for k in axes}, labels.rank(y))
+    if node.op == "Conv" and int(node.get("group", 1)) > 1:
+        x, w = node.inputs[:2]
+        if labels.shapes[w][1] == 1 and (x, 1) in gone:
+            return [replace(node, attrs={**node.attrs, "group": attribute("group", size(x, 1))})]
+        return None
+    if node.op == "Split":
+        x = node.inputs[0]
+        axis = int(node.get("axis", 0)) % labels.rank(x)
+        if (x, axis) not in gone:
+            return None
+        sizes = [size(name, axis) for name in node.outputs]
+        attrs = {k: v for k, v in node.attrs.items() if k not in ("split", "num_outputs")}
+        if graph.opset < 13:
+            return [replace(node, attrs={**attrs, "split": attribute("split", sizes)})]
+        name = _constant(graph, f"{y}/sizes", np.array(sizes, np.int64))
+        return [replace(node, inputs=(x, name), attrs=attrs)]
+    if node.op == "Slice":
+        return _new_slice(graph, labels, node, gone)
+    return None
+
+
+def _constant(graph: Graph, stem: str, value: Array) -> str:
+    name = graph.fresh(stem)
+    graph.values[name] = value
+    return name
+
+
+def _new_shape(graph: Graph, node: Node, sizes: Mapping[int, int], rank: int) -> list[Node]:
+    """Reshape or Expand with other entries of its shape, constant or computed."""
+    y, shape = node.outputs[0], node.inputs[1]
+    if shape in graph.values:
+        target = graph.values[shape].copy()
+        for axis, n in sizes.items():
+            if target[axis] > 0:
+                target[axis] = n
+        name = _constant(graph, f"{y}/shape", target)
+        return [replace(node, inputs=(node.inputs[0], name))]
+    mask = np.zeros(rank, bool)
+    values = np.zeros(rank, np.int64)
+    for axis, n in sizes.items():
+        mask[axis], values[axis] = True, n
+    name = graph.fresh(f"{y}/shape")
+    chosen = new_node(
+        "Where",
+        (
+            _constant(graph, f"{y}/cut", mask),
+            _constant(graph, f"{y}/sizes", values),
+            shape,
+        ),
+        (name,),
+    )
+    return [chosen, replace(node, inputs=(node.inputs[0], name))]
+
+
+def _new_slice(
+    graph: Graph, labels: Labels, node: Node, gone: Mapping[tuple[str, int], Array]
+) -> list[Node] | None:
+    x, y = node.inputs[0], node.outputs[0]
+    bounds = slice_bounds(node, graph)
+    if bounds is None or not any((x, a % labels.rank(x)) in gone for a in bounds):
+        return None
+    new: dict[int, tuple[int, int, int]] = {}
+    for a, (start, end, step) in bounds.items():
+        axis = a % labels.rank(x)
+        mask = gone.get((x, axis))
+        if mask is not None:
+            n = mask.size
+            start, end = (min(max(b + n if b < 0 else b, 0), n) for b in (start, end))
+            start, end = (b - int(mask[:b].sum()) for b in (start, end))
+        new[axis] = (start, end, step)
+    columns = [list(new), *map(list, zip(*new.values(), strict=True))]
+    axes, starts, ends, steps = (np.array(c, np.int64) for c in columns)
+    if graph.opset < 10:
+        attrs = {"axes": axes.tolist(), "starts": starts.tolist(), "ends": ends.tolist()}
+        return [new_node("Slice", (x,), (y,), **attrs)]
+    names = [
+        _constant(graph, f"{y}/{k}", v)
+        for k, v in (("starts", starts), ("ends", ends), ("axes", axes), ("steps", steps))
+    ]
+    return [replace(node, inputs=(x, *names))]
+
+
+def can_split(site: Site) -> bool:
+    """Whether the layer can become two."""
+    if not site.direct or len(site.uses) != 1 or site.uses[0].weight != 1:
+        return False
+    node = site.uses[0].node
+    if site.kind == "dense":
+        plain = node.op in ("MatMul", "Gemm") and node.get("alpha", 1.0) == 1.0
+        return plain and len(site.view.shape) == 2 and not node.get("transA")
+    return site.kind == "conv" and site.n_blocks == 1
+
+
+def split_site(graph: Graph, site: Site, a: Array, b: Array) -> tuple[str, str]:
+    """In place: the layer as two, ``b`` (r, n_in) first, then ``a`` (n_out, r) with the bias.
+
+    Returns the names of the two weights, b's first.
+    """
+    node = site.uses[0].node
+    old = graph.values.get(site.anchor)
+    dtype = np.dtype(np.float32) if old is None else old.dtype
+    rank = b.shape[0]
+    shape = site.view.shape
+    if site.kind == "conv":
+        first, second = b.reshape(rank, *shape[1:]), a.reshape(-1, rank, *[1] * (len(shape) - 2))
+        early = dict(node.attrs)
+        late = {"kernel_shape": attribute("kernel_shape", [1] * (len(shape) - 2))}
+    elif node.op == "Gemm" and node.get("transB"):
+        first, second, early, late = b, a, {"transB": node.attrs["transB"]}, dict(node.attrs)
+    else:
+        first, second, early, late = b.T, a.T, {}, dict(node.attrs)
+    names = graph.fresh(f"{site.anchor}.b"), graph.fresh(f"{site.anchor}.a")
+    for name, value in zip(names, (first, second), strict=True):
+        graph.values[name] = np.ascontiguousarray(value.astype(dtype))
+    middle = graph.fresh(f"{node.outputs[0]}/thin")
+    nodes = [
+        Node(node.op, node.domain, (node.inputs[0], names[0]), (middle,), early, name=node.name),
+        replace(node, inputs=(middle, names[1], *node.inputs[2:]), attrs=late),
+    ]
+    graph.rewrite({node: nodes})
+    return names
