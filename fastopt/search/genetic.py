@@ -331,35 +331,44 @@ class Genetic(Engine):
         space = self.space
         finite = space.size <= FINITE
         present = np.concatenate([space.values_of(self._genomes), self._waiting])
-        taken = {row.tobytes() for row in present}
-        for i in range(len(values)):
-            row = slice(i, i + 1)
-            for attempt in range(1, RETRIES + 1):
-                old = values[i].tobytes() in taken
-                if not old and not (finite and fingerprint(values[i]) in self._seen):
+        known = {row.tobytes() for row in present}
+
+        def old() -> list[int]:
+            taken, found = set(known), []
+            for i, value in enumerate(values):
+                key = value.tobytes()
+                if key in taken or (finite and fingerprint(value) in self._seen):
+                    found.append(i)
+                taken.add(key)
+            return found
+
+        for attempt in range(1, RETRIES + 1):
+            clones = old()
+            if not clones:
+                return
+            fresh = child[clones]
+            rate = min(1.0, (1 + attempt) / space.n_columns)
+            _kernels.genetic.mutate(
+                fresh,
+                space.low,
+                space.high,
+                MUTATIONS["polynomial"],
+                rate,
+                self.mutation_eta,
+                self._key ^ (RETRY + attempt),
+                (self._generation * 4099 + int(rows[0])) & 0xFFFFFFFF,
+                1,
+            )
+            self._step(fresh, rows[clones], rate, attempt)
+            values[clones] = space.values_of(fresh)
+        for i in old() if finite else ():
+            number = (self._asked + int(rows[i])) * POOL
+            here = {row.tobytes() for row in values}
+            for point in space.values_of(self._random(number, POOL)):
+                key = point.tobytes()
+                if key not in known and key not in here and fingerprint(point) not in self._seen:
+                    values[i] = point
                     break
-                fresh = child[row].copy()
-                _kernels.genetic.mutate(
-                    fresh,
-                    space.low,
-                    space.high,
-                    MUTATIONS["polynomial"],
-                    min(1.0, (1 + attempt) / space.n_columns),
-                    self.mutation_eta,
-                    self._key ^ (RETRY + attempt),
-                    (self._generation * 4099 + int(rows[i])) & 0xFFFFFFFF,
-                    1,
-                )
-                self._step(fresh, rows[row], min(1.0, (1 + attempt) / space.n_columns), attempt)
-                values[i] = space.values_of(fresh)[0]
-            else:
-                if finite:
-                    number = (self._asked + int(rows[i])) * POOL
-                    for point in space.values_of(self._random(number, POOL)):
-                        if point.tobytes() not in taken and fingerprint(point) not in self._seen:
-                            values[i] = point
-                            break
-            taken.add(values[i].tobytes())
 
     def _noted(self, values: Matrix) -> Matrix:
         """The same values, remembered until they are told where ``unique``."""
