@@ -248,9 +248,9 @@ class Engine:
         except (TypeError, ValueError) as error:
             raise DTypeError(f"{name}: cannot be read as numbers: {error}") from None
 
-    def _uniform(self, first: int, k: int, step: int = 0) -> Matrix:
-        """(k, d) uniforms in [0, 1); row i is a function of (seed, first + i, step)."""
-        u = np.empty((k, self.space.n_columns))
+    def _uniform(self, first: int, k: int, step: int = 0, columns: int = 0) -> Matrix:
+        """(k, d or columns) uniforms in [0, 1); row i is a function of (seed, first + i, step)."""
+        u = np.empty((k, columns or self.space.n_columns))
         _kernels.genetic_select.uniform(u, first, self._key, step, 1)
         return u
 

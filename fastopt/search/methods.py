@@ -10,10 +10,12 @@ from fastopt._options import choice
 from fastopt._random import Seed
 from fastopt.errors import OptionError
 from fastopt.search.cma import CMA
+from fastopt.search.de import DE
 from fastopt.search.engine import Engine, Random
 from fastopt.search.genetic import Genetic
 from fastopt.search.gp import GP
 from fastopt.search.greedy import Greedy
+from fastopt.search.nsga2 import NSGA2
 from fastopt.search.portfolio import Portfolio, is_real
 from fastopt.search.space import Float, Int, Permutation, Space, Vector
 from fastopt.search.tpe import TPE
@@ -21,7 +23,7 @@ from fastopt.search.tpe import TPE
 __all__ = ["METHODS", "engine_for"]
 
 ENGINES: dict[str, type[Engine]] = {
-    e.method: e for e in (Random, Greedy, Genetic, CMA, Portfolio, GP, TPE)
+    e.method: e for e in (Random, Greedy, Genetic, CMA, Portfolio, GP, TPE, DE, NSGA2)
 }
 METHODS = ("auto", *ENGINES)
 # Most trials for which the models are worth their time: all spaces, and those of reals alone.
@@ -67,9 +69,13 @@ def engine_for(
             raise OptionError("x0: random search takes no first trials; use another method")
     else:
         options["x0"] = x0
-    if name == "genetic" and "population" not in options:
+    if name in ("genetic", "nsga2") and "population" not in options:
         mu = 50 if vectorized else max(8, min(50, round(math.sqrt(budget))))
+        if name == "genetic" and _orders(space):
+            mu = 10  # 6.0 against 7.1 with 50 on a tour of 50 points, 20,000 trials
         options.update(population=mu, unique=not vectorized)
+    if name == "de":
+        options.setdefault("budget", budget)
     engine = ENGINES[name](space, seed=seed, **options)
     d = space.n_columns
     if name == "random" and vectorized:
@@ -79,9 +85,17 @@ def engine_for(
     elif isinstance(engine, Genetic):
         mu = engine.population
         engine.batch = mu if vectorized else max(2, min(mu, budget // 16))
+        if name == "genetic" and _orders(space):
+            engine.batch = 4
     if stored and stored.get("method") == name:
         engine.batch = stored.get("own_batch", engine.batch)
     return engine, reason
+
+
+def _orders(space: Space) -> bool:
+    """Whether most columns are those of orders."""
+    columns = sum(v.n for v in space.variables.values() if isinstance(v, Permutation))
+    return 2 * columns > space.n_columns
 
 
 def _chosen(space: Space, budget: int, vectorized: bool) -> tuple[str, str]:

@@ -215,7 +215,7 @@ class Mixture:
     def _loose(self, width: Matrix) -> Matrix:
         """Share of an option's kernel that is spread over all options."""
         count = np.maximum(np.rint(width), 1)
-        return np.minimum(1.0, count / (count + len(self.genomes)))
+        return np.asarray(np.minimum(1.0, count / (count + len(self.genomes))))
 
 
 def normal_cdf(z: Matrix) -> Matrix:
