@@ -213,6 +213,21 @@ def test_what_cannot_be_sent_is_named(monkeypatch):
     assert Portable(abs)(-2) == 2
 
 
+def test_lookahead_gives_the_same_trials_for_any_workers(tmp_path):
+    args = {"method": "genetic", "max_evals": 60, "batch_size": 4, "lookahead": 3}
+    plain = minimize(smooth, MIXED, **args)
+    assert (
+        plain.history.tobytes()
+        != minimize(smooth, MIXED, **{**args, "lookahead": 0}).history.tobytes()
+    )
+    for workers in (1, 3):
+        with ThreadPoolExecutor(workers) as pool:
+            res = minimize(smooth, MIXED, executor=pool, storage=tmp_path / f"{workers}", **args)
+        assert res.history.tobytes() == plain.history.tobytes()
+    longer = minimize(smooth, MIXED, storage=tmp_path / "1", **{**args, "max_evals": 90})
+    assert longer.history[:60].tobytes() == plain.history.tobytes()
+
+
 # --- asynchronous
 
 
@@ -795,6 +810,7 @@ def test_patience_and_target():
         {"retry_failed": 1},
         {"constraints": -1},
         {"patience": 0},
+        {"lookahead": -1},
         {"target": math.nan},
         {"maximize": 1},
         {"maximize": [True, False]},

@@ -49,6 +49,7 @@ def minimize(
     x0: Any = None,
     prior: Sequence[tuple[Any, Any]] | None = None,
     batch_size: int | None = None,
+    lookahead: int | None = None,
     mode: str = "sync",
     maximize: bool | Sequence[bool] = False,
     constraints: int = 0,
@@ -102,6 +103,10 @@ def minimize(
     batch_size : int, optional
         Trials proposed from the same knowledge; by default as many as the engine wants next,
         never chosen by the number of workers. In asynchronous mode: trials under way at a time.
+    lookahead : int, optional
+        Batches that are proposed before the oldest of them is told; by default what the engine
+        says, 0 for those that learn. More keep many workers busy while one is slow, with the
+        same result for any number of them, at the price of older knowledge.
     mode : "sync" or "async"
         "sync": proposals depend on the seed and on finished batches, so any number of workers
         gives the same result. "async": a new trial is proposed whenever one arrives, so no
@@ -174,6 +179,7 @@ def minimize(
     if max_evals is None and max_time is None:
         raise OptionError("max_evals: None needs max_time, or the search would not end")
     batch_size = None if batch_size is None else integer(batch_size, "batch_size", low=1)
+    lookahead = None if lookahead is None else integer(lookahead, "lookahead", low=0)
     patience = None if patience is None else integer(patience, "patience", low=1)
     target = None if target is None else number(target, "target")
     constraints = integer(constraints, "constraints", low=0)
@@ -231,6 +237,7 @@ def minimize(
         maximize=maximize,
     )
     run.vectorized, run.retry_failed, run.stopper = vectorized, retry_failed, rules
+    run.lookahead = lookahead
     if rules is not None and not (objective.reports or objective.yields):
         raise OptionError("stopper: f must take report, or yield its values")
     if progress:
@@ -238,6 +245,7 @@ def minimize(
     known = _known_results(objective, prior)
     if storage is not None:
         header = _header(engine, seed, batch, x0, mode, signs, constraints, known[0])
+        header["lookahead"] = lookahead
         header["stopper"] = None if rules is None else [rules.name, digest_of(vars(rules))]
         run.journal = Journal(storage, header)
     _tell_known(run, *known)

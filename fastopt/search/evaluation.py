@@ -6,7 +6,7 @@ import inspect
 import math
 import pickle
 import time
-from collections.abc import Callable, Generator, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from functools import partial
 from importlib import import_module
 from typing import Any, NamedTuple
@@ -92,30 +92,46 @@ class Objective:
     ) -> tuple[list[float | Outcome], float]:
         """What another process does with several trials: their outcomes, and the seconds."""
         start = time.perf_counter()
-        outcomes = [transportable(self(trial, stop)) for trial in trials]
+        outcomes = [transportable(outcome) for outcome in self.each(trials, stop)]
         return outcomes, time.perf_counter() - start
 
-    def __call__(self, trial: dict[str, Any], stop: Stop | None = None) -> float | Outcome:
-        """f of one trial: a float, or an Outcome where there is more to say. Never raises an
-        Exception."""
-        try:
-            if self.plain:
-                raw = self.f(**trial) if self.keywords else self.f(trial)
-                if type(raw) is float:
-                    return math.nan if raw == -math.inf else raw
-                return self._outcome(raw)
-            reporter = Reporter(self.signs[0], stop)
+    def each(
+        self, trials: Iterable[dict[str, Any]], stop: Stop | None = None
+    ) -> Iterator[float | Outcome]:
+        """Outcome of one trial after the other, each evaluated when it is asked for.
+
+        A float, or an Outcome where there is more to say. Exceptions of f become outcomes.
+        """
+        if not self.plain:
+            for trial in trials:
+                yield self._reported(trial, stop)
+            return
+        f, keywords, worst = self.f, self.keywords, -math.inf
+        for trial in trials:
             try:
-                options = {"report": reporter} if self.reports else {}
-                raw = self.f(**trial, **options) if self.keywords else self.f(trial, **options)
-                if self.yields:
-                    raw = _drive(raw, reporter)
-                return self._outcome(raw, reporter.seen)
-            except TrialStopped:
-                y = reporter.seen[-1][1] if reporter.seen else math.nan
-                return Outcome(y, reports=tuple(reporter.seen), stopped=True)
+                raw = f(**trial) if keywords else f(trial)
+                y = raw if type(raw) is float and raw != worst else self._outcome(raw)
+            except Exception as error:
+                y = _raised(error)
+            yield y
+
+    def __call__(self, trial: dict[str, Any], stop: Stop | None = None) -> float | Outcome:
+        """Outcome of one trial, as from ``each``."""
+        return next(self.each((trial,), stop))
+
+    def _reported(self, trial: dict[str, Any], stop: Stop | None) -> float | Outcome:
+        reporter = Reporter(self.signs[0], stop)
+        try:
+            options = {"report": reporter} if self.reports else {}
+            raw = self.f(**trial, **options) if self.keywords else self.f(trial, **options)
+            if self.yields:
+                raw = _drive(raw, reporter)
+            return self._outcome(raw, reporter.seen)
+        except TrialStopped:
+            y = reporter.seen[-1][1] if reporter.seen else math.nan
+            return Outcome(y, reports=tuple(reporter.seen), stopped=True)
         except Exception as error:
-            return Outcome(math.nan, (), f"{type(error).__name__}: {error}", error)
+            return _raised(error)
 
     def batch(self, values: Matrix) -> tuple[NDArray[np.float64], NDArray[np.float64] | None]:
         """Vectorised f of k trials: (k,) or (k, objectives), and (k, constraints) or None.
@@ -158,6 +174,10 @@ class Objective:
         if any(math.isnan(v) or v == -math.inf for v in ys):
             ys = [math.nan] * self.objectives
         return Outcome(tuple(ys), limits, reports=tuple(seen))
+
+
+def _raised(error: Exception) -> Outcome:
+    return Outcome(math.nan, (), f"{type(error).__name__}: {error}", error)
 
 
 class Reporter:

@@ -74,6 +74,7 @@ class Batch:
         self.known: set[int] = set()  # from the journal
         self.missing = len(self.fresh)
         self.settled = 0
+        self.y: NDArray[np.float64] | None = None  # outcomes that are nothing but numbers
         self.stop: Any = None  # rule by which its trials end early
 
 
@@ -108,6 +109,7 @@ class Run:
         self.retry_failed = False
         self.workers: Workers | None = None
         self.stopper: Stopper | None = None
+        self.lookahead: int | None = None
         self.line: Line | None = None
         self.arrived, self.shown = 0, math.inf
         self.vectorized = False
@@ -210,7 +212,7 @@ class Run:
         # Batches that the engine may propose before the oldest of them is told.
         finite = self.unseen is not None
         told = finite or self.vectorized or self.stopper is not None
-        ahead = 0 if told else self.engine.lag
+        ahead = 0 if told else self.engine.lag if self.lookahead is None else self.lookahead
         open_: deque[Batch] = deque()
         try:
             while not self.message:
@@ -349,20 +351,26 @@ class Run:
         timed = self.deadline < math.inf
         watched = self.journal is not None or self.line is not None
         careful = timed or self.per_trial or watched
-        if careful:
-            self._settle(batch, ready=True)
-        for i, trial in zip(todo, trials, strict=True):
-            if careful and (self.message or (timed and time.monotonic() >= self.deadline)):
-                return
+        results = objective.each(trials, stop)
+        if not careful:
             self.evaluating = True
-            outcome = objective(trial, stop)
-            self.evaluating = False
-            if careful:
-                self._arrived(batch, i, outcome)
-                self._settle(batch, ready=True)
-            else:
+            for i, outcome in zip(todo, results, strict=True):
                 outcomes[i] = outcome
                 batch.missing -= 1
+                if self.interrupts or (type(outcome) is not float and self._fatal(outcome)):
+                    break
+            self.evaluating = False
+            return
+        self._settle(batch, ready=True)
+        for i in todo:
+            if self.message or (timed and time.monotonic() >= self.deadline):
+                return
+            self.evaluating = True
+            outcome = next(results)
+            self.evaluating = False
+            self._arrived(batch, i, outcome)
+            if self.per_trial:
+                self._settle(batch, ready=True)
             if self.interrupts or (type(outcome) is not float and self._fatal(outcome)):
                 return
 
@@ -455,7 +463,7 @@ class Run:
         if not self.per_trial:
             if ready:
                 return
-            if self.stopper is None and all(type(o) is float for o in todo):
+            if self.stopper is None and set(map(type, todo)) <= {float}:
                 self._settle_all(batch, todo)
                 return
         for outcome in todo:
@@ -476,7 +484,9 @@ class Run:
 
     def _settle_all(self, batch: Batch, todo: list[Any]) -> None:
         """The same for plain numbers that nobody waits for."""
-        y = np.array(todo)
+        y = np.array(todo, dtype=np.float64)
+        if batch.rows is None and not batch.settled:
+            batch.y = y
         first, n = batch.first + batch.settled, len(y)
         self.history.frombytes(y.tobytes())
         self.numbers.extend(range(first, first + n))
@@ -532,6 +542,9 @@ class Run:
     def _learn(self, batch: Batch) -> None:
         """Tell the engine what of a batch is finished; points that it repeats are answered from
         what is known."""
+        if batch.y is not None:  # settled at once
+            self.engine.learn(batch.values, batch.y)
+            return
         m = self.objective.objectives
         numbers = range(batch.first, batch.first + len(batch.fresh))
         if batch.rows is not None:
@@ -544,8 +557,8 @@ class Run:
             told = [self.told[self.seen[batch.values[i].tobytes()]] for i in rows]
         else:
             rows = [i for i, o in enumerate(batch.outcomes) if o is not None]
-            if self.engine_takes_floats(batch.outcomes):
-                y = np.array([o for o in batch.outcomes if o is not None])
+            if rows and all(type(batch.outcomes[i]) is float for i in rows):
+                y = np.array([batch.outcomes[i] for i in rows])
                 self.engine.learn(_rows(batch.values, rows), y)
                 return
             told = [_told(o) for o in batch.outcomes if o is not None]
@@ -555,11 +568,6 @@ class Run:
         y = y[:, 0] if m == 1 else y
         violation = np.array([v for _, v in told]) if self.objective.constraints else None
         self.engine.learn(_rows(batch.values, rows), y, violation)
-
-    def engine_takes_floats(self, outcomes: list[float | Outcome | None]) -> bool:
-        return all(o is None or type(o) is float for o in outcomes) and any(
-            o is not None for o in outcomes
-        )
 
     # --- asynchronous
 
