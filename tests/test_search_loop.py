@@ -39,6 +39,7 @@ from fastopt.search import (
     Random,
     Space,
     Vector,
+    load_result,
     minimize,
 )
 from fastopt.search.evaluation import Portable
@@ -915,3 +916,67 @@ def test_progress_is_one_line_on_a_terminal(monkeypatch):
         assert re.search(r"/s  best 0\.\d+  0:00 left", last)
     line = progress.Line(100, stream=Terminal())
     assert line.text(50, 0.5, 5000.0) == "50/100  0.01/s  best 0.5  1:23:20 left"
+
+
+# --- several objectives
+
+
+class Front(Random):
+    """An engine for several objectives that notes what it is told."""
+
+    n_objectives = 2
+
+    def learn(self, values, y, violation=None):
+        assert y.shape == (len(values), self.n_objectives)
+        self.told = [*getattr(self, "told", []), *y.tolist()]
+
+
+@pytest.mark.parametrize("m", [2, 3])
+@pytest.mark.parametrize("vectorized", [False, True])
+def test_several_objectives(monkeypatch, tmp_path, m, vectorized):
+    from fastopt.search import methods
+
+    monkeypatch.setitem(methods.ENGINES, "random", Front)
+
+    def one(x, y):
+        return [x, (1 - x) ** 2 + y, y][:m]
+
+    def many(v):
+        x, y = v.T
+        return np.stack(one(x, y), axis=1)
+
+    space = Space(x=Float(0, 1), y=Float(0, 1))
+    args = {"method": "random", "max_evals": 300, "vectorized": vectorized}
+    f = many if vectorized else one
+    res = minimize(f, space, storage=tmp_path / "j", **args)
+    assert res.history.shape == (300, m)
+    front = res.pareto
+    assert front.fun.shape == (len(front), m)
+    assert sorted(front.trials) == nondominated(res.history).tolist()
+    assert res.x in front.x
+    assert res.fun.shape == (m,)
+    again = minimize(f, space, storage=tmp_path / "j", **args)
+    assert again.history.tobytes() == res.history.tobytes()
+    seen = load_result(tmp_path / "j")
+    assert seen.history.tobytes() == res.history.tobytes()
+    assert seen.x == res.x
+    up = minimize(
+        (lambda v: -many(v)) if vectorized else (lambda x, y: [-v for v in one(x, y)]),
+        space,
+        maximize=[True] * m,
+        **args,
+    )
+    assert np.array_equal(up.history, -res.history)
+    assert up.x == res.x
+    res.plot("pareto")
+    if not vectorized:
+        flaky = minimize(
+            lambda x, y: math.nan if x < 0.3 else one(x, y), space, on_error="skip", **args
+        )
+        assert 50 < flaky.n_failed < 150
+        assert np.isnan(flaky.history[flaky.history[:, 0] != flaky.history[:, 0]]).all()
+        twin = minimize(one, space, workers=2, **args)
+        assert twin.history.tobytes() == res.history.tobytes()
+    for bad in (lambda *a, **k: 1.0, lambda *a, **k: [1.0], lambda *a, **k: None):
+        with pytest.raises(TrialError):
+            minimize(bad, space, **args)

@@ -53,11 +53,11 @@ class Objective:
     f : callable
     space : Space
     objectives : int
-        1: f returns a number; more: that many numbers.
+        1: f returns a number; more: that many numbers; 0: some, as many as it returns first.
     constraints : int
         f returns (objective, that many numbers) if not 0.
-    signs : (objectives,) tuple of 1.0 or -1.0
-        -1 for what is maximised.
+    signs : tuple of 1.0 or -1.0
+        -1 for what is maximised: one for all objectives, or one for each.
     vectorized : bool
         f takes all trials of a batch at once.
     """
@@ -81,7 +81,8 @@ class Objective:
         self.yields = not vectorized and inspect.isgeneratorfunction(f)
         self.keywords = not vectorized and _takes_keywords(f, space, self.reports)
         # Nothing but one number: most of what a cheap trial costs is saved.
-        self.plain = not (constraints or self.reports or self.yields) and signs == (1.0,)
+        one = objectives == 1 and signs == (1.0,)
+        self.plain = one and not (constraints or self.reports or self.yields)
 
     def __getstate__(self) -> dict[str, Any]:
         """For other processes, which get trials as dicts: the space may hold large options."""
@@ -141,7 +142,7 @@ class Objective:
         TrialError
             f returned something else; and whatever f raises.
         """
-        k, m = len(values), self.objectives
+        k = len(values)
         given = self.space.present(values)
         raw = self.f(given.copy() if isinstance(given, np.ndarray) else given)
         limits = None
@@ -150,12 +151,21 @@ class Objective:
             if self.constraints == 1 and np.ndim(limits) == 1:
                 limits = as_numbers(limits, (k,))[:, None]
             limits = as_numbers(limits, (k, self.constraints))
-        y = as_numbers(raw, (k,) if m == 1 else (k, m))
-        y = y * (self.signs[0] if m == 1 else np.array(self.signs))
-        y[y == -math.inf] = math.nan
-        if m > 1:
-            y[np.isnan(y).any(axis=1)] = math.nan
+        if self.objectives == 1:
+            y = as_numbers(raw, (k,)) * self.signs[0]
+            y[y == -math.inf] = math.nan
+        else:
+            y = self._several(as_numbers(raw, (k, self.objectives or None)))
         return y, limits
+
+    def _several(self, y: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Several objectives as they are minimised, (k, m); their number is noted."""
+        if y.shape[1] < 2:
+            raise TrialError(f"objective: expected several numbers, got {y.shape[1]}")
+        self.objectives = y.shape[1]
+        y = y * np.array(self.signs)
+        y[(np.isnan(y) | (y == -math.inf)).any(axis=1)] = math.nan
+        return y
 
     def _outcome(self, raw: Any, seen: Iterable[tuple[int, float]] = ()) -> float | Outcome:
         limits: tuple[float, ...] = ()
@@ -170,9 +180,7 @@ class Objective:
             y = math.nan if y == -math.inf else y
             seen = tuple(seen)
             return Outcome(y, limits, reports=seen) if limits or seen else y
-        ys = (as_numbers(raw, (self.objectives,)) * np.array(self.signs)).tolist()
-        if any(math.isnan(v) or v == -math.inf for v in ys):
-            ys = [math.nan] * self.objectives
+        ys = self._several(as_numbers(raw, (self.objectives or None,))[None])[0].tolist()
         return Outcome(tuple(ys), limits, reports=tuple(seen))
 
 
@@ -271,9 +279,10 @@ def _real(raw: Any) -> float:
     return value
 
 
-def as_numbers(raw: Any, shape: tuple[int, ...]) -> NDArray[np.float64]:
-    """What f returned, as a new float64 array of that shape."""
-    wanted = "a number" if shape == () else f"{shape[0]} numbers, shape {shape}"
+def as_numbers(raw: Any, shape: tuple[int | None, ...]) -> NDArray[np.float64]:
+    """What f returned, as a new float64 array of that shape (None: any length)."""
+    known = str(shape).replace("None", "any")
+    wanted = "a number" if shape == () else f"numbers of shape {known}"
     if raw is None or isinstance(raw, (str, bytes, complex)):
         raise TrialError(f"objective: expected {wanted}, got {raw!r}")
     try:
