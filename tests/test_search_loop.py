@@ -738,6 +738,16 @@ def test_results_pass_the_gate(bad):
         minimize(lambda a: bad, LINE, max_evals=2)
 
 
+@pytest.mark.parametrize(
+    "bad", [np.ma.masked_array([1.0], mask=[True]), np.array([2 + 5j]), np.array(["-7"]), ["x"]]
+)
+def test_what_is_told_passes_the_gate(bad):
+    algo = Random(LINE)
+    with pytest.raises(DTypeError, match="y"):
+        algo.tell([[0.5]], bad)
+    assert algo.n_told == 0
+
+
 def test_maximize_keeps_the_sign():
     res = minimize(lambda a: -((a - 0.3) ** 2), LINE, method="greedy", max_evals=60, maximize=True)
     assert -1e-4 < res.fun <= 0
