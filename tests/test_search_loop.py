@@ -124,7 +124,9 @@ def test_a_trial_that_takes_too_long_is_ended():
     bad = np.flatnonzero(res.values[:, 0] > 0.8)
     assert len(bad)
     assert sorted(res.errors) == bad.tolist()
-    assert all("timeout=0.3" in e for e in res.errors.values())
+    assert all(
+        e.startswith("TrialTimeout: no result after timeout=0.3") for e in res.errors.values()
+    )
     with pytest.raises(OptionError, match="timeout"):
         minimize(slow_for_some, LINE, timeout=1)
 
@@ -254,6 +256,20 @@ def test_an_asynchronous_search_is_replayed_exactly(tmp_path, method):
     longer = minimize(by_size, LINE, max_evals=55, **args)
     assert longer.history[:40].tobytes() == first.history.tobytes()
     assert longer.n_evals == 55
+
+
+def test_an_asynchronous_search_by_processes(tmp_path):
+    path = tmp_path / "j"
+    args = {"method": "genetic", "mode": "async", "storage": path, "stopper": "asha"}
+    first = minimize(learning, LINE, max_evals=40, workers=2, **args)
+    assert first.n_evals == 40
+    assert first.stopped
+    again = minimize(learning, LINE, max_evals=40, **args)
+    assert again.history.tobytes() == first.history.tobytes()
+    assert again.stopped == first.stopped
+    finite = minimize(lambda n: n, Space(n=Int(0, 9)), mode="async", max_evals=500, workers=2)
+    assert finite.message.startswith("space exhausted")
+    assert set(finite.history) == set(range(10))
 
 
 # --- Ctrl-C

@@ -17,7 +17,7 @@ from contextlib import suppress
 from multiprocessing import connection, get_context
 from typing import Any, NamedTuple, Protocol
 
-from fastopt.errors import DTypeError, FastoptError, WorkerDied
+from fastopt.errors import DTypeError, FastoptError, TrialTimeout, WorkerDied
 from fastopt.search.evaluation import Objective, Outcome, Portable, Stop, transportable
 
 __all__ = ["Executor", "Inline", "Processes", "Workers"]
@@ -342,7 +342,7 @@ class Processes:
         self._replace(p)
         if task is None:
             return []
-        return [_failed(number, TimeoutError(f"no result after timeout={self.timeout:g} s"))]
+        return [_failed(number, TrialTimeout(f"no result after timeout={self.timeout:g} s"))]
 
     def _replace(self, p: _Process) -> None:
         self.waiting.extendleft(reversed(p.tasks.values()))
