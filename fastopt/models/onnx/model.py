@@ -663,10 +663,8 @@ class OnnxModel:
         """Note the shapes for one small feed; they give the multiply-adds and the groups."""
         if self._feed is not None:
             return
-        self._feed = next(feeds.batches(1))
-        first = next((i for i in self.inputs if i.shape and i.name not in feeds.fixed), None)
-        if first is not None and first.name not in feeds.whole and feeds.parts is None:
-            self._seen_rows = max(1, len(self._feed[first.name]))
+        # two rows: what holds for one alone (a shape with the batch in it) is found out
+        self._feed, self._seen_rows = feeds.small(2)
         self._shapes = {}
         self._layers = self._found = None
 
@@ -674,6 +672,7 @@ class OnnxModel:
         """The shapes for the feed seen, or for one made up."""
         if self._feed is None:
             self._feed = synthetic_feed(self._graph, self.inputs)
+            self._seen_rows = 1
         if not self._shapes:
             self._shapes = shapes_of(self._graph, self._feed)
         return self._shapes

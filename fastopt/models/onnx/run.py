@@ -151,6 +151,19 @@ class Feeds:
                 for name, a in self.arrays.items()
             }  # fmt: skip
 
+    def small(self, rows: int) -> tuple[dict[str, Array], int]:
+        """A feed of that many rows where the graph allows it, and how many rows it has."""
+        if self.parts is not None or self.whole:
+            return next(self.batches(None)), 1
+        feed = next(self.batches(rows))
+        n = max((len(a) for k, a in feed.items() if k not in self.fixed), default=1)
+        if n < rows and all(
+            i.shape[:1] == (None,) for i in self.inputs if i.name not in self.fixed
+        ):
+            tiled = {k: a if k in self.fixed else a.repeat(rows, axis=0) for k, a in feed.items()}
+            return tiled, rows
+        return feed, n
+
     def take(self, index: Any) -> Any:
         """The data with these rows only."""
         if self.parts is not None:
