@@ -255,10 +255,9 @@ class OnnxModel:
         fresh = as_array(weight, "weight", cast="float32", shape=old.weight.shape)
         fresh = np.ascontiguousarray(fresh, np.float32)
         check_finite(fresh, "weight")
-        if bias is not None:
-            self._set_bias(site, bias)
+        rewritten = bias is not None and self._set_bias(site, bias)
         self._stored[layer] = Stored(self._form(layer, FLOAT32), fresh)
-        self._forget(keep_sites=bias is None)
+        self._forget(None if rewritten else layer)
 
     def store(
         self,
@@ -311,7 +310,7 @@ class OnnxModel:
                 rows8,
                 ranges if chosen.activations == "static" else None,
             )
-        self._forget(keep_sites=True)
+        self._forget(layer)
 
     def keep_units(
         self,
@@ -436,14 +435,17 @@ class OnnxModel:
             self._float_values(self._graph, plain)
             self._stored = {k: s for k, s in self._stored.items() if k not in plain}
 
-    def _forget(self, *, keep_sites: bool = False) -> None:
-        """After an edit: drop what was derived from the graph."""
+    def _forget(self, layer: str | None = None) -> None:
+        """After an edit of the graph, or of one layer's values alone: drop what was derived."""
         self._changed = True
-        self._layers, self._nbytes = None, None
-        self._shapes = self._shapes if keep_sites else {}
-        self._found = self._found if keep_sites else None
+        self._nbytes = None
         self._sessions: dict[tuple[tuple[str, ...], int, bool], Any] = {}
-        if not keep_sites:
+        if layer is not None and self._layers is not None:
+            self._layers = {**self._layers, layer: self._layer(self._sites[layer])}
+        else:
+            self._layers = None
+        if layer is None:
+            self._shapes, self._found = {}, None
             self._consumers = self._graph.consumers()
             old = self._graph.opset < OLDEST_OPSET
             self._sites, self._constant = (
@@ -547,8 +549,8 @@ class OnnxModel:
                 found.add(current)
         return found
 
-    def _set_bias(self, site: Site, bias: Array) -> None:
-        """Replace the layer's bias, or give it one."""
+    def _set_bias(self, site: Site, bias: Array) -> bool:
+        """Replace the layer's bias, or give it one: True where that changes the graph."""
         n_out = site.view.n_out
         fresh = as_array(bias, "bias", cast="float32", shape=(n_out,))
         fresh = np.ascontiguousarray(fresh, np.float32)
@@ -558,7 +560,7 @@ class OnnxModel:
         if found is not None:
             name = found[0]
             self._graph.values[name] = fresh.astype(dtype).reshape(self._graph.values[name].shape)
-            return
+            return False
         if not site.direct or len(site.uses) != 1 or site.kind not in ("dense", "conv"):
             raise OptionError(f"bias: {site.anchor} ({site.kind}) has no place for one")
         node = site.uses[0].node
@@ -577,6 +579,7 @@ class OnnxModel:
             change = {node: [replace(node, outputs=(inner,)), added]}
         self._graph.values[name] = fresh.astype(dtype)
         self._graph.rewrite(change)
+        return True
 
     def _float_values(self, graph: Graph, stored: Mapping[str, Stored]) -> None:
         """In place: put layers' values in ``graph`` as plain constants."""
