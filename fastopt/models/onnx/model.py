@@ -38,6 +38,7 @@ from fastopt.models.onnx.rules import RULES
 from fastopt.models.onnx.run import Feeds, evaluate, execute, inputs_of, session, tensor_info
 from fastopt.models.onnx.shapes import shapes_of, synthetic_feed
 from fastopt.models.onnx.static import Static, can_run_static, check_ranges, run_static
+from fastopt.models.onnx.trees import thin_trees
 from fastopt.quantization import QuantizedArray
 
 __all__ = ["OnnxModel"]
@@ -397,8 +398,12 @@ class OnnxModel:
             return ()
         self._settle()
         done = fold(self._graph, frozenset(self._stored))
+        saved = thin_trees(self._graph)
         self._forget()
-        return tuple(f"{n} {what}" for what, n in done.items())
+        notes = [f"{n} {what}" for what, n in done.items()]
+        if saved:
+            notes.append(f"tree ensembles thinned by {saved} bytes")
+        return tuple(notes)
 
     def copy(self) -> OnnxModel:
         """An independent copy; arrays and nodes are shared."""

@@ -60,10 +60,17 @@ def execute(loaded: Any, names: Sequence[str], feed: Mapping[str, Array]) -> lis
     options = onnxruntime.RunOptions()
     options.log_severity_level = 4
     try:
-        found: list[Any] = loaded.run(list(names), dict(feed), options)
+        found = [_plain(a) for a in loaded.run(list(names), dict(feed), options)]
     except Exception as error:  # onnxruntime's own errors are no common class
         raise ArrayError(f"data: the model cannot run on them: {_first_line(error)}") from error
     return found
+
+
+def _plain(output: Any) -> Any:
+    """A ZipMap's list of dicts as an array, a column for each class in its order."""
+    if isinstance(output, list) and output and all(isinstance(row, dict) for row in output):
+        return np.array([list(row.values()) for row in output], np.float32)
+    return output
 
 
 def _first_line(error: Exception) -> str:
