@@ -380,6 +380,31 @@ def test_what_is_measured_is_what_is_saved(name: str, tmp_path: Path) -> None:
     assert original.layers.keys() == OnnxModel(proto).layers.keys()  # copies are independent
 
 
+@pytest.mark.parametrize("opset", [9, 17])
+def test_portable_forms_are_plain_operators(opset: int) -> None:
+    feed = FLOATS["mlp"][1]
+    loaded = OnnxModel(graphs.mlp(opset), portable=True)
+    assert {f.name for f in loaded.layers["w1"].forms} <= {
+        "float32", "float16", "int8", "int8+dynamic", "int8+static",
+    }  # fmt: skip
+    loaded.store("w1", "float16")
+    loaded.store("w2", "int8")
+    proto = loaded.to_proto()
+    onnx.checker.check_model(proto)
+    ops = {n.op_type for n in proto.graph.node}
+    assert "Gather" not in ops
+    assert ("DequantizeLinear" in ops) == (opset >= 13)
+    found = next(loaded.run(feed))[0]["y"]
+    np.testing.assert_array_equal(outputs(proto.SerializeToString(), feed)[0], found)
+    for proto, feed in FLOATS.values():
+        every = OnnxModel(proto, portable=True)
+        for name, layer in list(every.layers.items()):
+            every.store(name, "int8" if layer.form_named("int8") else "float16")
+        saved = outputs(every.to_proto().SerializeToString(), feed)
+        run = next(every.run([feed]))[0]
+        np.testing.assert_allclose(run[every.outputs[0]], saved[0], rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("opset", [7, 9, 11, 13, 18, 21])
 def test_every_opset_decodes(opset: int) -> None:
     feed = FLOATS["mlp"][1]

@@ -9,13 +9,13 @@ from dataclasses import replace
 import numpy as np
 
 from fastopt._arrays import Array
-from fastopt.errors import UnsupportedError
+from fastopt.errors import OptionError, UnsupportedError
 from fastopt.models.onnx.graph import Graph, Node, attribute, new_node
 from fastopt.models.onnx.labels import Labels
 from fastopt.models.onnx.layers import Site
 from fastopt.models.onnx.rules import slice_bounds
 
-__all__ = ["can_split", "split_site", "take_out"]
+__all__ = ["can_split", "set_bias", "split_site", "take_out"]
 
 
 def take_out(graph: Graph, labels: Labels, gone: Mapping[tuple[str, int], Array]) -> None:
@@ -189,6 +189,37 @@ def _new_slice(
         for k, v in (("starts", starts), ("ends", ends), ("axes", axes), ("steps", steps))
     ]
     return [replace(node, inputs=(x, *names))]
+
+
+def set_bias(graph: Graph, site: Site, bias: Array, found: tuple[str, Node, int] | None) -> bool:
+    """In place: replace the layer's bias, where it has one, or add one.
+
+    Returns True where the graph's nodes change; OptionError where there is no place for it.
+    """
+    n_out = site.view.n_out
+    if found is not None:
+        name = found[0]
+        graph.values[name] = bias.astype(site.dtype).reshape(graph.values[name].shape)
+        return False
+    if not site.direct or len(site.uses) != 1 or site.kind not in ("dense", "conv"):
+        raise OptionError(f"bias: {site.anchor} ({site.kind}) has no place for one")
+    node = site.uses[0].node
+    name = graph.fresh(f"{site.anchor}.bias")
+    change: dict[Node, list[Node]]
+    plain = node.get("alpha", 1.0) == 1.0 and node.get("beta", 1.0) == 1.0
+    if node.op in ("Conv", "Gemm") and plain and len(node.inputs) == 2:
+        change = {node: [replace(node, inputs=(*node.inputs, name))]}
+    else:
+        inner = graph.fresh(f"{node.outputs[0]}.unbiased")
+        shape = (n_out, *[1] * (len(site.view.shape) - 2)) if node.op == "Conv" else (n_out,)
+        if site.uses[0].weight == 0 and node.op != "Einsum":
+            shape = (n_out, 1)
+        bias = bias.reshape(shape)
+        added = new_node("Add", (inner, name), node.outputs)
+        change = {node: [replace(node, outputs=(inner,)), added]}
+    graph.values[name] = bias.astype(site.dtype)
+    graph.rewrite(change)
+    return True
 
 
 def can_split(site: Site) -> bool:
