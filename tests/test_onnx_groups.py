@@ -263,6 +263,7 @@ CASES: dict[str, tuple[Any, tuple[int, ...], list[int]]] = {
     "gelu": (gelu(), (5, 24), [48]),
     "residual": (residual(), (2, 8, 9, 7), [16, 20]),
     "depthwise": (depthwise(), (2, 8, 9, 7), [24, 8, 4, 3, 10]),
+    "grouped": (graphs.cnn(), (2, 4, 12, 10), [8, 12]),
     "joined": (joined(), (2, 8, 9, 7), [12, 20]),
     "heads": (attention(False), (2, 6, 32), [4]),
     "heads computed": (attention(True), (2, 6, 32), [4]),

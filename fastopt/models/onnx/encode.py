@@ -133,7 +133,9 @@ def encode_portable(graph: Graph, coded: Sequence[Coded], narrow: Sequence[Narro
         made.values[scale] = c.scale[:, 0]
         wide = c.name if c.dtype == "float32" else f"{c.name}/wide"
         if graph.opset >= 13:
-            nodes.append(new_node("DequantizeLinear", (codes, scale), (wide,), axis=axis))
+            zero = f"{c.name}/zero"  # optional, but some run-times want it
+            made.values[zero] = np.zeros(len(c.scale), np.int8)
+            nodes.append(new_node("DequantizeLinear", (codes, scale, zero), (wide,), axis=axis))
         else:
             shape = [1] * len(c.view.shape)
             shape[axis] = -1
@@ -292,8 +294,12 @@ class _Writer:
         wide = self.add("Cast", packed, to=_FLOAT)
         wide = self.add("Reshape", wide, self.shape(-1, 1))
         whole = self.add("Floor", self.add("Mul", wide, self.constant(scales)))
-        above = self.add("Floor", self.add("Mul", whole, self.constant(np.array(1 / width))))
-        found = self.add("Sub", whole, self.add("Mul", above, self.constant(np.array(width))))
+        above = self.add(
+            "Floor", self.add("Mul", whole, self.constant(np.array(1 / width, np.float32)))
+        )
+        found = self.add(
+            "Sub", whole, self.add("Mul", above, self.constant(np.array(width, np.float32)))
+        )
         if shift:
             found = self.add("Mul", found, self.constant(np.array(1 << shift, np.float32)))
         if low:

@@ -256,11 +256,15 @@ def _in_matrix(site: Site, axis: int, index: Array) -> tuple[int, Array]:
     shape = site.view.shape
     along = np.arange(shape[axis]).reshape(-1, *[1] * (len(shape) - 1 - axis))
     seen = site.view.matrix(np.broadcast_to(along, shape))
-    side = 0 if (seen == seen[:, :1]).all() else 1
-    line = seen[:, 0] if side == 0 else seen[0]
+    if (seen == seen[:, :1]).all():
+        side, line = 0, seen[:, 0]
+    elif (seen == seen[:1]).all():
+        side, line = 1, seen[0]
+    else:  # a grouped convolution: the same column in the rows of several blocks
+        columns = [np.unique(np.nonzero(np.isin(seen, unit))[1]) for unit in index]
+        return 1, np.array(columns, np.intp)
     order = np.argsort(line, kind="stable")
-    each = line.size // shape[axis]
-    spread = order.reshape(shape[axis], each)
+    spread = order.reshape(shape[axis], line.size // shape[axis])
     return side, spread[index].reshape(len(index), -1)
 
 

@@ -190,6 +190,9 @@ class _Finder:
     def _decodes(self, name: str) -> bool:
         """Whether a constant expression decodes integers or narrow floats, value by value."""
         stack, integers = [name], 0
+        total = self.value(name).size
+        if total < CODED:
+            return False
         while stack:
             node = self.maker.get(stack[-1])
             current = stack.pop()
@@ -198,7 +201,7 @@ class _Finder:
                 if a is None or current in self.graph.overridable:
                     return False
                 narrow = a.dtype.kind in "iu" or a.dtype.name == "float16"
-                integers += narrow and a.size >= CODED
+                integers += narrow and a.size == total
             elif node.op in _DECODERS | set(MOVES):
                 stack += (
                     [i for i in node.inputs if i] if node.op in _DECODERS else [node.inputs[0]]

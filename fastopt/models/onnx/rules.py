@@ -370,6 +370,26 @@ def _expand(node: Node, labels: Labels, graph: Graph) -> None:
             labels.freeze(labels.axis(y, axis), f"{node.label} repeats it")
 
 
+def _quantize(node: Node, labels: Labels, graph: Graph) -> None:
+    """To codes and back: scales and zero points go with their axis."""
+    x, rank = node.inputs[0], labels.rank(node.inputs[0])
+    _same(labels, x, node.outputs[0], range(rank))
+    for name in node.inputs[1:]:
+        if name and labels.rank(name) == 1:
+            axis = int(node.get("axis", 1)) % max(1, rank)
+            labels.tie(labels.axis(name, 0), labels.axis(x, axis))
+        elif name:
+            labels.freeze_all(x, f"{node.label} has blocks")
+            labels.freeze_all(name, f"{node.label} has blocks")
+
+
+def _integer_product(node: Node, labels: Labels, graph: Graph) -> None:
+    _matmul(node, labels, graph)
+    for name in node.inputs[2:]:
+        if name and labels.rank(name):
+            labels.tie(labels.axis(name, -1), labels.axis(node.outputs[0], -1))
+
+
 def _nothing(node: Node, labels: Labels, graph: Graph) -> None:
     """Shape and Size: they follow by themselves."""
 
@@ -400,6 +420,8 @@ RULES: dict[str, Rule] = {
         _layer_norm, ["LayerNormalization", "SimplifiedLayerNormalization", "RMSNormalization"]
     ),
     **_each(_nothing, ["Shape", "Size", "Constant"]),
+    **_each(_quantize, ["QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"]),
+    "MatMulInteger": _integer_product,
     "BatchNormalization": _batch_norm,
     "Gemm": _gemm,
     "Gather": _gather,
