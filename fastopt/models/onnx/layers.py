@@ -51,6 +51,13 @@ class View:
         """Whether the matrix is the tensor's own order."""
         return self.perm == tuple(range(len(self.perm)))
 
+    @property
+    def row_axis(self) -> int | None:
+        """The stored tensor's axis whose positions are the rows; None where there is none."""
+        if self.plain and self.shape[0] == self.n_out:
+            return 0
+        return 1 if self.split == self.shape and self.perm == (1, 0) else None
+
     @staticmethod
     def rows(shape: tuple[int, ...], n_out: int) -> View:
         """The tensor's own order, cut into ``n_out`` rows."""
@@ -84,6 +91,8 @@ class Site:
     axes : tuple of str
     direct : bool
         The operator reads the anchor itself, in one place: its arithmetic can be replaced.
+    dtype : str
+        Of the anchor.
     """
 
     anchor: str
@@ -93,6 +102,7 @@ class Site:
     n_blocks: int = 1
     axes: tuple[str, ...] = ("out", "in")
     direct: bool = True
+    dtype: str = "float32"
 
 
 def find_sites(graph: Graph, value: Callable[[str], Array]) -> tuple[dict[str, Site], set[str]]:
@@ -136,13 +146,14 @@ class _Finder:
             alone = len(consumers.get(anchor, [])) == len(entries)
             sites[anchor] = Site(
                 anchor, kind, view, tuple(e[0] for e in entries), blocks, axes,
-                direct=anchor not in moved_anchors and alone,
+                direct=anchor not in moved_anchors and alone, dtype=self.value(anchor).dtype.name,
             )  # fmt: skip
         for name in self.graph.values:  # tables that no known operator multiplies with
             if name not in found and self._large(name, 1024) and self._leaf(name):
                 sites[name] = Site(
-                    name, "embedding", self._table(name), (), axes=("row", "feature"), direct=False
-                )
+                    name, "embedding", self._table(name), (), axes=("row", "feature"),
+                    direct=False, dtype=self.graph.values[name].dtype.name,
+                )  # fmt: skip
         return sites
 
     def _table(self, name: str) -> View:
@@ -179,6 +190,9 @@ class _Finder:
     def _decodes(self, name: str) -> bool:
         """Whether a constant expression decodes integers or narrow floats, value by value."""
         stack, integers = [name], 0
+        total = self.value(name).size
+        if total < CODED:
+            return False
         while stack:
             node = self.maker.get(stack[-1])
             current = stack.pop()
@@ -187,7 +201,7 @@ class _Finder:
                 if a is None or current in self.graph.overridable:
                     return False
                 narrow = a.dtype.kind in "iu" or a.dtype.name == "float16"
-                integers += narrow and a.size >= CODED
+                integers += narrow and a.size == total
             elif node.op in _DECODERS | set(MOVES):
                 stack += (
                     [i for i in node.inputs if i] if node.op in _DECODERS else [node.inputs[0]]
