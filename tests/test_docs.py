@@ -22,7 +22,17 @@ MODULES = sorted(
     for m in pkgutil.walk_packages(fastopt.__path__, "fastopt.")
     if not m.name.startswith(("fastopt._kernels", "fastopt.__main__"))
 )
-OPTIONAL = {"torch", "sklearn", "safetensors", "onnx", "onnxruntime", "scipy", "ml_dtypes"}
+OPTIONAL = {
+    "torch",
+    "sklearn",
+    "safetensors",
+    "onnx",
+    "onnxruntime",
+    "scipy",
+    "ml_dtypes",
+    "optuna",
+    "pandas",
+}
 
 
 def blocks(page: Path) -> list[str]:
@@ -43,8 +53,8 @@ def test_page_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.mark.parametrize("name", MODULES)
 def test_docstrings_run(name: str) -> None:
-    if name == "fastopt.integrations.torch":
-        pytest.importorskip("torch")
+    if name.startswith("fastopt.integrations."):
+        pytest.importorskip(name.rpartition(".")[2])
     module = import_module(name)
     for test in doctest.DocTestFinder(exclude_empty=True).find(module):
         for package in OPTIONAL:
