@@ -33,6 +33,7 @@ from fastopt.compression.explain import (
     decisions_of,
     front_of,
     latencies,
+    sizes_of,
 )
 from fastopt.compression.metric import (
     Metric,
@@ -604,6 +605,7 @@ def _explained(job: _Job, give_back: Callable[[Model], Any], started: float) -> 
         n_search=len(job.search),
         n_check=len(job.check),
         n_left_out=job.n_left_out,
+        sizes=sizes_of(job.original, model),
         notes=tuple(notes),
         batch=options.batch,
         threads=options.threads,
