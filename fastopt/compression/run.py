@@ -616,7 +616,7 @@ def _explained(job: _Job, give_back: Callable[[Model], Any], started: float) -> 
 
 def _decisions(job: _Job, recipe: Recipe, applied: Applied) -> tuple[Decision, ...]:
     """The worth of each step: by undoing it, or for large models from what it does alone."""
-    if job.interrupted or len(applied.notes) > _MOST_UNDONE:
+    if job.interrupted or not _fittable(job.original) or len(applied.notes) > _MOST_UNDONE:
 
         def known(rest: Recipe) -> tuple[float, float | None]:
             (key,) = set(recipe.choices) - set(rest.choices)
