@@ -9,9 +9,15 @@ import numpy as np
 
 from fastopt.errors import DTypeError, OptionError
 
-__all__ = ["Seed", "generator_of", "key_of"]
+__all__ = ["Seed", "check_seed", "generator_of", "key_of"]
 
 Seed: TypeAlias = "int | np.integer | np.random.SeedSequence | np.random.Generator | None"
+
+
+def check_seed(seed: Seed) -> None:
+    """Refuse what is no seed, without a draw from a Generator."""
+    if not isinstance(seed, np.random.Generator):
+        key_of(seed)
 
 
 def key_of(seed: Seed, *spawn: int) -> int:

@@ -176,8 +176,7 @@ def resolve(threads: int | None, work: int, serial_below: int = SERIAL_BELOW) ->
         Size of the job, in the unit of ``serial_below``.
     """
     if threads is not None:
-        asked = integer(threads, "threads", low=1)
-        return 1 if _forked else min(asked, MOST)  # until no kernel is left to OpenMP
+        return min(integer(threads, "threads", low=1), MOST)
     return 1 if work < serial_below else get_num_threads()
 
 

@@ -21,6 +21,7 @@ from fastopt._kernels.quantize import quantize as quantize
 from fastopt._kernels.quantize import quantize_range as quantize_range
 from fastopt._kernels.shared.cpu import levels as levels
 from fastopt._kernels.sparse import sparse as sparse
+from fastopt._kernels.trees import forest as forest
 from fastopt._kernels.update import update as update
 from fastopt._kernels.update import update_state as update_state
 

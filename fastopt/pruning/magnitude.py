@@ -146,7 +146,7 @@ def cut_at(arrays: Sequence[Array], k: int, threads: int) -> Cut:
 
 def number_of(bits: int, dtype: np.dtype[Any]) -> float:
     """The magnitude that ``bits`` stand for."""
-    return float(np.array(bits, f"u{dtype.itemsize}").view(dtype))
+    return float(np.dtype(f"u{dtype.itemsize}").type(bits).view(dtype))
 
 
 def is_nan(bits: int, dtype: np.dtype[Any]) -> bool:

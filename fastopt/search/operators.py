@@ -126,6 +126,7 @@ def variation(
     NaN genes stay NaN.
     """
     parents = as_array(parents, "parents", ndim=2)
+    mates = as_array(mates, "mates", dtypes=(np.dtype(np.intp).name,), ndim=1)
     d = parents.shape[1]
     lows, highs = _bound(low, "low", parents), _bound(high, "high", parents)
     if not (lows <= highs).all():
@@ -133,7 +134,6 @@ def variation(
     workers = resolve(threads, len(mates) * d, SERIAL_BELOW)
     if _kernels.genetic.outside(parents, lows, highs, workers):
         raise ArrayError("parents: expected genes within low and high")
-    mates = as_array(mates, "mates", dtypes=(np.dtype(np.intp).name,), ndim=1)
     child = out_for(out, "out", (len(mates), d), parents.dtype.name)
     check_disjoint([("out", child)], [("parents", parents), ("low", lows), ("high", highs)])
     if mutation_rate is None:
