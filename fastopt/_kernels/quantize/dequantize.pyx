@@ -14,7 +14,8 @@ from fastopt._kernels.shared.arguments cimport data_of
 from fastopt._kernels.shared.pool cimport run_polled
 from fastopt._kernels.quantize.layout cimport Layout, Place, place_of, scales_of, take
 from fastopt._kernels.shared.stream cimport prefetch, stream, stream_fence, tile_end
-from fastopt._kernels.quantize.floats cimport Spec, spec_of, widen_run
+from fastopt._kernels.quantize.floats cimport widen_run
+from fastopt._kernels.shared.narrow cimport Spec, spec_of
 
 cnp.import_array()
 

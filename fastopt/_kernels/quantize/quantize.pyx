@@ -29,9 +29,9 @@ from libc.string cimport memcpy, memset
 from fastopt._kernels.shared.arguments cimport data_of
 from fastopt._kernels.shared.pool cimport mark, marked, run_polled
 from fastopt._kernels.quantize.layout cimport Layout, scales_of
+from fastopt._kernels.shared.narrow cimport spec_of
 from fastopt._kernels.shared.stream cimport Window, close, prefetch, stream_fence, took, window_on
 from fastopt._kernels.quantize.block cimport Plan, block_of
-from fastopt._kernels.quantize.floats cimport spec_of
 from fastopt._kernels.quantize.scales cimport AHEAD, Walk, meet, spread, walk_from
 from fastopt._kernels.quantize.steps cimport (
     BLOCK, EVEN, RANDOM, Rule, any_nan, packed_block, real
