@@ -29,7 +29,7 @@ cdef struct Factoring:
     bint tiles  # or matrices
 
 
-cdef inline double eps1_of(const Array* r, const Scalars* s) noexcept nogil:
+cdef inline double eps1_of(const Array* r, const Scalars64* s) noexcept nogil:
     """Adafactor's eps1, by default the machine epsilon of the parameter."""
     return s.eps1 if s.eps1 >= 0 else (2.0**-52 if r.item == 8 else 2.0**-23)
 
@@ -125,7 +125,7 @@ cdef inline void inverse_roots(
 
 cdef inline void adafactor_norms(
     const real* p, const real* g, const real* v, const real* inverse, Py_ssize_t n,
-    const Scalars* s, double least, double* sums,
+    const Scalars64* s, double least, double* sums,
 ) noexcept nogil:
     """Of at most UNIT elements: sum p^2 and sum u^2 of u = g / sqrt(v); a vector's v moves first
     (in registers), a matrix has ``inverse`` = 1 / sqrt(v)."""
@@ -145,11 +145,11 @@ cdef inline void adafactor_norms(
 
 
 cdef inline void adafactor(
-    real* p, const real* g, real* v, const real* inverse, Py_ssize_t n, const Scalars* s,
-    double least,
+    real* p, const real* g, real* v, const real* inverse, Py_ssize_t n, const Scalars64* s,
+    double least, double trust,
 ) noexcept nogil:
     cdef real scale = <real> s.scale, take = <real> s.take2, low = <real> (least * least)
-    cdef real left = <real> s.left, trust = <real> s.trust, gi, vi
+    cdef real left = <real> s.left, step = <real> trust, gi, vi
     cdef Py_ssize_t i
     for i in range(n):
         gi = scale * g[i]
@@ -159,7 +159,7 @@ cdef inline void adafactor(
             vi = v[i] + take * (gi * gi - v[i])
             v[i] = vi
             gi = gi / root(low if vi < low else vi)
-        p[i] = left * p[i] - trust * gi
+        p[i] = left * p[i] - step * gi
 
 
 cdef inline void ask_ahead(const void* p, Py_ssize_t bytes) noexcept nogil:
@@ -171,7 +171,7 @@ cdef inline void ask_ahead(const void* p, Py_ssize_t bytes) noexcept nogil:
 
 
 cdef inline void adafactor_pass(
-    const Array* r, real* p, Py_ssize_t at, Py_ssize_t n, const Scalars* s, const Work* w,
+    const Array* r, real* p, Py_ssize_t at, Py_ssize_t n, const Scalars64* s, const Work* w,
     bint norms,
 ) noexcept nogil:
     """Elements at..at+n, unit by unit: the norms into the sums, or the step."""
@@ -194,7 +194,7 @@ cdef inline void adafactor_pass(
                 least, w.sums + 2 * (r.unit + at // UNIT),
             )
         else:
-            adafactor(p + at, g, <real*> r.state[0] + at, <const real*> known, m, s, least)
+            adafactor(p + at, g, <real*> r.state[0] + at, <const real*> known, m, s, least, r.trust)
             after(r, p + at, at, m, w)
         at += m
 

@@ -23,7 +23,8 @@ cdef struct Array:
     char* copy
     Py_ssize_t n
     Py_ssize_t unit  # the number of its first unit
-    const Scalars* scalars  # of this step, shared by the arrays of a group that have come as far
+    const Scalars64* scalars  # of this step, shared by the arrays of a group that have come as far
+    const Scalars32* scalars32
     double product, old_product  # NAdam: of the momenta so far, and before this step
     double trust  # what its norms make of its step
     Matrices* matrices  # Adafactor: of two or more dimensions
@@ -39,7 +40,8 @@ cdef struct Array:
 cdef struct Work:
     Array* arrays
     Matrices* matrices  # one more than arrays, where a rule needs them
-    Scalars* scalars
+    Scalars64* scalars
+    Scalars32* scalars32
     double* sums  # two for each unit
     Py_ssize_t n_arrays, units
     double ema_share

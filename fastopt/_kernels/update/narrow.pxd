@@ -1,6 +1,7 @@
 """Narrow numbers at the edges of a step: 16-bit gradients, 16-bit copies of the weights, and state
 outside the loop of the rules. What is inside it stands in lines.pxd."""
 
+from libc.math cimport NAN
 from libc.stdint cimport uint16_t, uint32_t
 from libc.string cimport memcpy, memset
 
@@ -122,7 +123,8 @@ cdef inline void store_state(
                 inverse = inverse_of(a.scales[k][i // UNIT])
         m = min(LINE, n - i)
         memset(line, 0, sizeof(line))
-        memcpy(line, x + i, m * sizeof(float))
+        for j in range(m):
+            line[j] = x[i + j] if x[i + j] == x[i + j] else NAN  # a quiet one
         if a.storage == CODES:
             encode_codes(coded, line, inverse, phase + <uint32_t> (i % UNIT) * GOLDEN, sign == SIGNED)
         elif sign == SIGNED:

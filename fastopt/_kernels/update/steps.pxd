@@ -31,15 +31,15 @@ cdef inline Stretch stretch_of(
     return a
 
 
-cdef inline void call(const Array* r, real* p, const Stretch* a, const Scalars* s) noexcept nogil:
-    if real is float:
+cdef inline void call(const Array* r, real* p, const Stretch* a, const scalars* s) noexcept nogil:
+    if scalars is Scalars32 and real is float:
         r.rule.step32(p, a, s)
-    else:
+    elif scalars is Scalars64 and real is double:
         r.rule.step64(p, a, s)
 
 
 cdef inline void padded_step(
-    const Array* r, real* p, const Stretch* a, Py_ssize_t size, const Scalars* s
+    const Array* r, real* p, const Stretch* a, Py_ssize_t size, const scalars* s
 ) noexcept nogil:
     """A stretch of less than ``size`` elements, by way of one of ``size``."""
     cdef real w[UNIT]
@@ -63,7 +63,7 @@ cdef inline void padded_step(
 
 
 cdef inline void element_steps(
-    const Array* r, real* p, Stretch a, const Scalars* s
+    const Array* r, real* p, Stretch a, const scalars* s
 ) noexcept nogil:
     """The rule over any number of elements; 8-bit state begins a unit."""
     cdef Py_ssize_t size = UNIT if a.storage == CODES else LINE, rest = a.n % size
@@ -119,7 +119,7 @@ cdef inline const real* gradient(
 
 
 cdef inline void steps(
-    const Array* r, real* p, Py_ssize_t at, Py_ssize_t n, const Scalars* s, const Work* w
+    const Array* r, real* p, Py_ssize_t at, Py_ssize_t n, const scalars* s, const Work* w
 ) noexcept nogil:
     """Elements at..at+n of one array, whose weights begin at ``p``."""
     cdef real room[TILE]
@@ -149,13 +149,13 @@ cdef inline void wide_state(
 
 
 cdef inline void lamb_norms(
-    const Array* r, const real* p, Py_ssize_t at, Py_ssize_t n, const Scalars* s, double* sums
+    const Array* r, const real* p, Py_ssize_t at, Py_ssize_t n, const scalars* s, double* sums
 ) noexcept nogil:
     """LAMB's first pass, which only reads: for each unit sum p^2 and sum u^2 of the raw update."""
     cdef real room[UNIT]
     cdef real state[STATES][UNIT]
     cdef real u[UNIT]
-    cdef real scale = <real> s.scale, m, v
+    cdef real m, v
     cdef const real* g
     cdef double* two
     cdef Py_ssize_t end = at + n, count, i
@@ -165,7 +165,7 @@ cdef inline void lamb_norms(
         wide_state(r, state, at, count)
         for i in range(count):
             m, v = state[0][i], state[1][i]
-            moments(&m, &v, scale * g[i], s)
+            moments(&m, &v, s.scale * g[i], s)
             u[i] = lamb_direction(p[at + i], m, v, s)
         two = sums + 2 * (r.unit + at // UNIT)
         two[0] = sum_of_squares(p + at, count)
@@ -182,7 +182,7 @@ cdef inline bint within(const real* x, Py_ssize_t n, double most) noexcept nogil
 
 
 cdef inline void same_state_steps(
-    const Array* r, real* p, Stretch a, const Scalars* s
+    const Array* r, real* p, Stretch a, const scalars* s
 ) noexcept nogil:
     cdef Array wide = r[0]
     wide.storage = SAME
@@ -190,7 +190,7 @@ cdef inline void same_state_steps(
 
 
 cdef inline void foresee(
-    const Array* r, const real* p, Py_ssize_t at, Py_ssize_t n, const Scalars* s, double* sums
+    const Array* r, const real* p, Py_ssize_t at, Py_ssize_t n, const scalars* s, double* sums
 ) noexcept nogil:
     """Whether a step would leave weights or state that are not finite, tried on copies: 1 or 0 for
     each unit."""

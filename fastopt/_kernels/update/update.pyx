@@ -26,7 +26,8 @@ from fastopt._kernels.update.gradients cimport (
     usable,
 )
 from fastopt._kernels.update.rules cimport (
-    ADAFACTOR_NORMS, N_RULES, NO_NORMS, Options, Rule, list_rules, scalars_of,
+    ADAFACTOR_NORMS, N_RULES, NO_NORMS, Options, Rule, list_rules, round_scalars,
+    scalars_of,
 )
 from fastopt._kernels.update.walk cimport STEP, go, grad_norm, overflows, step_all
 
@@ -131,13 +132,14 @@ cdef class Plan:
         self.params = tuple(params)
         self.held = (tuple(states), None if scales is None else tuple(scales))
         self.work.arrays = <Array*> PyMem_Calloc(n + 1, sizeof(Array))
-        self.work.scalars = <Scalars*> PyMem_Calloc(n + 1, sizeof(Scalars))
+        self.work.scalars = <Scalars64*> PyMem_Calloc(n + 1, sizeof(Scalars64))
+        self.work.scalars32 = <Scalars32*> PyMem_Calloc(n + 1, sizeof(Scalars32))
         self.options = <Options*> PyMem_Calloc(len(rules) + 1, sizeof(Options))
         self.spans = <Span*> PyMem_Calloc(3 * n + 1, sizeof(Span))
         self.grad_spans = <Span*> PyMem_Calloc(n + 1, sizeof(Span))
         if not (
-            self.work.arrays and self.work.scalars and self.options and self.spans
-            and self.grad_spans
+            self.work.arrays and self.work.scalars and self.work.scalars32 and self.options
+            and self.spans and self.grad_spans
         ):
             raise MemoryError
         if "adafactor" in rules:
@@ -161,6 +163,7 @@ cdef class Plan:
         PyMem_Free(self.work.matrices)
         PyMem_Free(self.work.arrays)
         PyMem_Free(self.work.scalars)
+        PyMem_Free(self.work.scalars32)
         PyMem_Free(self.work.sums)
         PyMem_Free(self.options)
         PyMem_Free(self.spans)
@@ -493,7 +496,7 @@ cdef class Plan:
         cdef int group = -1
         cdef long long t = -1
         cdef double product = -1.0
-        cdef Scalars* s = self.work.scalars - 1
+        cdef Py_ssize_t k = -1
         cdef Array* r
         for i in range(self.work.n_arrays):
             r = &self.work.arrays[i]
@@ -503,10 +506,14 @@ cdef class Plan:
             r.old_product = r.product
             if r.group != group or r.step != t or r.old_product != product:
                 group, t, product = r.group, r.step, r.old_product
-                s += 1
-                s.product = product
-                scalars_of(s, r.rule, &self.options[group], scale, <double> t)
-            r.scalars, r.product = s, s.product
+                k += 1
+                self.work.scalars[k].product = product
+                scalars_of(
+                    &self.work.scalars[k], r.rule, &self.options[group], scale, <double> t
+                )
+                round_scalars(&self.work.scalars32[k], &self.work.scalars[k])
+            r.scalars, r.scalars32 = &self.work.scalars[k], &self.work.scalars32[k]
+            r.product = r.scalars.product
 
     cdef bint would_overflow(self, double norm, int threads) noexcept:
         """Whether the step that has been prepared would; its count is taken back then."""
