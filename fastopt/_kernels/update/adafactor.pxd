@@ -1,6 +1,7 @@
 """Adafactor's second moment of a matrix (of each one of a stack), kept as row and column means.
 
-    R <- R + w (mean_j g_ij^2 - R),  C <- C + w (mean_i g_ij^2 - C),  v_ij = R_i C_j / max(mean R, eps1)
+    R <- R + w (mean_j g_ij^2 - R),  C <- C + w (mean_i g_ij^2 - C),
+    v_ij = R_i C_j / max(mean R, eps1)
 
 A pass over the gradient cuts it into tiles and sums the squares of each along both ways; then,
 matrix by matrix, the tiles' sums are added in order, R and C move, and the factors of
@@ -13,7 +14,7 @@ from libc.string cimport memset
 from fastopt._kernels.shared.pool cimport run as run_chunks
 from fastopt._kernels.update.arrays cimport *
 from fastopt._kernels.update.narrow cimport widen
-from fastopt._kernels.update.rules cimport root
+from fastopt._kernels.update.entry cimport root
 from fastopt._kernels.update.steps cimport after, gradient
 from fastopt._kernels.update.sums cimport add_squares, sum_of_squares
 
@@ -194,7 +195,9 @@ cdef inline void adafactor_pass(
                 least, w.sums + 2 * (r.unit + at // UNIT),
             )
         else:
-            adafactor(p + at, g, <real*> r.state[0] + at, <const real*> known, m, s, least, r.trust)
+            adafactor(
+                p + at, g, <real*> r.state[0] + at, <const real*> known, m, s, least, r.trust
+            )
             after(r, p + at, at, m, w)
         at += m
 

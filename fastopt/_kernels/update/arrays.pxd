@@ -3,9 +3,9 @@
 from libc.stdint cimport uint64_t
 
 from fastopt._kernels.update.lines cimport *
-from fastopt._kernels.update.rules cimport Rule
+from fastopt._kernels.update.entry cimport Rule
 
-cdef struct Matrices:  # Adafactor's view of an array of two or more dimensions: a stack of matrices
+cdef struct Matrices:  # Adafactor's view of an array of two dimensions or more: a stack
     Py_ssize_t count, rows, cols
     Py_ssize_t blocks, strips  # tiles of a matrix, down and across
     Py_ssize_t first_tile, first_matrix  # their numbers in the plan

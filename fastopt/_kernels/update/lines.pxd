@@ -6,8 +6,9 @@ function pointer and every function here is inlined (CYTHON_INLINE, setup.py), s
 a loop of its own; restrict pointers spare it checks for overlap.
 
 Narrow state (``codes.h`` says what its numbers mean) is decoded a line at a time in front of the
-formula and encoded behind it. The codes of a block need its largest value first: a block is encoded
-while the next one takes its step, so that the instructions of both fill each other's gaps.
+formula and encoded behind it. The codes of a block need its largest value first: a block is
+encoded while the next one takes its step, so that the instructions of both fill each other's
+gaps.
 """
 
 from libc.stdint cimport int8_t, uint8_t, uint16_t, uint32_t, uint64_t
@@ -123,8 +124,8 @@ cdef extern from "update/codes.h" nogil:
 
 
 cdef inline void same_lines(
-    void* formula, int sign0, int sign1, int sign2, bint decays, reals p, reals g, reals a, reals b,
-    reals c, Py_ssize_t n, bint far, const scalars* of_step, real zero,
+    void* formula, int sign0, int sign1, int sign2, bint decays, reals p, reals g, reals a,
+    reals b, reals c, Py_ssize_t n, bint far, const scalars* of_step, real zero,
 ) noexcept nogil:
     """n elements, whole lines, with state in the parameter's own precision."""
     cdef scalars s = of_step[0]  # local, so that no store can change it
@@ -218,8 +219,8 @@ cdef inline void encode_word_line(
 
 
 cdef inline void word_lines(
-    void* formula, int sign0, int sign1, int sign2, bint decays, f32 p, f32 g, const Stretch* stretch,
-    const Scalars32* of_step,
+    void* formula, int sign0, int sign1, int sign2, bint decays, f32 p, f32 g,
+    const Stretch* stretch, const Scalars32* of_step,
 ) noexcept nogil:
     """Whole lines with bfloat16 state."""
     cdef Scalars32 s = of_step[0]

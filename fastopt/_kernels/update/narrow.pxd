@@ -30,7 +30,7 @@ cdef inline float from_half(uint16_t h) noexcept nogil:
 
 
 cdef inline uint16_t to_half(float x) noexcept nogil:
-    """To nearest even; beyond 65504 infinity. Below 2^-14 the addition of 0.5 does the rounding."""
+    """To nearest even; beyond 65504 infinity. Below 2^-14 adding 0.5 does the rounding."""
     cdef uint32_t u = bits_of(x), sign = (u >> 16) & 0x8000u, a = u & 0x7fffffffu
     cdef uint32_t normal = (a + 0xc8000fffu + ((a >> 13) & 1u)) >> 13
     cdef uint32_t small = bits_of(float_of(a) + <float> 0.5) - 0x3f000000u
@@ -126,7 +126,9 @@ cdef inline void store_state(
         for j in range(m):
             line[j] = x[i + j] if x[i + j] == x[i + j] else NAN  # a quiet one
         if a.storage == CODES:
-            encode_codes(coded, line, inverse, phase + <uint32_t> (i % UNIT) * GOLDEN, sign == SIGNED)
+            encode_codes(
+                coded, line, inverse, phase + <uint32_t> (i % UNIT) * GOLDEN, sign == SIGNED
+            )
         elif sign == SIGNED:
             encode_words(coded, line)
         else:

@@ -1,13 +1,14 @@
 """The optimiser rules, one entry each: the scalars of a step, the formula, and what names them.
 
-To add a rule, write its entry here and list it in ``rules`` at the end. An entry has
+To add a rule, write its entry here and list it in ``list_rules`` at the end. An entry has
 
 - ``<rule>_scalars``: the options of a group -> the scalars of step t, in double;
 - ``<rule>``: the formula of one element. ``w`` is the weight, ``x`` the gradient (scaled, with its
   coupled decay), ``a``, ``b``, ``c`` the state arrays in their order;
 - ``<rule>_step``: the formula along an array, with the sign of each of its state arrays;
-- ``<rule>_rule``: its name; the names of its state arrays, as torch.optim has them, with + in front
-  of those that are never negative; the names of its own options, in the order of ``set_options``.
+- ``<rule>_rule``: its name; the names of its state arrays, as torch.optim has them, with + in
+  front of those that are never negative; the names of its own options, in the order of
+  ``set_options``; whether norms scale its step.
 
 Sources: SGD with momentum, Polyak 1964, Sutskever et al. 2013; Adam, Kingma and Ba 2015; AdamW,
 Loshchilov and Hutter 2019; AMSGrad, Reddi et al. 2018; NAdam, Dozat 2016; RAdam, Liu et al. 2020;
@@ -15,48 +16,10 @@ Lion, Chen et al. 2023; LAMB, You et al. 2020; RMSprop, Hinton 2012; Adagrad, Du
 Adadelta, Zeiler 2012; all in the form and order of torch.optim's loops where it has them.
 """
 
-from libc.math cimport fabs, pow, sqrt, sqrtf
+from libc.math cimport fabs, pow, sqrt
 
 from fastopt._kernels.update.lines cimport *
-
-cdef struct Options:  # of a group; the first four are every rule's
-    double lr, sign, coupled, decoupled
-    double momentum, dampening, nesterov
-    double beta1, beta2, eps, momentum_decay
-    double alpha, lr_decay, rho
-    double beta2_decay, eps1, eps2, d
-
-ctypedef void (*Prepare)(Scalars64* s, const Options* o, double t) noexcept nogil
-ctypedef void (*Step32)(float* p, const Stretch* a, const Scalars32* s) noexcept nogil
-ctypedef void (*Step64)(double* p, const Stretch* a, const Scalars64* s) noexcept nogil
-
-cdef enum Norms:  # whether each array's step is scaled by norms: a pass before it
-    NO_NORMS
-    LAMB_NORMS
-    ADAFACTOR_NORMS
-
-cdef struct Rule:
-    const char* name
-    const char* states
-    const char* options
-    Prepare prepare
-    Step32 step32
-    Step64 step64
-    Norms norms
-
-
-cdef inline real root(real x) noexcept nogil:
-    if real is float:
-        return sqrtf(x)
-    else:
-        return sqrt(x)
-
-
-cdef inline real larger(real x, real y) noexcept nogil:
-    """NaN where either is, as torch.maximum."""
-    cdef real most = x if x > y else y
-    return x if x != x else most
-
+from fastopt._kernels.update.entry cimport *
 
 # -- SGD ------------------------------------------------------------------------------------------
 
@@ -74,8 +37,8 @@ cdef inline void sgd_step(real* p, const Stretch* a, const scalars* s) noexcept 
 
 cdef inline Rule sgd_rule() noexcept:
     return Rule(
-        b"sgd", b"", b"momentum dampening nesterov",
-        sgd_scalars, sgd_step[float, Scalars32], sgd_step[double, Scalars64], NO_NORMS,
+        b"sgd", b"", b"momentum dampening nesterov", NO_NORMS,
+        sgd_scalars, sgd_step[float, Scalars32], sgd_step[double, Scalars64],
     )
 
 
@@ -104,9 +67,8 @@ cdef inline void momentum_step(real* p, const Stretch* a, const scalars* s) noex
 
 cdef inline Rule momentum_rule() noexcept:
     return Rule(
-        b"sgd_momentum", b"momentum_buffer", b"momentum dampening nesterov",
+        b"sgd_momentum", b"momentum_buffer", b"momentum dampening nesterov", NO_NORMS,
         momentum_scalars, momentum_step[float, Scalars32], momentum_step[double, Scalars64],
-        NO_NORMS,
     )
 
 
@@ -133,8 +95,8 @@ cdef inline void lion_step(real* p, const Stretch* a, const scalars* s) noexcept
 
 cdef inline Rule lion_rule() noexcept:
     return Rule(
-        b"lion", b"exp_avg", b"beta1 beta2",
-        lion_scalars, lion_step[float, Scalars32], lion_step[double, Scalars64], NO_NORMS,
+        b"lion", b"exp_avg", b"beta1 beta2", NO_NORMS,
+        lion_scalars, lion_step[float, Scalars32], lion_step[double, Scalars64],
     )
 
 
@@ -168,8 +130,8 @@ cdef inline void adam_step(real* p, const Stretch* a, const scalars* s) noexcept
 
 cdef inline Rule adam_rule() noexcept:
     return Rule(
-        b"adam", b"exp_avg +exp_avg_sq", b"beta1 beta2 eps",
-        adam_scalars, adam_step[float, Scalars32], adam_step[double, Scalars64], NO_NORMS,
+        b"adam", b"exp_avg +exp_avg_sq", b"beta1 beta2 eps", NO_NORMS,
+        adam_scalars, adam_step[float, Scalars32], adam_step[double, Scalars64],
     )
 
 
@@ -189,8 +151,8 @@ cdef inline void amsgrad_step(real* p, const Stretch* a, const scalars* s) noexc
 
 cdef inline Rule amsgrad_rule() noexcept:
     return Rule(
-        b"adam_amsgrad", b"exp_avg +exp_avg_sq +max_exp_avg_sq", b"beta1 beta2 eps",
-        adam_scalars, amsgrad_step[float, Scalars32], amsgrad_step[double, Scalars64], NO_NORMS,
+        b"adam_amsgrad", b"exp_avg +exp_avg_sq +max_exp_avg_sq", b"beta1 beta2 eps", NO_NORMS,
+        adam_scalars, amsgrad_step[float, Scalars32], amsgrad_step[double, Scalars64],
     )
 
 
@@ -219,8 +181,8 @@ cdef inline void nadam_step(real* p, const Stretch* a, const scalars* s) noexcep
 
 cdef inline Rule nadam_rule() noexcept:
     return Rule(
-        b"nadam", b"exp_avg +exp_avg_sq", b"beta1 beta2 eps momentum_decay",
-        nadam_scalars, nadam_step[float, Scalars32], nadam_step[double, Scalars64], NO_NORMS,
+        b"nadam", b"exp_avg +exp_avg_sq", b"beta1 beta2 eps momentum_decay", NO_NORMS,
+        nadam_scalars, nadam_step[float, Scalars32], nadam_step[double, Scalars64],
     )
 
 
@@ -255,8 +217,8 @@ cdef inline void radam_step(real* p, const Stretch* a, const scalars* s) noexcep
 
 cdef inline Rule radam_rule() noexcept:
     return Rule(
-        b"radam", b"exp_avg +exp_avg_sq", b"beta1 beta2 eps",
-        radam_scalars, radam_step[float, Scalars32], radam_step[double, Scalars64], NO_NORMS,
+        b"radam", b"exp_avg +exp_avg_sq", b"beta1 beta2 eps", NO_NORMS,
+        radam_scalars, radam_step[float, Scalars32], radam_step[double, Scalars64],
     )
 
 
@@ -277,8 +239,8 @@ cdef inline void adamax_step(real* p, const Stretch* a, const scalars* s) noexce
 
 cdef inline Rule adamax_rule() noexcept:
     return Rule(
-        b"adamax", b"exp_avg +exp_inf", b"beta1 beta2 eps",
-        adam_scalars, adamax_step[float, Scalars32], adamax_step[double, Scalars64], NO_NORMS,
+        b"adamax", b"exp_avg +exp_inf", b"beta1 beta2 eps", NO_NORMS,
+        adam_scalars, adamax_step[float, Scalars32], adamax_step[double, Scalars64],
     )
 
 
@@ -338,38 +300,41 @@ cdef inline void rmsprop_centered_step(real* p, const Stretch* a, const scalars*
     each(<void*> rmsprop_centered[real, scalars], POSITIVE, SIGNED, ABSENT, p, a, s)
 
 
-cdef inline void rmsprop_centered_momentum_step(real* p, const Stretch* a, const scalars* s) noexcept nogil:
+cdef inline void rmsprop_centered_momentum_step(
+    real* p, const Stretch* a, const scalars* s
+) noexcept nogil:
     each(<void*> rmsprop_centered_momentum[real, scalars], POSITIVE, SIGNED, SIGNED, p, a, s)
 
 
 cdef inline Rule rmsprop_rule() noexcept:
     return Rule(
-        b"rmsprop", b"+square_avg", b"alpha eps momentum",
-        rmsprop_scalars, rmsprop_step[float, Scalars32], rmsprop_step[double, Scalars64], NO_NORMS,
+        b"rmsprop", b"+square_avg", b"alpha eps momentum", NO_NORMS,
+        rmsprop_scalars, rmsprop_step[float, Scalars32], rmsprop_step[double, Scalars64],
     )
 
 
 cdef inline Rule rmsprop_momentum_rule() noexcept:
     return Rule(
-        b"rmsprop_momentum", b"+square_avg momentum_buffer", b"alpha eps momentum",
-        rmsprop_scalars, rmsprop_momentum_step[float, Scalars32], rmsprop_momentum_step[double, Scalars64],
-        NO_NORMS,
+        b"rmsprop_momentum", b"+square_avg momentum_buffer", b"alpha eps momentum", NO_NORMS,
+        rmsprop_scalars, rmsprop_momentum_step[float, Scalars32],
+        rmsprop_momentum_step[double, Scalars64],
     )
 
 
 cdef inline Rule rmsprop_centered_rule() noexcept:
     return Rule(
-        b"rmsprop_centered", b"+square_avg grad_avg", b"alpha eps momentum",
-        rmsprop_scalars, rmsprop_centered_step[float, Scalars32], rmsprop_centered_step[double, Scalars64],
-        NO_NORMS,
+        b"rmsprop_centered", b"+square_avg grad_avg", b"alpha eps momentum", NO_NORMS,
+        rmsprop_scalars, rmsprop_centered_step[float, Scalars32],
+        rmsprop_centered_step[double, Scalars64],
     )
 
 
 cdef inline Rule rmsprop_centered_momentum_rule() noexcept:
     return Rule(
-        b"rmsprop_centered_momentum", b"+square_avg grad_avg momentum_buffer", b"alpha eps momentum",
-        rmsprop_scalars, rmsprop_centered_momentum_step[float, Scalars32], rmsprop_centered_momentum_step[double, Scalars64],
-        NO_NORMS,
+        b"rmsprop_centered_momentum", b"+square_avg grad_avg momentum_buffer",
+        b"alpha eps momentum", NO_NORMS,
+        rmsprop_scalars, rmsprop_centered_momentum_step[float, Scalars32],
+        rmsprop_centered_momentum_step[double, Scalars64],
     )
 
 
@@ -393,8 +358,8 @@ cdef inline void adagrad_step(real* p, const Stretch* a, const scalars* s) noexc
 
 cdef inline Rule adagrad_rule() noexcept:
     return Rule(
-        b"adagrad", b"+sum", b"lr_decay eps",
-        adagrad_scalars, adagrad_step[float, Scalars32], adagrad_step[double, Scalars64], NO_NORMS,
+        b"adagrad", b"+sum", b"lr_decay eps", NO_NORMS,
+        adagrad_scalars, adagrad_step[float, Scalars32], adagrad_step[double, Scalars64],
     )
 
 
@@ -421,9 +386,8 @@ cdef inline void adadelta_step(real* p, const Stretch* a, const scalars* s) noex
 
 cdef inline Rule adadelta_rule() noexcept:
     return Rule(
-        b"adadelta", b"+square_avg +acc_delta", b"rho eps",
+        b"adadelta", b"+square_avg +acc_delta", b"rho eps", NO_NORMS,
         adadelta_scalars, adadelta_step[float, Scalars32], adadelta_step[double, Scalars64],
-        NO_NORMS,
     )
 
 
@@ -452,8 +416,8 @@ cdef inline void lamb_step(real* p, const Stretch* a, const scalars* s) noexcept
 
 cdef inline Rule lamb_rule() noexcept:
     return Rule(
-        b"lamb", b"exp_avg +exp_avg_sq", b"beta1 beta2 eps",
-        lamb_scalars, lamb_step[float, Scalars32], lamb_step[double, Scalars64], LAMB_NORMS,
+        b"lamb", b"exp_avg +exp_avg_sq", b"beta1 beta2 eps", LAMB_NORMS,
+        lamb_scalars, lamb_step[float, Scalars32], lamb_step[double, Scalars64],
     )
 
 
@@ -468,32 +432,9 @@ cdef inline void adafactor_scalars(Scalars64* s, const Options* o, double t) noe
 
 cdef inline Rule adafactor_rule() noexcept:
     return Rule(
-        b"adafactor", b"+variance", b"beta2_decay eps1 eps2 d",
-        adafactor_scalars, NULL, NULL, ADAFACTOR_NORMS,
+        b"adafactor", b"+variance", b"beta2_decay eps1 eps2 d", ADAFACTOR_NORMS,
+        adafactor_scalars, NULL, NULL,
     )
-
-
-cdef inline void scalars_of(
-    Scalars64* s, const Rule* rule, const Options* o, double scale, double t
-) noexcept nogil:
-    """Those of every rule, then its own; ``scale`` multiplies the gradients."""
-    s.scale = scale * o.sign
-    s.coupled = o.coupled
-    s.left = 1.0 - o.lr * o.decoupled
-    s.trust = 1.0
-    rule.prepare(s, o, t)
-
-
-cdef inline void round_scalars(Scalars32* to, const Scalars64* s) noexcept nogil:
-    to.scale, to.coupled, to.left = <float> s.scale, <float> s.coupled, <float> s.left
-    to.lr, to.step, to.grad_step = <float> s.lr, <float> s.step, <float> s.grad_step
-    to.beta1, to.take1 = <float> s.beta1, <float> s.take1
-    to.beta2, to.take2 = <float> s.beta2, <float> s.take2
-    to.momentum, to.take, to.ahead = <float> s.momentum, <float> s.take, <float> s.ahead
-    to.eps, to.root_scale = <float> s.eps, <float> s.root_scale
-    to.eps1, to.eps2, to.d = <float> s.eps1, <float> s.eps2, <float> s.d
-    to.decay, to.correction, to.trust = <float> s.decay, <float> s.correction, <float> s.trust
-    to.nesterov, to.rectified = s.nesterov, s.rectified
 
 
 cdef enum:

@@ -6,7 +6,7 @@ from libc.string cimport memcpy, memset
 
 from fastopt._kernels.update.arrays cimport *
 from fastopt._kernels.update.narrow cimport load_state, narrow, widen
-from fastopt._kernels.update.rules cimport LAMB_NORMS, lamb_direction, moments
+from fastopt._kernels.update.rules cimport lamb_direction, moments
 from fastopt._kernels.update.sums cimport sum_of_squares
 
 cdef enum:

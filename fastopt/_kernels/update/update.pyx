@@ -25,10 +25,10 @@ from fastopt._kernels.update.gradients cimport (
     refuse_change, refuse_count, refuse_overlap, refuse_shape, refuse_type, same_shape,
     usable,
 )
-from fastopt._kernels.update.rules cimport (
-    ADAFACTOR_NORMS, N_RULES, NO_NORMS, Options, Rule, list_rules, round_scalars,
-    scalars_of,
+from fastopt._kernels.update.entry cimport (
+    ADAFACTOR_NORMS, NO_NORMS, Options, Rule, round_scalars, scalars_of,
 )
+from fastopt._kernels.update.rules cimport N_RULES, list_rules
 from fastopt._kernels.update.walk cimport STEP, go, grad_norm, overflows, step_all
 
 cnp.import_array()
@@ -102,8 +102,8 @@ cdef class Plan:
     """Parameters and state of one optimiser, each group bound to one of ``RULES``.
 
     ``rules``: the rule of each group; ``groups``: for each array the number of its group;
-    ``params``: writable C-contiguous float32 or float64 arrays; ``states``: for each one a tuple of
-    arrays of its size, of its dtype or (float32 only) uint16 = bfloat16 bits, or int8 and uint8
+    ``params``: writable C-contiguous float32 or float64 arrays; ``states``: for each one a tuple
+    of arrays of its size, of its dtype or (float32 only) uint16 = bfloat16 bits, or int8 and uint8
     codes; ``scales``: for 8-bit state a tuple of float32 arrays, one number for each 256 values.
     The caller has made sure that none of the arrays share memory; the Plan keeps them alive.
     """
@@ -266,8 +266,8 @@ cdef class Plan:
                 a = self.copies[i]
                 r.copy_storage = narrow_storage(a)
                 r.copy = <char*> data_of(
-                    a, cnp.PyArray_TYPE(a) if r.copy_storage != SAME else cnp.NPY_FLOAT16, r.n, True,
-                    f"copies[{i}]",
+                    a, cnp.PyArray_TYPE(a) if r.copy_storage != SAME else cnp.NPY_FLOAT16, r.n,
+                    True, f"copies[{i}]",
                 )
         self.work.ema_share, self.work.zero_grads = ema_share, zero_grads
         self.set_spans()
@@ -293,7 +293,8 @@ cdef class Plan:
     def counts(self):
         """For each array the steps taken and NAdam's product of momenta."""
         return [
-            (self.work.arrays[i].step, self.work.arrays[i].product) for i in range(self.work.n_arrays)
+            (self.work.arrays[i].step, self.work.arrays[i].product)
+            for i in range(self.work.n_arrays)
         ]
 
     def show_counts(self, cnp.ndarray out not None):
@@ -342,11 +343,12 @@ cdef class Plan:
         """Whether each parameter's memory is that of the tensor in its place."""
         cdef Py_ssize_t i
         cdef Tensor t
+        cdef Array* r
         for i in range(self.work.n_arrays):
+            r = &self.work.arrays[i]
             if (
                 not self.look(tensors[i], &t) or not is_dense(&t)
-                or (<char*> t.data + t.byte_offset != self.work.arrays[i].p and self.work.arrays[i].n)
-                or t.bits != 8 * self.work.arrays[i].item
+                or (<char*> t.data + t.byte_offset != r.p and r.n) or t.bits != 8 * r.item
             ):
                 return False
         return True

@@ -5,7 +5,7 @@ from libc.math cimport sqrt
 from fastopt._kernels.shared.pool cimport run as run_chunks
 from fastopt._kernels.update.adafactor cimport adafactor_pass, factor_all
 from fastopt._kernels.update.arrays cimport *
-from fastopt._kernels.update.rules cimport ADAFACTOR_NORMS, LAMB_NORMS, NO_NORMS
+from fastopt._kernels.update.entry cimport ADAFACTOR_NORMS, LAMB_NORMS, NO_NORMS
 from fastopt._kernels.update.steps cimport foresee, gradient, lamb_norms, steps
 from fastopt._kernels.update.sums cimport sum_of_squares
 
@@ -117,9 +117,9 @@ cdef inline double total_of(const Work* w, const Array* r, int which) noexcept n
 
 
 cdef inline void trust_norms(const Work* w, Array* r) noexcept nogil:
-    """What the norms of p and u make of the step: LAMB's lr |p| / |u|, lr where either is zero (You et al. 2020,
-    algorithm 2); Adafactor's max(eps2, rms p) rho / max(1, rms u / d) (Shazeer and Stern 2018,
-    algorithm 4)."""
+    """What the norms of p and u make of the step: LAMB's lr |p| / |u|, lr where either is zero
+    (You et al. 2020, algorithm 2); Adafactor's max(eps2, rms p) rho / max(1, rms u / d) (Shazeer
+    and Stern 2018, algorithm 4)."""
     cdef double p = sqrt(total_of(w, r, 0)), u = sqrt(total_of(w, r, 1)), n = sqrt(<double> r.n)
     cdef const Scalars64* s = r.scalars
     if r.rule.norms == LAMB_NORMS:
