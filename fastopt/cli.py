@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fastopt import __version__
+from fastopt import __version__, search_command
 from fastopt.errors import FastoptError, OptionError, StorageError, TrialError
 
 __all__ = ["main"]
@@ -61,6 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     _quantize_parser(commands)
     _inspect_parser(commands)
     _compare_parser(commands)
+    search_command.add_to(commands)
 
     demo = commands.add_parser(
         "demo", help="train, compress and report on real data: digits, offline, under a minute"

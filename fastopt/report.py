@@ -13,8 +13,9 @@ from collections.abc import Mapping, Sequence
 
 from fastopt._files import write_whole
 from fastopt.compression import Compressed
+from fastopt.search import Result
 
-__all__ = ["Page", "lines", "points", "write"]
+__all__ = ["Page", "lines", "points", "write", "write_search"]
 
 _COLOURS = ("#2563eb", "#dc2626", "#059669", "#d97706", "#7c3aed", "#475569")
 _WIDTH, _HEIGHT = 680, 320
@@ -259,3 +260,36 @@ def write(result: Compressed, path: str | os.PathLike[str], title: str = "fastop
         f"smallest {result.target} with at most {result.max_drop:.4g} drop of {result.metric}."
     )
     add_result(Page(title, lead), result).save(path)
+
+
+def write_search(
+    result: Result, path: str | os.PathLike[str], title: str = "fastopt search"
+) -> None:
+    """Write one HTML file of a finished search: the best trial, pictures, the best trials."""
+    lead = f"{result.n_evals} evaluations by {result.method}: {result.message}"
+    page = Page(title, lead)
+    if result.x is None:
+        page.text("No trial gave a value.").save(path)
+        return
+    page.heading("Best trial").table(
+        ["variable", "value"], [[name, _shown(value)] for name, value in result.x.items()]
+    )
+    page.text(f"Objective: {_shown(result.fun)}")
+    if result.n_failed:
+        page.text(f"{result.n_failed} trials failed.")
+    several = result.history.ndim == 2
+    kinds = ("pareto",) if several else ("history", "importance", "slices", "parallel")
+    for kind in kinds if result.values is not None else ():
+        page.heading(kind.capitalize()).chart(result.plot(kind))
+    if result.values is not None:
+        y = result.history[:, 0] if several else result.history
+        order = (-y if result.maximize is True else y).argsort(kind="stable")[:20]
+        columns = result.trials
+        names = list(columns)
+        rows = [[_shown(columns[name][i]) for name in names] for i in order]
+        page.heading("Best trials").table(names, rows)
+    page.save(path)
+
+
+def _shown(value: object) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else str(value)

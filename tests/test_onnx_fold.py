@@ -161,6 +161,27 @@ def test_what_others_read_is_not_touched() -> None:
     assert sorted(ops) == ["BatchNormalization", "Conv", "Conv", "Relu"]
 
 
+def test_a_branch_that_ends_in_a_constant_keeps_it() -> None:
+    from onnx import TensorProto, helper
+
+    def branch(name: str, nodes: list[onnx.NodeProto]) -> onnx.GraphProto:
+        return helper.make_graph(nodes, name, [], [value("out", [8])])
+
+    then = branch("then", [node("Add", "a b", "out")])
+    other = branch("other", [node("Identity", "x", "out")])
+    proto = model(
+        [helper.make_node("If", ["c"], ["y"], then_branch=then, else_branch=other)],
+        [value("x", [8]), value("c", [], TensorProto.BOOL)],
+        ["y"],
+        {"a": weights(8), "b": weights(8, seed=1)},
+    )
+    folded = OnnxModel(proto)
+    folded.fold()
+    onnx.checker.check_model(folded.to_proto())
+    data = [{"x": np.zeros(8, np.float32), "c": np.array(True)}]
+    np.testing.assert_array_equal(next(folded.run(data))[0]["y"], weights(8) + weights(8, seed=1))
+
+
 def test_stored_layers_stay_as_they_are() -> None:
     constants = {"w": weights(16, 8, 3, 3), **norm(16)}
     proto = model(

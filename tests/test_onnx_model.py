@@ -105,8 +105,16 @@ def test_graphs_that_cannot_be() -> None:
     twice = model([node("Relu", "x", "b"), node("Relu", "x", "b")], x, ["b"], {})
     with pytest.raises(FormatError, match="made twice"):
         OnnxModel(twice)
-    with pytest.raises(UnsupportedError, match="opset 8 is too old"):
-        OnnxModel(graphs.mlp(opset=8))
+
+
+def test_an_old_opset_is_left_as_it_is(tmp_path: Path) -> None:
+    proto = model([node("Relu", "x", "y")], [value("x", [3, 64])], ["y"], {}, 6)
+    loaded = OnnxModel(proto)
+    assert loaded.layers == loaded.groups == {}
+    assert loaded.fold() == ()
+    assert "opset 6" in loaded.notes[0]
+    loaded.save(tmp_path / "same.onnx")
+    assert len(onnx.load(tmp_path / "same.onnx").graph.node) == 1
 
 
 def test_an_unknown_domain_is_unsupported() -> None:
@@ -372,7 +380,7 @@ def test_what_is_measured_is_what_is_saved(name: str, tmp_path: Path) -> None:
     assert original.layers.keys() == OnnxModel(proto).layers.keys()  # copies are independent
 
 
-@pytest.mark.parametrize("opset", [9, 11, 13, 18, 21])
+@pytest.mark.parametrize("opset", [7, 9, 11, 13, 18, 21])
 def test_every_opset_decodes(opset: int) -> None:
     feed = FLOATS["mlp"][1]
     for form in ("float16", "int2g", "int3", "int4g", "int5g", "int6", "int8"):

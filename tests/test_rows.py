@@ -29,6 +29,7 @@ ROWS = [
     ("fastopt.pruning", 2),
     ("fastopt.merging", 2),
     ("fastopt.layering", 2),
+    ("fastopt.search_command", 6),
     ("fastopt.search", 3),
     ("fastopt.models", 4),
     ("fastopt.compression", 5),

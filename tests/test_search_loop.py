@@ -814,3 +814,88 @@ def test_front_is_what_nothing_dominates():
         y = rng.integers(0, 8, (200, m)).astype(float)
         worse = [((y <= row).all(axis=1) & (y < row).any(axis=1)).any() for row in y]
         assert nondominated(y).tolist() == np.flatnonzero(~np.array(worse)).tolist()
+
+
+# --- trials that end early
+
+
+def learning(a, report):
+    """Falls towards a by steps."""
+    for step in range(1, 28):
+        report(step, a + 1.0 / step)
+    return a + 1.0 / 27
+
+
+def yielding(a):
+    for step in range(1, 28):
+        yield a + 1.0 / step
+
+
+@pytest.mark.parametrize("stopper", ["halving", "hyperband", "asha", "median", "wilcoxon"])
+def test_trials_end_early_alike_for_any_workers(tmp_path, stopper):
+    args = {"method": "random", "max_evals": 60, "stopper": stopper}
+    plain = minimize(learning, LINE, storage=tmp_path / "j", **args)
+    assert plain.n_failed == 0
+    assert 5 <= len(plain.stopped) < 60
+    assert int(np.argmin(plain.history)) not in plain.stopped or plain.fun > plain.history.min()
+    assert plain.fun == np.nanmin(plain.best)
+    assert plain.fun < 0.2
+    for options in ({"workers": 2}, {"storage": tmp_path / "j"}):
+        res = minimize(learning, LINE, **args, **options)
+        assert res.history.tobytes() == plain.history.tobytes()
+        assert res.stopped == plain.stopped
+    other = minimize(yielding, LINE, **args)
+    assert other.history.tobytes() == plain.history.tobytes()
+    with pytest.raises(OptionError, match="stopper"):
+        minimize(lambda a: a, LINE, **args)
+
+
+def test_reports_are_checked():
+    def backwards(a, report):
+        report(2, a)
+        report(1, a)
+
+    def nothing(a, report):
+        report(1, None)
+
+    for f in (backwards, nothing):
+        res = minimize(f, LINE, max_evals=3, on_error="skip")
+        assert res.n_failed == 3
+    seen = minimize(learning, LINE, max_evals=3)  # without a stopper all go on
+    assert not seen.stopped
+
+
+# --- the progress line
+
+
+class Terminal:
+    def __init__(self, tty=True):
+        self.tty, self.text = tty, ""
+
+    def isatty(self):
+        return self.tty
+
+    def write(self, text):
+        self.text += text
+
+    def flush(self):
+        pass
+
+
+def test_progress_is_one_line_on_a_terminal(monkeypatch):
+    from fastopt.search import progress
+
+    monkeypatch.setattr(progress, "EVERY_S", 0.0)
+    for tty in (True, False):
+        screen = Terminal(tty)
+        monkeypatch.setattr(sys, "stderr", screen)
+        minimize(lambda a: a, LINE, method="random", max_evals=30, max_time=60, progress=True)
+        if not tty:
+            assert screen.text == ""
+            continue
+        assert screen.text.count("\n") == 1
+        last = screen.text.split("\r")[-1]
+        assert last.startswith("30/30  ")
+        assert re.search(r"/s  best 0\.\d+  0:00 left", last)
+    line = progress.Line(100, stream=Terminal())
+    assert line.text(50, 0.5, 5000.0) == "50/100  0.01/s  best 0.5  1:23:20 left"

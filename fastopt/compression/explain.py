@@ -22,7 +22,7 @@ from fastopt.models import Model
 
 __all__ = ["Compressed", "Decision", "Measures", "decisions_of", "front_of", "latencies", "reason"]
 
-UNITS = {"size": "bytes", "macs": "multiply-adds", "latency": "seconds"}
+UNITS = {"size": "bytes", "macs": "multiply-adds", "latency": "of the latency"}
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,8 @@ class Decision:
     name, place, what : str
         The pass, the layer or group, and what was done.
     saved : float
-        How much larger the target (bytes, multiply-adds, seconds) would be without it.
+        How much larger the target (bytes, multiply-adds, share of the latency) would be without
+        it.
     drop : float or None
         How much better the metric on the search rows would be without it; None where undoing
         every step of a large model would take too long.

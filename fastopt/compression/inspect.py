@@ -42,7 +42,7 @@ def inspect_model(model: Any, data: Any = None) -> dict[str, Any]:
         places = {f"{quantize.NAME}.{n}": v for n, v in quantize.variables(found).items()}
         measured = effects(
             Workbench(calibration), places, Recipe(), lambda m: float(m.nbytes),
-            rows, feed_size(found), lambda done, of: None,
+            rows, feed_size(found), 1.0, lambda done, of: None,
         )  # fmt: skip
         for key, options in measured.items():
             four = [o.error for o in options if str(o.value).startswith("int4")]

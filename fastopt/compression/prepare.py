@@ -8,7 +8,7 @@ model per layer is enough for all of its forms.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,10 +23,13 @@ from fastopt.compression.recipe import Recipe, Workbench
 from fastopt.models import Form, Layer, Model
 from fastopt.search import Float
 
-__all__ = ["Option", "effects", "grid"]
+__all__ = ["Option", "Probe", "effects", "grid"]
 
 _PROBE_BITS = 4  # an error that is neither rounding noise nor a wreck
 _PROBE_MACS = 3e11  # multiply-adds of all probes together
+_MOST_ROWS = 24
+_MODES = ("dynamic", "static")
+_PAYS = 0.01  # share of the cost that running in int8 must save to be considered
 _SHARES = (0.875, 0.75, 0.5, 0.375, 0.25, 0.125)
 
 
@@ -55,6 +58,55 @@ def grid(variable: Any) -> list[Any]:
     return list(variable.options)
 
 
+class Probe:
+    """Measures single choices on a few rows.
+
+    Parameters
+    ----------
+    bench : Workbench
+    start : Recipe
+        What is done anyway.
+    cost : callable
+        What is made small, of a model.
+    rows, batch : Rows, int
+        Probes run on some of the rows.
+    probes : int
+        How many there will be: more of them run on fewer rows.
+    per_byte : float
+        What a byte of the file costs.
+    progress : callable
+        Called with (probes done, probes in all).
+    """
+
+    def __init__(
+        self,
+        bench: Workbench,
+        start: Recipe,
+        cost: Callable[[Model], float],
+        rows: Rows,
+        batch: int,
+        probes: int,
+        per_byte: float,
+        progress: Callable[[int, int], object],
+    ) -> None:
+        self.bench, self.start, self.cost, self.per_byte = bench, start, cost, per_byte
+        self.state = bench.apply(start)
+        self._rows = _probe_rows(rows, max(1, probes), self.state.model.macs)
+        self._batch, self._probes, self._progress = batch, probes, progress
+        self._base = collect(self.state.model, self._rows, batch)
+        self._done = 0
+
+    def error(self, model: Model, weights: Mapping[str, Array] | None = None) -> float:
+        """Relative squared error of a model's outputs."""
+        self._done += 1
+        self._progress(min(self._done, self._probes), self._probes)
+        return relative_error(collect(model, self._rows, self._batch, weights), self._base)
+
+    def edited(self, changes: Mapping[str, Any]) -> Model:
+        """The model with some choices made."""
+        return self.bench.apply(self.start.replaced(changes)).model
+
+
 def effects(
     bench: Workbench,
     places: Mapping[str, Any],
@@ -62,69 +114,47 @@ def effects(
     cost: Callable[[Model], float],
     rows: Rows,
     batch: int,
+    per_byte: float,
     progress: Callable[[int, int], object],
 ) -> dict[str, list[Option]]:
     """For every variable of ``places`` that acts on one place, the options of ``grid``.
 
-    Parameters
-    ----------
-    start : Recipe
-        What is done anyway.
-    cost : callable
-        What is made small, of a model.
-    rows : Rows
-        Probes run on some of them.
-    progress : callable
-        Called with (probes done, probes in all).
+    Parameters are those of :class:`Probe`.
     """
-    state = bench.apply(start)
     edited = [k for k in places if k.partition(".")[0] in ("prune", "merge", "layer")]
     stored = [k for k in places if k.partition(".")[0] == quantize.NAME]
-    probes = sum(len(grid(places[k])) - 1 for k in edited) + len(stored)
-    few = _probe_rows(rows, max(1, probes), state.model.macs)
-    base, base_cost = collect(state.model, few, batch), cost(state.model)
+    runs = [k for k in stored if any("+" in v for v in places[k].options)]
+    probes = sum(len(grid(places[k])) - 1 for k in edited) + len(stored) + len(runs)
+    probe = Probe(bench, start, cost, rows, batch, probes, per_byte, progress)
+    base_cost = cost(probe.state.model)
     found: dict[str, list[Option]] = {}
-    done = 0
-
-    def step() -> None:
-        nonlocal done
-        done += 1
-        progress(done, probes)
-
     for key in edited:
         values = grid(places[key])
         found[key] = [Option(values[0], 0.0, 0.0)]
         for value in values[1:]:
-            made = bench.apply(start.replaced({key: value})).model
-            error = relative_error(collect(made, few, batch), base)
-            found[key].append(Option(value, cost(made) - base_cost, error))
-            step()
-    layers = state.model.layers
+            made = probe.edited({key: value})
+            found[key].append(Option(value, cost(made) - base_cost, probe.error(made)))
+    layers = probe.state.model.layers
     if stored:
-        state.calibration.grams(layers)
+        probe.state.calibration.grams(layers)
+    gains = _gains(runs, places, probe, base_cost)
     for key in stored:
         layer = layers.get(key.partition(".")[2])
         if layer is not None:
-
-            def probe(weight: Array, name: str = layer.name) -> float:
-                return relative_error(collect(state.model, few, batch, {name: weight}), base)
-
-            found[key] = _forms(layer, state.calibration.grams([layer.name]), probe)
-        step()
+            found[key] = _forms(layer, probe)
+            found[key] += _runs(key, layer, probe, found[key], gains)
     return found
 
 
 def _probe_rows(rows: Rows, probes: int, macs: int) -> Rows:
     """Evenly spaced rows, as many as the probes can afford."""
-    n = int(min(len(rows), 64, max(1, _PROBE_MACS / (probes * max(1, macs)))))
+    n = int(min(len(rows), _MOST_ROWS, max(1, _PROBE_MACS / (probes * max(1, macs)))))
     return rows.select(np.linspace(0, len(rows) - 1, n).round().astype(np.int64))
 
 
-def _forms(
-    layer: Layer, grams: Mapping[str, Gram], probe: Callable[[Array], float]
-) -> list[Option]:
+def _forms(layer: Layer, probe: Probe) -> list[Option]:
     """The forms of one layer: one is measured, the others follow from their rounding errors."""
-    gram = grams.get(layer.name)
+    gram = probe.state.calibration.grams([layer.name]).get(layer.name)
     found = [Option(layer.form.name, 0.0, 0.0)]
     forms = [f for f in layer.forms if f.activations is None and f.name != layer.form.name]
     coded = [f for f in forms if f.integer]
@@ -133,11 +163,57 @@ def _forms(
     first = min(coded, key=lambda f: (abs(f.bits - _PROBE_BITS), f.group_size is None))
     weights = {f.name: rounded(layer, f) for f in forms}
     errors = {name: _output_error(layer.weight - w, gram) for name, w in weights.items()}
-    error = probe(weights[first.name])
+    error = probe.error(probe.state.model, {layer.name: weights[first.name]})
     unit = error / errors[first.name] if errors[first.name] > 0 else 0.0
     for form in forms:
-        saved = float(form.nbytes - layer.form.nbytes)
-        found.append(Option(form.name, saved, unit * errors[form.name]))
+        cost = probe.per_byte * (form.nbytes - layer.form.nbytes)
+        found.append(Option(form.name, cost, unit * errors[form.name]))
+    return found
+
+
+def _gains(
+    keys: Sequence[str], places: Mapping[str, Any], probe: Probe, base: float
+) -> dict[tuple[str, str], float]:
+    """What a multiply-add in int8 saves, by kind of layer and mode: measured for all at once.
+
+    One layer's share of the time is below the noise of a measurement; all layers of a kind
+    together are not. A mode that does not pay is left out.
+    """
+    layers = probe.state.model.layers
+    found: dict[tuple[str, str], float] = {}
+    for mode in _MODES:
+        form = f"int8+{mode}"
+        able = [k for k in keys if form in places[k].options and k.partition(".")[2] in layers]
+        for kind in sorted({layers[k.partition(".")[2]].kind for k in able}):
+            group = [k for k in able if layers[k.partition(".")[2]].kind == kind]
+            macs = sum(layers[k.partition(".")[2]].macs for k in group)
+            saved = base - probe.cost(probe.edited(dict.fromkeys(group, form)))
+            if macs and saved > _PAYS * base:
+                found[kind, mode] = saved / macs
+    return found
+
+
+def _runs(
+    key: str,
+    layer: Layer,
+    probe: Probe,
+    stored: Sequence[Option],
+    gains: Mapping[tuple[str, str], float],
+) -> list[Option]:
+    """The forms of one layer that run in int8."""
+    errors = {o.value: o.error for o in stored}
+    found = []
+    for mode in _MODES:
+        gain = gains.get((layer.kind, mode))
+        if gain is None or layer.form_named(f"int8+{mode}") is None:
+            continue
+        error = probe.error(probe.edited({key: f"int8+{mode}"}))
+        inputs = max(0.0, error - errors.get("int8", 0.0))  # what rounding the input costs
+        for form in layer.forms:
+            if form.activations == mode:
+                plain = errors.get(form.name.partition("+")[0], 0.0)
+                cost = probe.per_byte * (form.nbytes - layer.form.nbytes) - gain * layer.macs
+                found.append(Option(form.name, cost, plain + inputs))
     return found
 
 

@@ -46,7 +46,7 @@ from fastopt.compression.passes import PASSES
 from fastopt.compression.passes.calibration import Calibration
 from fastopt.compression.prepare import Option, effects
 from fastopt.compression.recipe import Applied, Recipe, Workbench
-from fastopt.compression.search import Candidate, Memory, Search
+from fastopt.compression.search import NEAR, Candidate, Memory, Search
 from fastopt.errors import ArrayError, DTypeError, OptionError
 from fastopt.models import Model, Network
 from fastopt.search import Choice
@@ -70,6 +70,7 @@ _EVALS_MACS = 4e12  # of the whole search, where the number of recipes is not gi
 _FEWEST_EVALS, _MOST_EVALS = 16, 200
 _MOST_UNDONE = 24  # steps that are undone one by one for the explanation
 _EDITS = {"fold": "fold", "layer": "split_layer", "prune": "keep_units", "merge": "keep_units"}
+_SIZE_SHARE = 0.1  # of the cost when the target is the latency
 _SEQUENCE = 8  # recipes tried for a certificate
 
 
@@ -82,7 +83,7 @@ def compress(
     labels: str | None = None,
     classes_axis: int | None = None,
     confidence: float | None = None,
-    passes: Sequence[str] = tuple(PASSES),
+    passes: Sequence[str] | None = None,
     keep: Sequence[str] = (),
     target: str = "size",
     method: str = "auto",
@@ -128,14 +129,16 @@ def compress(
         Certify that the true drop keeps the budget, for example 0.95. By default the drop on the
         check rows plus one standard error must keep it.
     passes : sequence of {"fold", "prune", "merge", "layer", "refit", "quantize"}
-        Which passes may act; they are applied in that order.
+        Which passes may act; they are applied in that order. By default all of them; for the
+        size of a model that cannot be fitted as a whole (an ONNX graph), fold and quantize: per
+        byte fewer bits cost less than fewer units.
     keep : sequence of str
         Patterns of layers and groups that stay as they are.
     target : {"size", "macs", "latency"}
         What is made small: bytes as saved, multiply-adds, or seconds measured here.
     method : {"random", "greedy", "genetic", "auto"}
-        The refinement's search, one of :func:`fastopt.minimize`; "auto" refines (genetic) only
-        where there is more to choose than storage forms, whose effects add up.
+        The refinement's search, one of :func:`fastopt.minimize`; "auto" refines (genetic) a
+        model that can be fitted as a whole; elsewhere effects add up and nothing is gained.
     max_evals, max_time : int, float
         Budget of the search in recipes (by default what suits the model's multiply-adds) and in
         seconds.
@@ -191,12 +194,14 @@ def compress(
         None if max_time is None else number(max_time, "max_time", low=0.0),
         integer(batch, "batch", low=1),
         integer(threads, "threads", low=1),
-        _passes(passes),
+        () if passes is None else _passes(passes),
         (keep,) if isinstance(keep, str) else tuple(keep),
         seed,
     )
     choice(on_interrupt, "on_interrupt", ("return", "raise"))
     original, give_back = open_model(model, flag(portable, "portable"))
+    if not options.passes:
+        options = replace(options, passes=_default_passes(original, options.target))
     job = _prepare(original, data, calib, check, labels, metric, classes_axis, options, progress)
     memory = Memory(storage, _identity(job))
     try:
@@ -263,9 +268,15 @@ class _Job:
         if self.options.target == "macs":
             return float(model.macs)
         first, ours = latencies(
-            [self.original, model], self.check, self.options.batch, self.options.threads, 7
+            [self.original, model], self.check, self.options.batch, self.options.threads, 11
         )
-        return ours[0] / first[0]
+        return ours[0] / first[0] + self.per_byte * model.nbytes
+
+    @property
+    def per_byte(self) -> float:
+        """What a byte of the file adds to the cost; for the latency it decides between equals."""
+        per_file = {"size": float(self.original.nbytes), "macs": 0.0, "latency": _SIZE_SHARE}
+        return per_file[self.options.target] / self.original.nbytes
 
     def measure(self, recipe: Recipe) -> tuple[float, float, float, float]:
         """Cost, drop with its standard error, and error of the logits on the search rows."""
@@ -273,7 +284,8 @@ class _Job:
         ours = collect(made, self.search, self.feed)
         if not self.reference.logits:
             self.reference = collect(self.original, self.search, self.feed)
-        found = drop_of(self.metric, self.search, self.search_outputs, ours, self.options.limit)
+        limit = NEAR * self.options.limit
+        found = drop_of(self.metric, self.search, self.search_outputs, ours, limit)
         error = relative_error(ours, self.reference)
         return self.cost(made), found.value, found.std_error, error
 
@@ -388,7 +400,7 @@ def _run(job: _Job, memory: Memory, callback: Callable[[int, float], object] | N
     job.candidates = search.candidates
     job.say("measuring what each choice does alone")
     job.effects = effects(
-        job.bench, places, job.start, job.cost, job.search, job.feed,
+        job.bench, places, job.start, job.cost, job.search, job.feed, job.per_byte,
         lambda done, of: job.say(f"measuring what each choice does alone: {done}/{of}"),
     )  # fmt: skip
     job.say("searching")
@@ -400,7 +412,7 @@ def _run(job: _Job, memory: Memory, callback: Callable[[int, float], object] | N
             if job.confirmed is not None:
                 break
             _confirm(job, [safer])
-    if options.method != "auto" or any(not k.startswith("quantize.") for k in places):
+    if options.method != "auto" or _fittable(job.original):
         method = "genetic" if options.method == "auto" else options.method
         search.refine(places, _first(job, places), method, options.seed)
     if search.interrupted:
@@ -429,7 +441,7 @@ def _places(job: _Job) -> tuple[dict[str, Any], Recipe]:
     for name, module in PASSES.items():
         if name not in job.options.passes or not hasattr(model, _EDITS.get(name, "run")):
             continue
-        for place, variable in module.variables(model).items():
+        for place, variable in _variables(job, name).items():
             if any(fnmatch.fnmatchcase(place, pattern) for pattern in job.options.keep):
                 continue
             key = f"{name}.{place}"
@@ -442,6 +454,13 @@ def _places(job: _Job) -> tuple[dict[str, Any], Recipe]:
         if not any(fnmatch.fnmatchcase(place, pattern) for place in places):
             raise OptionError(f"keep: no layer or group is called {pattern!r}")
     return variables, Recipe(start)
+
+
+def _variables(job: _Job, name: str) -> dict[str, Any]:
+    """What a pass may do, as far as it serves the target."""
+    if name == "quantize":
+        return PASSES[name].variables(job.original, job.options.target == "latency")  # type: ignore[no-any-return]
+    return PASSES[name].variables(job.original)  # type: ignore[no-any-return]
 
 
 def _evals(job: _Job) -> int:
@@ -657,6 +676,14 @@ def _onnx(model: Any, portable: bool) -> Model:
 
     found: Any = OnnxModel(model, portable=portable)
     return found  # type: ignore[no-any-return]
+
+
+def _default_passes(model: Model, target: str) -> tuple[str, ...]:
+    return tuple(PASSES) if target != "size" or _fittable(model) else ("fold", "quantize")
+
+
+def _fittable(model: Model) -> bool:
+    return bool(PASSES["refit"].variables(model))
 
 
 def _passes(names: Sequence[str]) -> tuple[str, ...]:

@@ -25,10 +25,11 @@ from fastopt.compression.recipe import Recipe
 from fastopt.errors import StorageError
 from fastopt.search import Space, minimize
 
-__all__ = ["Candidate", "Memory", "Search", "knapsack", "trend"]
+__all__ = ["NEAR", "Candidate", "Memory", "Search", "knapsack", "trend"]
 
 _STEPS = 12  # of the bisection: 2**-12 of the multiplier's range
-_NEAR = 30.0  # budgets; beyond, a drop says nothing about small ones
+NEAR = 30.0  # budgets; beyond, a drop says nothing about small ones
+_RULED_OUT = 4.0  # of the deviance: two standard errors
 _POWERS = (0.5, 0.75, 1.0)
 _SAFER = (1.5, 2.5, 5.0, 12.0, 40.0, 300.0, 1e4)
 
@@ -139,29 +140,34 @@ def _record(line: str) -> list[Any] | None:
 
 
 def trend(candidates: Sequence[Candidate], limit: float) -> Callable[[float], float]:
-    """The drop that an error of the logits leads to, drop = c * error^p over the candidates.
+    """An upper estimate of the drop that an error of the logits leads to, c * error^p.
 
     A few rows show no drop at all before they show a large one; the errors of all candidates
-    together tell what is likely in between. p = 1/2 where decisions flip (rows are as dense as
-    their margins), 1 where the metric is smooth; c and p by Poisson likelihood.
+    together tell what is likely in between. p = 1/2 where decisions flip (a decision's margin is
+    an amplitude), 1 where the metric is smooth. c and p by quasi-likelihood (Poisson's, with the
+    dispersion that the standard errors show); every p that the drops do not rule out counts, c
+    with one standard error.
     """
     points = [
-        (c.error, max(c.drop, 0.0))
+        (c.error, max(c.drop, 0.0), c.std_error)
         for c in {c.recipe.key: c for c in candidates}.values()
-        if 0 < c.error < math.inf and c.drop <= _NEAR * limit
+        if 0 < c.error < math.inf and c.drop <= NEAR * limit and math.isfinite(c.std_error)
     ]
-    if not any(drop > 0 for _, drop in points):
+    if not any(drop > 0 for _, drop, _ in points):
         return lambda error: 0.0
-    errors, drops = np.array(points).T
-    best = (math.inf, 1.0, 0.0)
+    errors, drops, spread = np.array(points).T
+    seen = drops > 0
+    dispersion = max(float((spread[seen] ** 2).sum() / drops.sum()), 1e-12)
+    fits = []
     for power in _POWERS:
         level = float(drops.sum() / (errors**power).sum())
         expected = level * errors**power
-        seen = drops > 0
         lost = float((drops[seen] * np.log(drops[seen] / expected[seen])).sum())
-        best = min(best, (lost, power, level))
-    _, power, level = best
-    return lambda error: level * float(error**power)
+        fits.append((2 * lost / dispersion, power, level))
+    best = min(fits)[0]
+    unsure = 1 + math.sqrt(dispersion / drops.sum())
+    likely = [(power, level * unsure) for lost, power, level in fits if lost <= best + _RULED_OUT]
+    return lambda error: max(level * float(error**power) for power, level in likely)
 
 
 def knapsack(options: Mapping[str, list[Option]], multiplier: float) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from fastopt.search.operators import tournament, variation
 from fastopt.search.portfolio import Portfolio
 from fastopt.search.result import Pareto, Progress, Result
 from fastopt.search.space import Bool, Choice, Float, Int, Permutation, Space, Vector
+from fastopt.search.stored import load_result
 
 __all__ = [
     "CMA",
@@ -26,6 +27,7 @@ __all__ = [
     "Result",
     "Space",
     "Vector",
+    "load_result",
     "minimize",
     "tournament",
     "variation",

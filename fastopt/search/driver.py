@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -19,11 +20,14 @@ from fastopt.errors import (
 )
 from fastopt.search.engine import Engine, Random, fingerprint, space_of
 from fastopt.search.evaluation import Objective, as_numbers
+from fastopt.search.identity import digest_of
 from fastopt.search.journal import Journal, stored_header
 from fastopt.search.methods import engine_for
+from fastopt.search.progress import Line
 from fastopt.search.result import Progress, Result
 from fastopt.search.run import Budget, Run
 from fastopt.search.space import Matrix, Space
+from fastopt.search.stopping import stopper_of
 from fastopt.search.workers import Executor, Processes
 
 __all__ = ["minimize"]
@@ -51,6 +55,8 @@ def minimize(
     patience: int | None = None,
     target: float | None = None,
     timeout: float | None = None,
+    stopper: Any = None,
+    progress: bool = False,
     on_error: str = "raise",
     on_interrupt: str = "return",
     retry_failed: bool = False,
@@ -111,6 +117,12 @@ def minimize(
     timeout : float, optional
         Seconds for one trial, with ``workers``: its process is then killed and replaced, and the
         trial has failed.
+    stopper : str or Stopper, optional
+        "halving", "hyperband", "asha", "median" or "wilcoxon": ends trials early by what they
+        report. f then takes ``report`` and calls ``report(step, value)``, which raises
+        ``TrialStopped``, or it is a generator that yields its values.
+    progress : bool
+        One line on stderr where that is a terminal: evaluations, rate, best, time left.
     on_error : "raise" or "skip"
         What follows a trial that raised or returned no number, after it was recorded. The
         exception has what was found as ``.result``.
@@ -168,6 +180,8 @@ def minimize(
     choice(on_error, "on_error", ("raise", "skip"))
     choice(on_interrupt, "on_interrupt", ("return", "raise"))
     choice(mode, "mode", ("sync", "async"))
+    rules = copy.deepcopy(stopper_of(stopper))  # what it learns is this search's
+    progress = flag(progress, "progress")
     retry_failed = flag(retry_failed, "retry_failed")
     keep_trials = None if keep_trials is None else flag(keep_trials, "keep_trials")
     workers, timeout = _checked_workers(workers, timeout, executor, vectorized)
@@ -192,8 +206,8 @@ def minimize(
         raise
     objectives = engine.n_objectives
     signs, maximize = _signs(maximize, objectives)
-    if objectives > 1 and (target is not None or patience is not None):
-        raise OptionError("target, patience: are for one objective")
+    if objectives > 1 and (target is not None or patience is not None or rules is not None):
+        raise OptionError("target, patience, stopper: are for one objective")
     objective = Objective(
         f,
         space,
@@ -216,10 +230,15 @@ def minimize(
         reason=reason,
         maximize=maximize,
     )
-    run.vectorized, run.retry_failed = vectorized, retry_failed
+    run.vectorized, run.retry_failed, run.stopper = vectorized, retry_failed, rules
+    if rules is not None and not (objective.reports or objective.yields):
+        raise OptionError("stopper: f must take report, or yield its values")
+    if progress:
+        run.line = Line(max_evals, max_time)
     known = _known_results(objective, prior)
     if storage is not None:
         header = _header(engine, seed, batch, x0, mode, signs, constraints, known[0])
+        header["stopper"] = None if rules is None else [rules.name, digest_of(vars(rules))]
         run.journal = Journal(storage, header)
     _tell_known(run, *known)
     if executor is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from typing import Any
 
@@ -156,15 +156,16 @@ class Result:
         flags = self.maximize if isinstance(self.maximize, tuple) else (self.maximize,)
         return np.where(flags, -1.0, 1.0)
 
-    def compromise(self) -> tuple[dict[str, Any] | None, NDArray[np.float64]]:
-        """The trial of the front nearest to the best of each objective, and its objectives."""
+    def with_compromise(self) -> Result:
+        """The same with ``x`` and ``fun`` of the trial of the front that is nearest to the best
+        of each objective."""
         front = self.pareto
         if not len(front):
-            return None, np.full(self.history.shape[1:], math.nan)
+            return replace(self, fun=np.full(self.history.shape[1:], math.nan))
         y = front.fun * self._signs()
         low, span = y.min(axis=0), np.ptp(y, axis=0)
         i = int(np.argmin((((y - low) / np.where(span > 0, span, 1.0)) ** 2).sum(axis=1)))
-        return front.x[i], front.fun[i]
+        return replace(self, x=front.x[i], fun=front.fun[i], violation=0.0)
 
     def to_frame(self) -> Any:
         """``trials`` as a pandas.DataFrame (needs pandas)."""
@@ -175,42 +176,37 @@ class Result:
         columns = {k: list(v) if v.ndim > 1 else v for k, v in self.trials.items()}
         return pandas.DataFrame(columns).set_index("trial")
 
-    def plot(self, width: int = 640, height: int = 320) -> str:
-        """The search as an inline SVG: each trial a dot, the best so far a line."""
-        y, best = self.history, self.best
-        shown = np.isfinite(y)
-        if not shown.any():
-            body = ""
-            low = high = 0.0
-        else:
-            low, high = float(y[shown].min()), float(np.quantile(y[shown], 0.95))
-            span = high - low or 1.0
-            right, top = max(self.n_evals - 1, 1), height - 40
+    def plot(self, kind: str = "history", *, backend: str = "svg", **options: Any) -> Any:
+        """A picture of the search.
 
-            def at(i: int, value: float) -> str:
-                inside = min(max((value - low) / span, 0.0), 1.0)
-                return f"{50 + i / right * (width - 60):.1f},{20 + (1 - inside) * top:.1f}"
+        Parameters
+        ----------
+        kind : "history", "pareto", "slices", "contour", "parallel" or "importance"
+        backend : "svg" or "matplotlib"
+            Inline SVG as a string, or a matplotlib Figure.
+        **options
+            ``width`` and ``height`` in pixels; for "contour" also ``x`` and ``y``, the names of
+            two variables.
 
-            keep = np.flatnonzero(shown)
-            keep = keep[:: max(1, len(keep) // 2000)]
-            points = [at(int(i), float(y[i])).split(",") for i in keep]
-            dots = "".join(f'<circle cx="{a}" cy="{b}" r="1.5"/>' for a, b in points)
-            steps = np.flatnonzero(np.isfinite(best) & (best != np.append([np.nan], best[:-1])))
-            line = []
-            for n, i in enumerate(steps):
-                stop = int(steps[n + 1]) if n + 1 < len(steps) else self.n_evals - 1
-                line += [at(int(i), float(best[i])), at(stop, float(best[i]))]
-            body = (
-                f'<g fill="#9ab">{dots}</g>'
-                f'<polyline fill="none" stroke="#c33" stroke-width="2" points="{" ".join(line)}"/>'
-            )
-        return (
-            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" '
-            f'width="{width}" height="{height}" font-family="sans-serif" font-size="11">'
-            f'<text x="4" y="24">{high:.3g}</text><text x="4" y="{height - 20}">{low:.3g}</text>'
-            f'<text x="50" y="{height - 4}">{self.method}: {self.n_evals} trials</text>'
-            f"{body}</svg>"
-        )
+        Returns
+        -------
+        str or matplotlib.figure.Figure
+
+        Raises
+        ------
+        OptionError
+            An unknown kind, or one that this search has no data for.
+        """
+        from fastopt.search import plots
+
+        return plots.plot(self, kind, backend=backend, **options)
+
+    def importance(self) -> dict[str, float]:
+        """Share of each variable in what the objective varies, largest first: permutation
+        importance on a forest fitted to the trials."""
+        from fastopt.search import plots
+
+        return plots.shares(self)
 
 
 def nondominated(y: Matrix) -> NDArray[np.intp]:

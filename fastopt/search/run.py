@@ -17,7 +17,7 @@ from array import array
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -28,8 +28,10 @@ from fastopt.errors import FormatError
 from fastopt.search.engine import Engine, fingerprint
 from fastopt.search.evaluation import Objective, Outcome
 from fastopt.search.journal import Journal
+from fastopt.search.progress import Line
 from fastopt.search.result import Progress, Result
 from fastopt.search.space import LISTED, Matrix
+from fastopt.search.stopping import Stopper
 from fastopt.search.workers import Inline, Task, Workers
 
 __all__ = ["Budget", "Run"]
@@ -42,6 +44,8 @@ KEEP_CELLS = 1 << 25
 LOOK_S = 0.05
 # Messages of a search that ended before what is already finished: that no longer counts.
 EARLY = ("stopped by", "patience", "target")
+# Trials of a batch that end by the same rule: what earlier batches taught a stopper.
+STOPPED_BATCH = 8
 EXHAUSTED = "space exhausted: every point was tried"
 # Batches without any new point of a finite space after which the rest is listed.
 STALE = 4
@@ -70,6 +74,7 @@ class Batch:
         self.known: set[int] = set()  # from the journal
         self.missing = len(self.fresh)
         self.settled = 0
+        self.stop: Any = None  # rule by which its trials end early
 
 
 class Run:
@@ -102,7 +107,9 @@ class Run:
         self.journal: Journal | None = None
         self.retry_failed = False
         self.workers: Workers | None = None
-        self.stopper: Any = None
+        self.stopper: Stopper | None = None
+        self.line: Line | None = None
+        self.arrived, self.shown = 0, math.inf
         self.vectorized = False
         # What callers want to see or decide after each trial.
         self.per_trial = callback is not None or budget.patience or budget.target is not None
@@ -164,6 +171,8 @@ class Run:
             if self.workers is not None:
                 self.workers.close()
         finally:
+            if self.line is not None:
+                self.line.end()
             if self.journal is not None:
                 self.journal.close()
 
@@ -200,7 +209,8 @@ class Run:
         self._prepare()
         # Batches that the engine may propose before the oldest of them is told.
         finite = self.unseen is not None
-        ahead = 0 if finite or self.vectorized else self.engine.lag
+        told = finite or self.vectorized or self.stopper is not None
+        ahead = 0 if told else self.engine.lag
         open_: deque[Batch] = deque()
         try:
             while not self.message:
@@ -208,6 +218,7 @@ class Run:
                     batch = self._propose()
                     if batch is None:
                         break
+                    batch.stop = self._stop()
                     open_.append(batch)
                     self._send(batch)
                 if not open_:
@@ -255,7 +266,7 @@ class Run:
         """The next batch; None, with the reason in ``message``, if there is nothing to propose."""
         room = self.limit - self.asked
         for _ in range(STALE if self.unseen != {} else 0):
-            k = int(min(self.batch or self.engine.wants(), room))
+            k = int(min(self.batch or self._wanted(), room))
             values = self.engine.propose(k)
             if not len(values):
                 break
@@ -267,12 +278,17 @@ class Run:
                 return self._known(batch)
             self._learn(batch)
         if self.unseen:
-            k = int(min(self.batch or self.engine.wants(), room))
+            k = int(min(self.batch or self._wanted(), room))
             rest = np.array(list(self.unseen.values())[:k])
             rows = [i for i, row in enumerate(rest) if self._is_new(row)]
             return self._known(Batch(rest, self.asked, rows))
         self.message = EXHAUSTED
         return None
+
+    def _wanted(self) -> int:
+        """Trials of a batch; fewer where a stopper learns from each batch."""
+        wanted = self.engine.wants()
+        return wanted if self.stopper is None else min(wanted, STOPPED_BATCH)
 
     def _is_new(self, row: Matrix) -> bool:
         """Whether a point of a finite space comes for the first time; it is noted then."""
@@ -317,7 +333,7 @@ class Run:
             return
         todo = [i for i, o in enumerate(batch.outcomes) if o is None]
         trials = self.space.dicts_of(batch.fresh[todo])
-        stop = self._stop()
+        stop = batch.stop
         self.workers.send(
             [Task(batch.first + i, t, stop) for i, t in zip(todo, trials, strict=True)]
         )
@@ -329,9 +345,10 @@ class Run:
         objective, outcomes = self.objective, batch.outcomes
         todo = [i for i, o in enumerate(outcomes) if o is None]
         trials = self.space.dicts_of(batch.fresh[todo])
-        stop = self._stop()
+        stop = batch.stop
         timed = self.deadline < math.inf
-        careful = timed or self.per_trial or self.journal is not None
+        watched = self.journal is not None or self.line is not None
+        careful = timed or self.per_trial or watched
         if careful:
             self._settle(batch, ready=True)
         for i, trial in zip(todo, trials, strict=True):
@@ -415,8 +432,19 @@ class Run:
     ) -> None:
         batch.outcomes[i] = outcome
         batch.missing -= 1
+        if self.line is not None:
+            self._show(outcome)
         if self.journal is not None:
             self.journal.append([(batch.first + i, batch.fresh[i], _whole(outcome), asked)])
+
+    def _show(self, outcome: float | Outcome) -> None:
+        """The progress line, which counts trials as they arrive."""
+        assert self.line is not None
+        self.arrived += 1
+        if self.objective.objectives == 1 and not isinstance(outcome, Outcome):
+            self.shown = min(self.shown, outcome) if outcome == outcome else self.shown
+        fun = min(self.shown, self.best[1] if self.best[0] == 0.0 else math.inf)
+        self.line.show(self.arrived, self.objective.signs[0] * fun)
 
     # --- from outcomes to the result
 
@@ -443,6 +471,8 @@ class Run:
                 self._judge()
         if self.vectorized:
             self._judge()
+            if self.line is not None:
+                self.line.show(len(self.numbers), self._fun())
 
     def _settle_all(self, batch: Batch, todo: list[Any]) -> None:
         """The same for plain numbers that nobody waits for."""
@@ -646,10 +676,7 @@ class Run:
             numbers=np.array(self.numbers, dtype=np.int64),
             values=values,
         )
-        if m > 1 and self.keep:
-            x, fun = result.compromise()
-            result = replace(result, x=x, fun=fun, violation=math.nan if x is None else 0.0)
-        return result
+        return result.with_compromise() if m > 1 and self.keep else result
 
 
 def _whole(outcome: float | Outcome) -> Outcome:

@@ -17,14 +17,13 @@ Per gene of a child, with probability ``mutation_rate`` (by geometric skips when
 
 cimport cython
 from fastopt._kernels.shared cimport numpy as cnp
-from cpython.exc cimport PyErr_CheckSignals
-from cython.parallel cimport prange
 from libc.math cimport sqrt
 from libc.stdint cimport int32_t, uint32_t, uint64_t
 
 from fastopt._kernels.shared.arguments cimport data_of
+from fastopt._kernels.shared.pool cimport run_polled
 from fastopt._kernels.genetic.words cimport (
-    COPY, EARLY, GROUP, POLL, POLYNOMIAL, S_CROSS, S_DENSE, S_FLIP, S_MASK, S_PAIR, S_SKIP, SBX, SITES, TILE,
+    COPY, EARLY, GROUP, POLYNOMIAL, S_CROSS, S_DENSE, S_FLIP, S_MASK, S_PAIR, S_SKIP, SBX, SITES, TILE,
     UNIFORM, Plan, cuts, exchange_segment, exchange_uniform, fo_cos, fo_exp2, fo_exp2f, fo_log2,
     fo_log2f, fo_tile, plan_of, unit_32,
 )
@@ -327,6 +326,27 @@ cdef int real_matrix(cnp.ndarray x, cnp.ndarray low, cnp.ndarray high, str name)
     return t
 
 
+cdef struct Breeding:
+    int kind
+    void* child
+    void* parents
+    Py_ssize_t* mates
+    void* low
+    void* high
+    Py_ssize_t n, d  # pairs, or rows to mutate
+    Plan* plan
+
+
+cdef void breed_some(void* context, Py_ssize_t group, int worker) noexcept nogil:
+    cdef Breeding* b = <Breeding*> context
+    breed_any(b.kind, b.child, b.parents, b.mates, b.low, b.high, b.n, b.d, group, b.plan)
+
+
+cdef void mutate_some(void* context, Py_ssize_t group, int worker) noexcept nogil:
+    cdef Breeding* b = <Breeding*> context
+    mutate_any(b.kind, b.child, b.low, b.high, b.n, b.d, group, b.plan)
+
+
 def breed(
     cnp.ndarray child not None, cnp.ndarray parents not None, cnp.ndarray mates not None,
     cnp.ndarray low not None, cnp.ndarray high not None, int crossover, double rate,
@@ -346,23 +366,15 @@ def breed(
     cdef Py_ssize_t* w = <Py_ssize_t*> data_of(mates, cnp.NPY_INTP, m, False, "mates")
     cdef void* lo = cnp.PyArray_DATA(low)
     cdef void* hi = cnp.PyArray_DATA(high)
-    cdef Py_ssize_t i, start, stop, groups = (pairs + GROUP - 1) // GROUP
+    cdef Py_ssize_t i, groups = (pairs + GROUP - 1) // GROUP
     for i in range(m):
         if w[i] < 0 or w[i] >= n:
             raise ArrayError(f"mates: expected rows 0..{n - 1}, got {w[i]} at {i}")
     cdef Plan plan = plan_of(crossover, rate, gene_rate, eta, mutation, mutation_rate,
                              mutation_scale, key, generation)
-    cdef Py_ssize_t chunk = max(1, POLL // (2 * GROUP * max(d, 1)))
-    for start in range(0, groups, chunk):
-        stop = min(groups, start + chunk)
-        if threads == 1:
-            with nogil:
-                for i in range(start, stop):
-                    breed_any(t, c, p, w, lo, hi, pairs, d, i, &plan)
-        else:
-            for i in prange(start, stop, nogil=True, num_threads=threads, schedule="dynamic"):
-                breed_any(t, c, p, w, lo, hi, pairs, d, i, &plan)
-        PyErr_CheckSignals()
+    cdef Breeding b = Breeding(t, c, p, w, lo, hi, pairs, d, &plan)
+    with nogil:
+        run_polled(breed_some, &b, groups, threads)
 
 
 def mutate(
@@ -374,19 +386,10 @@ def mutate(
     cdef void* data = data_of(x, t, -1, True, "x")
     cdef void* lo = cnp.PyArray_DATA(low)
     cdef void* hi = cnp.PyArray_DATA(high)
-    cdef Py_ssize_t i, start, stop, n = x.shape[0], d = x.shape[1]
+    cdef Py_ssize_t n = x.shape[0], d = x.shape[1]
     cdef Plan plan = plan_of(COPY, 0, 0, 0, mutation, mutation_rate, mutation_scale, key,
                              generation)
-    cdef Py_ssize_t groups = (n + GROUP - 1) // GROUP, chunk = max(1, POLL // (GROUP * max(d, 1)))
-    if not mutation_rate > 0:
-        return
-    for start in range(0, groups, chunk):
-        stop = min(groups, start + chunk)
-        if threads == 1:
-            with nogil:
-                for i in range(start, stop):
-                    mutate_any(t, data, lo, hi, n, d, i, &plan)
-        else:
-            for i in prange(start, stop, nogil=True, num_threads=threads, schedule="guided"):
-                mutate_any(t, data, lo, hi, n, d, i, &plan)
-        PyErr_CheckSignals()
+    cdef Breeding b = Breeding(t, data, NULL, NULL, lo, hi, n, d, &plan)
+    if mutation_rate > 0:
+        with nogil:
+            run_polled(mutate_some, &b, (n + GROUP - 1) // GROUP, threads)

@@ -6,13 +6,12 @@ geometric skips, so that a child costs about d mutation_rate draws.
 """
 
 from fastopt._kernels.shared cimport numpy as cnp
-from cpython.exc cimport PyErr_CheckSignals
-from cython.parallel cimport prange
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 from fastopt._kernels.shared.arguments cimport data_of
+from fastopt._kernels.shared.pool cimport run_polled
 from fastopt._kernels.genetic.words cimport (
-    COPY, GROUP, POLL, S_PAIR, S_SKIP, TILE, UNIFORM, Plan, cuts, exchange_segment,
+    COPY, GROUP, S_PAIR, S_SKIP, TILE, UNIFORM, Plan, cuts, exchange_segment,
     exchange_uniform, fo_log2, fo_tile, plan_of, unit_32,
 )
 from fastopt._kernels.shared.philox cimport philox, u32x4
@@ -69,6 +68,26 @@ cdef void breed_group(
 
 # --- doors
 
+cdef struct Breeding:
+    uint8_t* child
+    const uint8_t* parents
+    const Py_ssize_t* mates
+    Py_ssize_t n, d  # pairs, or rows to flip
+    const Plan* plan
+
+
+cdef void breed_some(void* context, Py_ssize_t group, int worker) noexcept nogil:
+    cdef Breeding* b = <Breeding*> context
+    breed_group(b.child, b.parents, b.mates, b.n, b.d, group, b.plan)
+
+
+cdef void flip_some(void* context, Py_ssize_t group, int worker) noexcept nogil:
+    cdef Breeding* b = <Breeding*> context
+    cdef Py_ssize_t i
+    for i in range(group * GROUP, min(b.n, (group + 1) * GROUP)):
+        flip_row(b.child + i * b.d, b.d, i, b.plan)
+
+
 def breed_bits(
     cnp.ndarray child not None, cnp.ndarray parents not None, cnp.ndarray mates not None,
     int crossover, double rate, double gene_rate, double mutation_rate, uint64_t key,
@@ -84,22 +103,14 @@ def breed_bits(
     cdef uint8_t* c = <uint8_t*> data_of(child, cnp.NPY_UINT8, -1, True, "child")
     cdef uint8_t* p = <uint8_t*> data_of(parents, cnp.NPY_UINT8, -1, False, "parents")
     cdef Py_ssize_t* w = <Py_ssize_t*> data_of(mates, cnp.NPY_INTP, m, False, "mates")
-    cdef Py_ssize_t i, start, stop, groups = (pairs + GROUP - 1) // GROUP
+    cdef Py_ssize_t i, groups = (pairs + GROUP - 1) // GROUP
     for i in range(m):
         if w[i] < 0 or w[i] >= n:
             raise ArrayError(f"mates: expected rows 0..{n - 1}, got {w[i]} at {i}")
     cdef Plan plan = plan_of(crossover, rate, gene_rate, 0, 0, mutation_rate, 0, key, generation)
-    cdef Py_ssize_t chunk = max(1, POLL // (2 * GROUP * max(d, 1)))
-    for start in range(0, groups, chunk):
-        stop = min(groups, start + chunk)
-        if threads == 1:
-            with nogil:
-                for i in range(start, stop):
-                    breed_group(c, p, w, pairs, d, i, &plan)
-        else:
-            for i in prange(start, stop, nogil=True, num_threads=threads, schedule="dynamic"):
-                breed_group(c, p, w, pairs, d, i, &plan)
-        PyErr_CheckSignals()
+    cdef Breeding b = Breeding(c, p, w, pairs, d, &plan)
+    with nogil:
+        run_polled(breed_some, &b, groups, threads)
 
 
 def flip(cnp.ndarray x not None, double mutation_rate, uint64_t key, uint32_t generation,
@@ -108,14 +119,9 @@ def flip(cnp.ndarray x not None, double mutation_rate, uint64_t key, uint32_t ge
     if x.ndim != 2:
         raise ArrayError(f"x: expected a matrix, got {x.ndim} dimensions")
     cdef uint8_t* data = <uint8_t*> data_of(x, cnp.NPY_UINT8, -1, True, "x")
-    cdef Py_ssize_t n = x.shape[0], d = x.shape[1], i
+    cdef Py_ssize_t n = x.shape[0], d = x.shape[1]
     cdef Plan plan = plan_of(COPY, 0, 0, 0, 0, mutation_rate, 0, key, generation)
-    if not mutation_rate > 0:
-        return
-    if threads == 1:
+    cdef Breeding b = Breeding(data, NULL, NULL, n, d, &plan)
+    if mutation_rate > 0:
         with nogil:
-            for i in range(n):
-                flip_row(data + i * d, d, i, &plan)
-    else:
-        for i in prange(n, nogil=True, num_threads=threads, schedule="guided"):
-            flip_row(data + i * d, d, i, &plan)
+            run_polled(flip_some, &b, (n + GROUP - 1) // GROUP, threads)

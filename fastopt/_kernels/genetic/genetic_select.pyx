@@ -7,10 +7,10 @@ Words are Philox4x32-10 (``genetic.h``); row draws are 53-bit uniforms in [0, 1)
 """
 
 from fastopt._kernels.shared cimport numpy as cnp
-from cython.parallel cimport prange
 from libc.stdint cimport int32_t, uint32_t, uint64_t
 
 from fastopt._kernels.shared.arguments cimport data_of
+from fastopt._kernels.shared.pool cimport run
 from fastopt._kernels.genetic.words cimport GROUP, S_FILL, S_SELECT, TILE, fo_tile, scaled
 
 from fastopt.errors import ArrayError, OptionError
@@ -52,12 +52,33 @@ cdef void fill_row(double* x, Py_ssize_t d, Py_ssize_t row, uint64_t key, uint32
 
 # --- doors
 
+cdef struct Draws:
+    Py_ssize_t* winners
+    const double* fitness
+    double* x
+    Py_ssize_t m, n, size, first  # tournaments or columns; rows; of a tournament; first row
+    uint64_t key
+    uint32_t step
+
+
+cdef void select_some(void* context, Py_ssize_t group, int worker) noexcept nogil:
+    cdef Draws* w = <Draws*> context
+    select_group(w.winners, w.fitness, w.m, w.n, w.size, group, w.key, w.step)
+
+
+cdef void fill_some(void* context, Py_ssize_t group, int worker) noexcept nogil:
+    cdef Draws* w = <Draws*> context
+    cdef Py_ssize_t i
+    for i in range(group * GROUP, min(w.n, (group + 1) * GROUP)):
+        fill_row(w.x + i * w.m, w.m, w.first + i, w.key, w.step)
+
+
 def tournament(
     cnp.ndarray winners not None, cnp.ndarray fitness not None, Py_ssize_t size, uint64_t key,
     uint32_t generation, int threads,
 ):
     """winners[i] = the row that wins tournament i; ``fitness`` (n,) float64, lower is better."""
-    cdef Py_ssize_t m = cnp.PyArray_SIZE(winners), n = cnp.PyArray_SIZE(fitness), i
+    cdef Py_ssize_t m = cnp.PyArray_SIZE(winners), n = cnp.PyArray_SIZE(fitness)
     cdef Py_ssize_t* w = <Py_ssize_t*> data_of(winners, cnp.NPY_INTP, m, True, "winners")
     cdef double* f = <double*> data_of(fitness, cnp.NPY_FLOAT64, n, False, "fitness")
     if size < 1:
@@ -65,13 +86,9 @@ def tournament(
     if m > 0 and not 0 < n <= 4294967296:
         raise ArrayError(f"fitness: expected 1..2**32 rows, got {n}")
     cdef Py_ssize_t groups = (m + GROUP - 1) // GROUP
-    if threads == 1:
-        with nogil:
-            for i in range(groups):
-                select_group(w, f, m, n, size, i, key, generation)
-    else:
-        for i in prange(groups, nogil=True, num_threads=threads, schedule="guided"):
-            select_group(w, f, m, n, size, i, key, generation)
+    cdef Draws d = Draws(w, f, NULL, m, n, size, 0, key, generation)
+    with nogil:
+        run(select_some, &d, groups, threads)
 
 
 def uniform(cnp.ndarray x not None, Py_ssize_t first_row, uint64_t key, uint32_t generation,
@@ -79,12 +96,9 @@ def uniform(cnp.ndarray x not None, Py_ssize_t first_row, uint64_t key, uint32_t
     """x (n, d) float64 = uniforms in [0, 1); row i is a function of (key, first_row + i)."""
     if x.ndim != 2:
         raise ArrayError(f"x: expected a matrix, got {x.ndim} dimensions")
-    cdef Py_ssize_t n = x.shape[0], d = x.shape[1], i
     cdef double* data = <double*> data_of(x, cnp.NPY_FLOAT64, -1, True, "x")
-    if threads == 1:
-        with nogil:
-            for i in range(n):
-                fill_row(data + i * d, d, first_row + i, key, generation)
-    else:
-        for i in prange(n, nogil=True, num_threads=threads, schedule="guided"):
-            fill_row(data + i * d, d, first_row + i, key, generation)
+    cdef Draws w = Draws(
+        NULL, NULL, data, x.shape[1], x.shape[0], 0, first_row, key, generation
+    )
+    with nogil:
+        run(fill_some, &w, (w.n + GROUP - 1) // GROUP, threads)

@@ -6,13 +6,12 @@ narrow floats become float32, which is exact, times the scale. The layout (``row
 """
 
 from fastopt._kernels.shared cimport numpy as cnp
-from cpython.exc cimport PyErr_CheckSignals
 from cython cimport floating
-from cython.parallel cimport prange
 from libc.stdint cimport int8_t, int16_t, int32_t, uint8_t, uint16_t, uint32_t
 from libc.string cimport memcpy
 
 from fastopt._kernels.shared.arguments cimport data_of
+from fastopt._kernels.shared.pool cimport run_polled
 from fastopt._kernels.quantize.layout cimport Layout, Place, place_of, scales_of, take
 from fastopt._kernels.shared.stream cimport prefetch, stream, stream_fence, tile_end
 from fastopt._kernels.quantize.floats cimport Spec, spec_of, widen_run
@@ -32,7 +31,6 @@ cdef enum:
     AHEAD = 1024  # elements between a read and its prefetch
     TILE = 1024  # elements of one tile: at most 12 KiB of L1 with its source
     CHUNK = 65536  # elements a thread takes at a time
-    STEP = 1 << 25  # elements between two looks for Ctrl-C
 
 cdef inline floating value_of(code q, floating scale, code zero) noexcept nogil:
     """One element."""
@@ -154,55 +152,52 @@ cdef void decode_chunk(
         stream_fence()
 
 
-cdef int decode_all(
-    floating* out, const code* q, const floating* scale, const code* zero,
-    Py_ssize_t n, Layout lay, bint packed, bint streamed, int threads,
-) except -1:
-    cdef Py_ssize_t begin = 0, end, k
-    while begin < n:
-        end = min(n, begin + STEP)
-        with nogil:
-            if threads == 1:
-                decode_chunk(out, q, scale, zero, begin, end, lay, packed, streamed)
-            else:
-                for k in prange(
-                    (end - begin + CHUNK - 1) // CHUNK, num_threads=threads, schedule="dynamic"
-                ):
-                    decode_chunk(
-                        out, q, scale, zero, begin + k * CHUNK,
-                        min(end, begin + (k + 1) * CHUNK), lay, packed, streamed,
-                    )
-        begin = end
-        PyErr_CheckSignals()
-    return 0
+cdef struct Decoding:
+    bint single
+    int kind  # of the codes
+    void* out
+    const void* codes
+    const void* scale
+    const void* zero
+    Py_ssize_t n
+    Layout lay
+    bint packed, streamed
 
 
-cdef int decode_from(
-    cnp.ndarray q, cnp.ndarray zero, floating* out, const floating* scale,
-    Py_ssize_t n, Py_ssize_t parts, Layout lay, bint packed, bint streamed, int threads,
-) except -1:
+cdef inline void decode_kind(
+    const Decoding* d, floating* out, const floating* scale, Py_ssize_t start, Py_ssize_t stop
+) noexcept nogil:
     """Pick the codes' dtype."""
-    cdef int kind = cnp.PyArray_TYPE(zero if packed else q)
-    cdef Py_ssize_t size = (n + 1) // 2 if packed else n
-    cdef void* c
-    cdef void* z
-    if kind not in CODES or (packed and kind != cnp.NPY_UINT8):
-        kind = cnp.NPY_INT8  # refused just below, with the wanted dtype named
-    c = data_of(q, cnp.NPY_UINT8 if packed else kind, size, False, "codes")
-    z = data_of(zero, kind, parts, False, "zero_point")
-    if kind == cnp.NPY_INT8:
-        decode_all(out, <int8_t*> c, scale, <int8_t*> z, n, lay, packed, streamed, threads)
-    elif kind == cnp.NPY_UINT8:
-        decode_all(out, <uint8_t*> c, scale, <uint8_t*> z, n, lay, packed, streamed, threads)
-    elif kind == cnp.NPY_INT16:
-        decode_all(out, <int16_t*> c, scale, <int16_t*> z, n, lay, packed, streamed, threads)
-    elif kind == cnp.NPY_UINT16:
-        decode_all(out, <uint16_t*> c, scale, <uint16_t*> z, n, lay, packed, streamed, threads)
-    elif kind == cnp.NPY_INT32:
-        decode_all(out, <int32_t*> c, scale, <int32_t*> z, n, lay, packed, streamed, threads)
+    cdef const void* c = d.codes
+    cdef const void* z = d.zero
+    if d.kind == cnp.NPY_INT8:
+        decode_chunk(out, <const int8_t*> c, scale, <const int8_t*> z, start, stop, d.lay,
+                     d.packed, d.streamed)
+    elif d.kind == cnp.NPY_UINT8:
+        decode_chunk(out, <const uint8_t*> c, scale, <const uint8_t*> z, start, stop, d.lay,
+                     d.packed, d.streamed)
+    elif d.kind == cnp.NPY_INT16:
+        decode_chunk(out, <const int16_t*> c, scale, <const int16_t*> z, start, stop, d.lay,
+                     d.packed, d.streamed)
+    elif d.kind == cnp.NPY_UINT16:
+        decode_chunk(out, <const uint16_t*> c, scale, <const uint16_t*> z, start, stop, d.lay,
+                     d.packed, d.streamed)
+    elif d.kind == cnp.NPY_INT32:
+        decode_chunk(out, <const int32_t*> c, scale, <const int32_t*> z, start, stop, d.lay,
+                     d.packed, d.streamed)
     else:
-        decode_all(out, <uint32_t*> c, scale, <uint32_t*> z, n, lay, packed, streamed, threads)
-    return 0
+        decode_chunk(out, <const uint32_t*> c, scale, <const uint32_t*> z, start, stop, d.lay,
+                     d.packed, d.streamed)
+
+
+cdef void decode_some(void* context, Py_ssize_t k, int worker) noexcept nogil:
+    """Chunk k of the elements."""
+    cdef Decoding* d = <Decoding*> context
+    cdef Py_ssize_t start = k * CHUNK, stop = min(d.n, start + CHUNK)
+    if d.single:
+        decode_kind(d, <float*> d.out, <const float*> d.scale, start, stop)
+    else:
+        decode_kind(d, <double*> d.out, <const double*> d.scale, start, stop)
 
 
 CODES = frozenset((
@@ -220,20 +215,22 @@ def decode(
     cdef Layout lay = Layout(rows, depth, width, group)
     cdef Py_ssize_t n = cnp.PyArray_SIZE(out)
     cdef Py_ssize_t parts = scales_of(n, lay) if n else cnp.PyArray_SIZE(scale)
-    cdef void* o
-    cdef const void* s
-    if cnp.PyArray_TYPE(out) == cnp.NPY_FLOAT64:
-        o = data_of(out, cnp.NPY_FLOAT64, n, True, "out")
-        s = data_of(scale, cnp.NPY_FLOAT64, parts, False, "scale")
-        decode_from(
-            codes, zero_point, <double*> o, <const double*> s, n, parts, lay, packed, streamed, threads
-        )
-    else:
-        o = data_of(out, cnp.NPY_FLOAT32, n, True, "out")
-        s = data_of(scale, cnp.NPY_FLOAT32, parts, False, "scale")
-        decode_from(
-            codes, zero_point, <float*> o, <const float*> s, n, parts, lay, packed, streamed, threads
-        )
+    cdef Decoding d
+    cdef int floats = cnp.PyArray_TYPE(out), size = 2 if packed else 1
+    if floats != cnp.NPY_FLOAT64:
+        floats = cnp.NPY_FLOAT32
+    d.kind = cnp.PyArray_TYPE(zero_point if packed else codes)
+    if d.kind not in CODES or (packed and d.kind != cnp.NPY_UINT8):
+        d.kind = cnp.NPY_INT8  # refused just below, with the wanted dtype named
+    d.single, d.n, d.lay, d.packed, d.streamed = floats == cnp.NPY_FLOAT32, n, lay, packed, streamed
+    d.out = data_of(out, floats, n, True, "out")
+    d.scale = data_of(scale, floats, parts, False, "scale")
+    d.codes = data_of(
+        codes, cnp.NPY_UINT8 if packed else d.kind, (n + size - 1) // size, False, "codes"
+    )
+    d.zero = data_of(zero_point, d.kind, parts, False, "zero_point")
+    with nogil:
+        run_polled(decode_some, &d, (n + CHUNK - 1) // CHUNK, threads)
 
 
 cdef void widen_chunk(
@@ -267,27 +264,28 @@ cdef void widen_chunk(
         stream_fence()
 
 
-cdef int widen_all(
-    floating* out, const char* q, const floating* scale, Py_ssize_t n, Layout lay, int item,
-    Spec s, bint streamed, int threads,
-) except -1:
-    cdef Py_ssize_t begin = 0, end, k
-    while begin < n:
-        end = min(n, begin + STEP)
-        with nogil:
-            if threads == 1:
-                widen_chunk(out, q, scale, begin, end, lay, item, s, streamed)
-            else:
-                for k in prange(
-                    (end - begin + CHUNK - 1) // CHUNK, num_threads=threads, schedule="dynamic"
-                ):
-                    widen_chunk(
-                        out, q, scale, begin + k * CHUNK, min(end, begin + (k + 1) * CHUNK), lay,
-                        item, s, streamed,
-                    )
-        begin = end
-        PyErr_CheckSignals()
-    return 0
+cdef struct Widening:
+    bint single
+    void* out
+    const char* codes
+    const void* scale
+    Py_ssize_t n
+    Layout lay
+    int item
+    Spec spec
+    bint streamed
+
+
+cdef void widen_some(void* context, Py_ssize_t k, int worker) noexcept nogil:
+    """Chunk k of the elements."""
+    cdef Widening* w = <Widening*> context
+    cdef Py_ssize_t start = k * CHUNK, stop = min(w.n, start + CHUNK)
+    if w.single:
+        widen_chunk(<float*> w.out, w.codes, <const float*> w.scale, start, stop, w.lay, w.item,
+                    w.spec, w.streamed)
+    else:
+        widen_chunk(<double*> w.out, w.codes, <const double*> w.scale, start, stop, w.lay, w.item,
+                    w.spec, w.streamed)
 
 
 def widen(
@@ -307,7 +305,6 @@ def widen(
     cdef const char* q = <const char*> data_of(
         codes, cnp.NPY_UINT16 if bits > 8 else cnp.NPY_UINT8, n, False, "codes"
     )
-    if kind == cnp.NPY_FLOAT64:
-        widen_all(<double*> o, q, <const double*> by, n, lay, item, s, streamed, threads)
-    else:
-        widen_all(<float*> o, q, <const float*> by, n, lay, item, s, streamed, threads)
+    cdef Widening w = Widening(kind == cnp.NPY_FLOAT32, o, q, by, n, lay, item, s, streamed)
+    with nogil:
+        run_polled(widen_some, &w, (n + CHUNK - 1) // CHUNK, threads)

@@ -21,14 +21,13 @@ max|x| / reach.
 """
 
 from fastopt._kernels.shared cimport numpy as cnp
-from cpython.exc cimport PyErr_CheckSignals
-from cython.parallel cimport prange
 from libc.float cimport FLT_MAX
 from libc.math cimport frexp
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
 from fastopt._kernels.shared.arguments cimport data_of
+from fastopt._kernels.shared.pool cimport mark, marked, run_polled
 from fastopt._kernels.quantize.layout cimport Layout, scales_of
 from fastopt._kernels.shared.stream cimport Window, close, prefetch, stream_fence, took, window_on
 from fastopt._kernels.quantize.block cimport Plan, block_of
@@ -43,7 +42,6 @@ cnp.import_array()
 cdef enum:
     ROOM = 8192  # bytes of a window on the result: at least three blocks
     CHUNK = 65536  # elements a thread takes at a time
-    STEP = 1 << 25  # elements between two looks for Ctrl-C
 
 cdef int convert_chunk(
     Plan* plan, real* scale, const real* zero, Py_ssize_t start, Py_ssize_t stop, bint streamed
@@ -140,14 +138,38 @@ cdef Py_ssize_t chunk_of(Plan* plan) noexcept:
     return max(<Py_ssize_t> 1, CHUNK // unit) * unit
 
 
+cdef struct Work:
+    Plan* plan
+    bint single  # arithmetic in float32
+    void* scale
+    const void* zero
+    Py_ssize_t n, chunk
+    bint streamed
+    int odd
+
+
+cdef void some_elements(void* context, Py_ssize_t k, int worker) noexcept nogil:
+    """Chunk k of the elements."""
+    cdef Work* w = <Work*> context
+    cdef Py_ssize_t start = k * w.chunk, stop = min(w.n, start + w.chunk)
+    cdef int odd
+    if w.single:
+        odd = convert_chunk(w.plan, <float*> w.scale, <const float*> w.zero, start, stop,
+                            w.streamed)
+    else:
+        odd = convert_chunk(w.plan, <double*> w.scale, <const double*> w.zero, start, stop,
+                            w.streamed)
+    if odd:
+        mark(&w.odd)
+
+
 cdef int convert_all(
     Plan* plan, real* scale, const real* zero, Py_ssize_t n, Py_ssize_t parts, bint streamed,
     int threads,
 ) except -1:
-    cdef Py_ssize_t begin = 0, end, k, chunk = chunk_of(plan)
-    cdef Py_ssize_t step = max(<Py_ssize_t> 1, STEP // chunk) * chunk
+    cdef Py_ssize_t k, chunk = chunk_of(plan)
     cdef Rule* rule = &plan.rule
-    cdef int odd = 0
+    cdef Work w = Work(plan, sizeof(real) == 4, scale, zero, n, chunk, streamed, 0)
     plan.centred = True
     if zero != NULL:
         for k in range(parts):
@@ -159,22 +181,9 @@ cdef int convert_all(
         and rule.low >= -32768 and rule.high <= 32767
     )
     plan.bare = sizeof(real) == 4 and parts == 1 and not plan.reach and scale[0] == 1
-    while begin < n:
-        end = min(n, begin + step)
-        with nogil:
-            if threads == 1:
-                odd |= convert_chunk(plan, scale, zero, begin, end, streamed)
-            else:
-                for k in prange(
-                    (end - begin + chunk - 1) // chunk, num_threads=threads, schedule="dynamic"
-                ):
-                    odd |= convert_chunk(
-                        plan, scale, zero, begin + k * chunk,
-                        min(end, begin + (k + 1) * chunk), streamed,
-                    )
-        begin = end
-        PyErr_CheckSignals()
-    return odd
+    with nogil:
+        run_polled(some_elements, &w, (n + chunk - 1) // chunk, threads)
+    return marked(&w.odd)
 
 
 cdef int convert(

@@ -7,12 +7,12 @@ order, so any split over threads gives the same bits.
 
 from fastopt._kernels.shared cimport numpy as cnp
 from cython cimport floating
-from cython.parallel cimport prange
 from libc.math cimport INFINITY, NAN
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy
 
 from fastopt._kernels.shared.arguments cimport data_of
+from fastopt._kernels.shared.pool cimport run
 from fastopt._kernels.quantize.layout cimport Layout, Place, place_of, scales_of, take
 from fastopt._kernels.shared.stream cimport prefetch
 
@@ -22,6 +22,7 @@ cdef enum:
     BLOCK = 32  # lanes of the innermost loop
     ROWS = 8  # rows folded at once
     AHEAD = 1024  # elements between a read and its prefetch
+    CHUNK = 65536  # elements a thread takes at a time
 
 
 cdef inline void halve(floating* lo, floating* hi, floating* un, int n) noexcept nogil:
@@ -151,52 +152,71 @@ cdef void clear(floating* low, floating* high, floating* odd, Py_ssize_t parts) 
         odd[j] = 0
 
 
+cdef struct Work:
+    bint single
+    const void* x
+    void* low  # where spans share no part, else NULL
+    void* high
+    void* own  # odd (parts,) where they share none, else low, high, odd (3, parts) per worker
+    Py_ssize_t n, span, parts
+    Layout lay
+
+
+cdef inline void fold_chunk(
+    Work* w, const floating* x, floating* low, floating* high, floating* own, Py_ssize_t k,
+    int worker,
+) noexcept nogil:
+    cdef Py_ssize_t start = k * w.span, stop = min(w.n, start + w.span)
+    if low == NULL:
+        own += worker * 3 * w.parts
+        low, high, own = own, own + w.parts, own + 2 * w.parts
+    fold_span(x, start, stop, w.lay, low, high, own)
+
+
+cdef void some_spans(void* context, Py_ssize_t k, int worker) noexcept nogil:
+    """Chunk k of the elements."""
+    cdef Work* w = <Work*> context
+    if w.single:
+        fold_chunk(w, <const float*> w.x, <float*> w.low, <float*> w.high, <float*> w.own, k,
+                   worker)
+    else:
+        fold_chunk(w, <const double*> w.x, <double*> w.low, <double*> w.high, <double*> w.own, k,
+                   worker)
+
+
 cdef int min_max_all(
     floating* low, floating* high, const floating* x, Py_ssize_t n, Py_ssize_t parts, Layout lay,
     int threads,
 ) except -1:
-    """Each thread folds its span into parts of its own; these are folded in the end."""
+    """Where chunks may share parts, each worker has parts of its own; these are folded in the end."""
     cdef Py_ssize_t block = lay.depth * lay.width if lay.rows else lay.depth
-    cdef Py_ssize_t span, k, j, spans, base
+    cdef Py_ssize_t k, j
     cdef floating* own
     cdef floating* a
     cdef bint apart = lay.group != 0 and (not lay.rows or n > block)
-    cdef Py_ssize_t blocks = n // block
-    if apart:  # outer blocks have parts of their own: spans of whole blocks share nothing
-        threads = <int> min(<Py_ssize_t> threads, blocks)
-    spans = threads
-    own = <floating*> malloc((spans if not apart else 1) * 3 * parts * sizeof(floating))
+    cdef Py_ssize_t unit = block if apart else lay.width if lay.rows else BLOCK
+    cdef Py_ssize_t sets = 1 if apart else threads
+    cdef Work w
+    own = <floating*> malloc(sets * 3 * parts * sizeof(floating))
     if own == NULL:
         raise MemoryError()
+    w.single, w.x, w.own, w.n, w.parts, w.lay = sizeof(floating) == 4, x, own, n, parts, lay
+    w.span = max(<Py_ssize_t> 1, CHUNK // unit) * unit
+    w.low = w.high = NULL
+    if apart:
+        w.low, w.high = low, high
     with nogil:
         if apart:
             clear(low, high, own, parts)
-            if spans == 1:
-                fold_span(x, 0, n, lay, low, high, own)
-            else:
-                for k in prange(spans, num_threads=threads, schedule="static"):
-                    fold_span(
-                        x, blocks * k // spans * block, blocks * (k + 1) // spans * block, lay,
-                        low, high, own,
-                    )
-        else:
-            span = lay.width if lay.rows else BLOCK
-            span = ((n + spans - 1) // spans + span - 1) // span * span
-            if spans == 1:
-                clear(own, own + parts, own + 2 * parts, parts)
-                fold_span(x, 0, n, lay, own, own + parts, own + 2 * parts)
-            else:
-                for k in prange(spans, num_threads=threads, schedule="static"):
-                    a = own + k * 3 * parts
-                    clear(a, a + parts, a + 2 * parts, parts)
-                    fold_span(
-                        x, min(n, k * span), min(n, (k + 1) * span), lay,
-                        a, a + parts, a + 2 * parts,
-                    )
+        for k in range(0 if apart else sets):
+            a = own + k * 3 * parts
+            clear(a, a + parts, a + 2 * parts, parts)
+        run(some_spans, &w, (n + w.span - 1) // w.span, threads)
+        if not apart:
             for j in range(parts):
                 low[j] = own[j]
                 high[j] = own[parts + j]
-            for k in range(1, spans):
+            for k in range(1, sets):
                 a = own + k * 3 * parts
                 for j in range(parts):
                     low[j] = a[j] if a[j] < low[j] else low[j]

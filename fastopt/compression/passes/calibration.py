@@ -44,6 +44,7 @@ class Calibration:
         self._rows = rows
         self._batch = batch
         self._grams: dict[str, Gram | None] = {}
+        self._ranges: dict[str, tuple[float, float]] | None = None
 
     def of(self, model: Model) -> Calibration:
         """The same rows for another state of the model."""
@@ -81,6 +82,29 @@ class Calibration:
             self._collect({name: layers[name] for name in missing})
         found = {name: self._grams[name] for name in wanted}
         return {name: gram for name, gram in found.items() if gram is not None}
+
+    def ranges(self, layer: str) -> dict[str, tuple[float, float]]:
+        """Least and largest value of a layer's input and output."""
+        if self._ranges is None:
+            self._ranges = self._observed()
+        found = self.model.layers[layer]
+        return {t: self._ranges[t] for t in (found.tap, found.output) if t in self._ranges}
+
+    def _observed(self) -> dict[str, tuple[float, float]]:
+        """The ranges around every layer that can run with them, from one pass over the rows."""
+        layers = [
+            layer
+            for layer in self.model.layers.values()
+            if any(f.activations == "static" for f in layer.forms)
+        ]
+        taps = tuple(dict.fromkeys(t for x in layers for t in (x.tap, x.output) if t is not None))
+        found: dict[str, tuple[float, float]] = {}
+        runs = () if self._rows is None else self._rows.run(self.model, self._batch, taps)
+        for _, tapped in runs:
+            for name, a in tapped.items():
+                low, high = found.get(name, (math.inf, -math.inf))
+                found[name] = min(low, float(a.min())), max(high, float(a.max()))
+        return found
 
     def _collect(self, layers: dict[str, Layer]) -> None:
         self._grams.update(dict.fromkeys(layers))

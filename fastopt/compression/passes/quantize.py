@@ -17,13 +17,18 @@ from fastopt.search import Choice
 NAME = "quantize"
 
 
-def variables(model: Model) -> dict[str, Choice]:
-    """For each layer the form of its weight, its present one first."""
-    return {
-        name: Choice(*dict.fromkeys([layer.form.name, *(f.name for f in layer.forms)]))
-        for name, layer in model.layers.items()
-        if len(layer.forms) > 1
-    }
+def variables(model: Model, integer_runs: bool = False) -> dict[str, Choice]:
+    """For each layer the form of its weight, its present one first.
+
+    With ``integer_runs`` also forms whose products run in int8.
+    """
+    found = {}
+    for name, layer in model.layers.items():
+        forms = [f.name for f in layer.forms if integer_runs or f.activations is None]
+        options = dict.fromkeys([layer.form.name, *forms])
+        if len(options) > 1:
+            found[name] = Choice(*options)
+    return found
 
 
 def start(share: float, variable: Choice) -> Any:
@@ -46,7 +51,8 @@ def apply(model: Model, place: str, value: Any, calibration: Calibration) -> str
         codes, bias = coded(name, layer, form, calibration)
         if bias is not None:
             model.set_weight(name, layer.weight, bias)
-        model.store(name, form.name, codes)
+        ranges = calibration.ranges(name) if form.activations == "static" else None
+        model.store(name, form.name, codes, ranges)
     return f"stored as {value}" if done else None
 
 

@@ -26,6 +26,7 @@ __all__ = ["LARGEST_SCALE", "Coded", "Narrow", "encode", "scale_kept"]
 SCALE_UNIT = 2.0**-8  # keeps small scales out of float16's subnormal range
 LARGEST_SCALE = 65504 * SCALE_UNIT
 _PLANES = {2: (2,), 3: (2, 1), 4: (4,), 5: (4, 1), 6: (4, 2), 7: (4, 2, 1), 8: (8,)}
+_TABLED = 1 << 18  # codes; a table costs bytes, arithmetic costs time when the model is loaded
 _FLOAT, _FLOAT16, _INT8, _INT32 = 1, 10, 3, 6
 
 
@@ -137,11 +138,13 @@ class _Writer:
     def shape(self, *sizes: int) -> str:
         return self.constant(np.array(sizes, np.int64))
 
-    def split(self, source: str, sizes: Sequence[int], axis: int = 0) -> list[str]:
-        """Pieces along an axis; zero sizes are left out, their names are empty."""
+    def split(
+        self, source: str, sizes: Sequence[int], axis: int = 0, names: Sequence[str] = ()
+    ) -> list[str]:
+        """Pieces along an axis; an empty name gets a fresh one."""
         if len(sizes) == 1:
             return [source]
-        names = [self.fresh() for _ in sizes]
+        names = [name or self.fresh() for name in names or [""] * len(sizes)]
         given = np.array(sizes, np.int64)
         if self.graph.opset < 13:
             node = new_node("Split", (source,), names, axis=axis, split=[int(n) for n in sizes])
@@ -228,22 +231,51 @@ class _Writer:
         for k, plane in enumerate(_PLANES[bits]):
             shift -= plane
             part = (codes >> shift) & ((1 << plane) - 1)
-            table = _table(plane).astype(np.int16) * (1 << shift) - (half if k == 0 else 0)
-            wide = self.add("Cast", self.constant(table.astype(np.int8)), to=_FLOAT)
-            index = self.add("Cast", self.constant(_packed(part, plane)), to=_INT32)
-            found = self.add("Gather", wide, index, axis=0)
+            packed = self.constant(_packed(part, plane))
+            low = half if k == 0 else 0  # the codes' middle, taken off once
+            if len(codes) < _TABLED:
+                found = self.computed(packed, plane, shift, low)
+            else:
+                found = self.looked_up(packed, plane, shift, low)
             if len(_PLANES[bits]) > 1:
                 found = self.add("Reshape", found, self.shape(-1))
             total = self.add("Add", total, found) if total else found
         return total, padded
 
+    def looked_up(self, packed: str, plane: int, shift: int, low: int) -> str:
+        """A plane's codes by a table of 256 rows: one operator over all bytes."""
+        table = _table(plane).astype(np.int16) * (1 << shift) - low
+        wide = self.add("Cast", self.constant(table.astype(np.int8)), to=_FLOAT)
+        index = self.add("Cast", packed, to=_INT32)
+        return self.add("Gather", wide, index, axis=0)
+
+    def computed(self, packed: str, plane: int, shift: int, low: int) -> str:
+        """A plane's codes by arithmetic: no table in a small file.
+
+        floor(x) - floor(x / 2**plane) * 2**plane for x = byte / 2**0, byte / 2**plane ...
+        """
+        width = np.float32(1 << plane)
+        scales = width ** -np.arange(8 // plane, dtype=np.float32)[None]
+        wide = self.add("Cast", packed, to=_FLOAT)
+        wide = self.add("Reshape", wide, self.shape(-1, 1))
+        whole = self.add("Floor", self.add("Mul", wide, self.constant(scales)))
+        above = self.add("Floor", self.add("Mul", whole, self.constant(np.array(1 / width))))
+        found = self.add("Sub", whole, self.add("Mul", above, self.constant(np.array(width))))
+        if shift:
+            found = self.add("Mul", found, self.constant(np.array(1 << shift, np.float32)))
+        if low:
+            found = self.add("Sub", found, self.constant(np.array(low, np.float32)))
+        return found
+
     def halves(self, narrow: Sequence[Narrow]) -> None:
         flat = np.concatenate([n.matrix.reshape(-1) for n in narrow]).astype(np.float16)
         wide = self.add("Cast", self.constant(flat), to=_FLOAT)
-        for n, piece in zip(
-            narrow, self.split(wide, [n.matrix.size for n in narrow]), strict=True
-        ):
-            self.finish(piece, n.name, n.view)
+        # a vector is a piece as it stands
+        names = [n.name if len(n.view.shape) == 1 else "" for n in narrow]
+        pieces = self.split(wide, [n.matrix.size for n in narrow], names=names)
+        for n, piece in zip(narrow, pieces, strict=True):
+            if piece != n.name:
+                self.finish(piece, n.name, n.view)
 
 
 def _signed(codes: Array) -> Array:

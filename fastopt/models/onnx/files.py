@@ -10,11 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from fastopt.errors import DTypeError, FormatError, UnsupportedError
+from fastopt.errors import DTypeError, FormatError
 
-__all__ = ["OLDEST_OPSET", "constant_of", "load_onnx", "read_model"]
-
-OLDEST_OPSET = 9
+__all__ = ["constant_of", "load_onnx", "read_model"]
 
 
 def load_onnx() -> Any:
@@ -35,8 +33,6 @@ def read_model(source: Any) -> tuple[Any, Path | None]:
     ------
     FormatError
         Not an ONNX model, truncated, or external data outside the model's folder.
-    UnsupportedError
-        An opset before 9.
     """
     onnx = load_onnx()
     path = None
@@ -61,12 +57,6 @@ def read_model(source: Any) -> tuple[Any, Path | None]:
     where = None if path is None else os.fspath(path)
     if not model.ir_version or not model.opset_import or not model.graph.output:
         raise FormatError("is no ONNX model: no version, operator set or output", where)
-    for entry in model.opset_import:
-        if entry.domain in ("", "ai.onnx") and entry.version < OLDEST_OPSET:
-            raise UnsupportedError(
-                f"{where or 'model'}: opset {entry.version} is too old; expected "
-                f"{OLDEST_OPSET} or newer, as onnx.version_converter makes"
-            )
     for tensor in _tensors(model):
         if tensor.data_location == onnx.TensorProto.EXTERNAL:
             _place(tensor, path)

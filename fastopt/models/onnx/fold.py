@@ -147,7 +147,10 @@ class _Folder:
             if node.op not in _FOLDABLE or node.domain or not inputs or len(node.outputs) != 1:
                 continue
             parts = [self.value(name) for name in inputs]
-            if node.outputs[0] in self.graph.outputs or any(part is None for part in parts):
+            ends = any(
+                reader.op == "Output" for reader, _ in self.readers.get(node.outputs[0], [])
+            )
+            if ends or any(part is None for part in parts):
                 continue
             known = [part for part in parts if part is not None]
             if max(part.size for part in known) > _SMALL:

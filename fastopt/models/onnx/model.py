@@ -32,7 +32,7 @@ from fastopt.models.onnx.integer import (
     run_dynamic,
 )
 from fastopt.models.onnx.labels import Labels, groups_of, propagate
-from fastopt.models.onnx.layers import Site, bias_of, find_sites
+from fastopt.models.onnx.layers import Site, View, bias_of, find_sites
 from fastopt.models.onnx.rows import input_rows, output_positions
 from fastopt.models.onnx.rules import RULES
 from fastopt.models.onnx.run import Feeds, evaluate, execute, inputs_of, session, tensor_info
@@ -41,6 +41,8 @@ from fastopt.models.onnx.static import Static, can_run_static, check_ranges, run
 from fastopt.quantization import QuantizedArray
 
 __all__ = ["OnnxModel"]
+
+OLDEST_OPSET = 7  # before, operators broadcast by an attribute
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,8 @@ class OnnxModel:
     Parameters
     ----------
     source : path or onnx.ModelProto
-        Opset 9 or newer. External data must be plain files in the model's folder.
+        Opset 7 or newer; an older one can be run and saved, but has no layers. External data must
+        be plain files in the model's folder.
     portable : bool
         Only forms that run-times which do not fold constants run well.
 
@@ -152,11 +155,16 @@ class OnnxModel:
     @property
     def groups(self) -> Mapping[str, Group]:
         """The coupling groups in order of execution, frozen ones with their reason."""
-        return self._labelled()[1]
+        return self._labelled()[1] if self._sites else {}
 
     @property
     def notes(self) -> tuple[str, ...]:
         """Operators that the adapter does not know."""
+        if self._graph.opset < OLDEST_OPSET:
+            return (
+                f"opset {self._graph.opset} is left as it is; "
+                "onnx.version_converter makes a newer one",
+            )
         return self._labelled()[3]
 
     @property
@@ -247,10 +255,9 @@ class OnnxModel:
         fresh = as_array(weight, "weight", cast="float32", shape=old.weight.shape)
         fresh = np.ascontiguousarray(fresh, np.float32)
         check_finite(fresh, "weight")
-        if bias is not None:
-            self._set_bias(site, bias)
+        rewritten = bias is not None and self._set_bias(site, bias)
         self._stored[layer] = Stored(self._form(layer, FLOAT32), fresh)
-        self._forget(keep_sites=bias is None)
+        self._forget(None if rewritten else layer)
 
     def store(
         self,
@@ -263,9 +270,9 @@ class OnnxModel:
         site = self._site(layer)
         chosen = self._form(layer, form)
         matrix = self.layers[layer].weight
+        if not chosen.integer and codes is not None:
+            raise OptionError(f"codes: {form} takes none")
         if not chosen.integer:
-            if codes is not None:
-                raise OptionError(f"codes: {form} takes none")
             if chosen.bits == 16:
                 matrix = matrix.astype(np.float16).astype(np.float32)
             self._stored[layer] = Stored(chosen, matrix)
@@ -303,7 +310,7 @@ class OnnxModel:
                 rows8,
                 ranges if chosen.activations == "static" else None,
             )
-        self._forget(keep_sites=True)
+        self._forget(layer)
 
     def keep_units(
         self,
@@ -386,6 +393,8 @@ class OnnxModel:
 
     def fold(self) -> tuple[str, ...]:
         """In place: merge operators where the function stays the same; what was done."""
+        if self._graph.opset < OLDEST_OPSET:
+            return ()
         self._settle()
         done = fold(self._graph, frozenset(self._stored))
         self._forget()
@@ -426,16 +435,22 @@ class OnnxModel:
             self._float_values(self._graph, plain)
             self._stored = {k: s for k, s in self._stored.items() if k not in plain}
 
-    def _forget(self, *, keep_sites: bool = False) -> None:
-        """After an edit: drop what was derived from the graph."""
+    def _forget(self, layer: str | None = None) -> None:
+        """After an edit of the graph, or of one layer's values alone: drop what was derived."""
         self._changed = True
-        self._layers, self._nbytes = None, None
-        self._shapes = self._shapes if keep_sites else {}
-        self._found = self._found if keep_sites else None
+        self._nbytes = None
         self._sessions: dict[tuple[tuple[str, ...], int, bool], Any] = {}
-        if not keep_sites:
+        if layer is not None and self._layers is not None:
+            self._layers = {**self._layers, layer: self._layer(self._sites[layer])}
+        else:
+            self._layers = None
+        if layer is None:
+            self._shapes, self._found = {}, None
             self._consumers = self._graph.consumers()
-            self._sites, self._constant = find_sites(self._graph, self._value)
+            old = self._graph.opset < OLDEST_OPSET
+            self._sites, self._constant = (
+                ({}, set()) if old else find_sites(self._graph, self._value)
+            )
             self._main_names = {i.name for i in self._graph.inputs} | {
                 name for node in self._graph.block.nodes for name in node.outputs
             }
@@ -487,7 +502,7 @@ class OnnxModel:
             site.anchor,
             site.kind,
             matrix,
-            None if bias is None else np.asarray(self._graph.values[bias[0]], np.float32).ravel(),
+            None if bias is None else self._bias(bias[0], stored),
             0 if site.kind == "embedding" else positions * matrix.size // self._seen_rows,
             tap,
             own if stored is None else stored.form,
@@ -498,6 +513,12 @@ class OnnxModel:
             site.axes,
             None if stored is None else stored.codes,
         )
+
+    def _bias(self, name: str, stored: Stored | None) -> Array:
+        bias = np.asarray(self._graph.values[name], np.float32).ravel()
+        if stored is not None and name in self._half_biases():
+            bias = bias.astype(np.float16).astype(np.float32)
+        return bias
 
     def _int8_runs(self, site: Site) -> tuple[bool, bool]:
         if self._value(site.anchor).dtype != np.float32:
@@ -528,8 +549,8 @@ class OnnxModel:
                 found.add(current)
         return found
 
-    def _set_bias(self, site: Site, bias: Array) -> None:
-        """Replace the layer's bias, or give it one."""
+    def _set_bias(self, site: Site, bias: Array) -> bool:
+        """Replace the layer's bias, or give it one: True where that changes the graph."""
         n_out = site.view.n_out
         fresh = as_array(bias, "bias", cast="float32", shape=(n_out,))
         fresh = np.ascontiguousarray(fresh, np.float32)
@@ -539,7 +560,7 @@ class OnnxModel:
         if found is not None:
             name = found[0]
             self._graph.values[name] = fresh.astype(dtype).reshape(self._graph.values[name].shape)
-            return
+            return False
         if not site.direct or len(site.uses) != 1 or site.kind not in ("dense", "conv"):
             raise OptionError(f"bias: {site.anchor} ({site.kind}) has no place for one")
         node = site.uses[0].node
@@ -558,6 +579,7 @@ class OnnxModel:
             change = {node: [replace(node, outputs=(inner,)), added]}
         self._graph.values[name] = fresh.astype(dtype)
         self._graph.rewrite(change)
+        return True
 
     def _float_values(self, graph: Graph, stored: Mapping[str, Stored]) -> None:
         """In place: put layers' values in ``graph`` as plain constants."""
@@ -571,12 +593,26 @@ class OnnxModel:
                 change[node] = []
             tensor = site.view.tensor(entry.matrix).astype(dtype, copy=False)
             graph.values[name] = tensor
+        for name in self._half_biases():
+            graph.values[name] = graph.values[name].astype(np.float16).astype(np.float32)
         graph.rewrite(change)
         integer = {k: s for k, s in stored.items() if s.rows8 is not None}
         dynamic = {k: s.rows8 for k, s in integer.items() if s.rows8 and not s.ranges}
         static = {k: Static(s.rows8, s.ranges) for k, s in integer.items() if s.rows8 and s.ranges}
         run_static(graph, self._sites, static)
         run_dynamic(graph, self._sites, dynamic)
+
+    def _half_biases(self) -> list[str]:
+        """Biases of layers stored in fewer bits, which float16 holds well: it keeps them."""
+        found = []
+        for layer, stored in self._stored.items():
+            bias = bias_of(self._graph, self._sites[layer], self._consumers)
+            if stored.form.bits > 16 or bias is None or self.portable:
+                continue
+            a = self._graph.values[bias[0]]
+            if a.dtype == np.float32 and a.size >= 16 and np.abs(a).max() < 65504:
+                found.append(bias[0])
+        return found
 
     def _run_graph(self) -> Graph:
         graph = self._graph.copy()
@@ -595,6 +631,10 @@ class OnnxModel:
             for name, s in self._stored.items()
             if s.form.name == "float16" and self._value(name).dtype.name == "float32"
         ]
+        for name in self._half_biases():
+            if name in graph.values:
+                bias = graph.values[name]
+                narrow.append(Narrow(name, View.rows(bias.shape, 1), bias))
         return compact(encode(graph, coded, narrow)).to_proto()
 
     def _tried(self, layer: str, weight: Array) -> Array:
