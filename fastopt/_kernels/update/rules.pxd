@@ -84,9 +84,10 @@ cdef inline void lion(
     real* w, real x, real* m, real* b, real* c, const scalars* s
 ) noexcept nogil:
     cdef real u = s.beta1 * m[0] + s.take1 * x
-    cdef real size = s.lr if u > 0 else -s.lr
+    cdef real move = s.lr if u > 0 else u  # zeros and NaN stay
+    move = -s.lr if u < 0 else move
     m[0] = s.beta2 * m[0] + s.take2 * x
-    w[0] = s.left * w[0] - (u if u == 0 or u != u else size)  # zeros and NaN stay
+    w[0] = s.left * w[0] - move
 
 
 cdef inline void lion_step(real* p, const Stretch* a, const scalars* s) noexcept nogil:
