@@ -27,10 +27,9 @@ X86_LEVELS = {
 IS_X86 = platform.machine().lower() in {"x86_64", "amd64"}
 LEVELS = X86_LEVELS if IS_X86 else {"plain": []}
 
-OPENMP = [] if sys.platform == "darwin" else ["-fopenmp"]
-FLAGS = ["-O3", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off", "-g0", *OPENMP]
+FLAGS = ["-O3", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off", "-g0"]
 FLAGS += ["-ffunction-sections", "-fvisibility=hidden"]
-LDFLAGS = [*OPENMP, *(["-Wl,--strip-all,--gc-sections"] if sys.platform == "linux" else [])]
+LDFLAGS = ["-pthread", "-Wl,--strip-all,--gc-sections"] if sys.platform == "linux" else []
 MACROS = [("NPY_NO_DEPRECATED_API", "NPY_1_7_API_VERSION")]
 DIRECTIVES = {
     "language_level": 3,
@@ -67,7 +66,9 @@ KERNELS = [
     ("matmul/matmul", LEVELS, []),
     ("matmul/topk", LEVELS, []),
     ("prune/prune", LEVELS, []),
+    ("cluster/cluster", LEVELS, []),
     ("sparse/sparse", LEVELS, []),
+    ("trees/forest", LEVELS, []),
     ("calibrate/clip", LEVELS, []),
     ("calibrate/gptq", LEVELS, []),
     ("calibrate/obs", LEVELS, []),

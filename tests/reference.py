@@ -679,3 +679,18 @@ def ggml_codes(x, unit, kind):
 def ggml_body(codes, kind):
     """Bytes or nibbles (element j low, j + 16 high)."""
     return codes if kind == "Q8_0" else codes[:, :16] | codes[:, 16:] << 4
+
+
+# --- trees
+def forest_sums(code, feature, nan_left, cut, right, leaf, root, column, value, n_outputs):
+    """Row by row and tree by tree, as one would walk by hand; a feature of -1 is a leaf."""
+    out = np.zeros((len(code), n_outputs))
+    for r, row in enumerate(code):
+        for first, c in zip(root, column):
+            node = first
+            while feature[node] >= 0:
+                v = row[feature[node]]
+                left = v <= cut[node] or (v == 0xFFFF and nan_left[node])
+                node = node + 1 if left else right[node]
+            out[r, c : c + value.shape[1]] += value[leaf[node]]
+    return out

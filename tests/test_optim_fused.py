@@ -746,3 +746,40 @@ def test_a_resized_copy_is_refused():
         opt.step([np.ones(4, "f4")])
     assert not p.any()
     assert not half.any()
+
+
+# -- names -------------------------------------------------------------------------------------
+
+
+def test_state_goes_by_name_where_names_are_known(tmp_path):
+    def made(names):
+        return optim.Adam({n: np.ones(3) for n in names}, lr=0.1, ema_decay=0.5)
+
+    a = made("wb")
+    a.step({"w": np.ones(3), "b": 5 * np.ones(3)})
+    b = made("bw")
+    b.load_state_dict(a.state_dict())
+    np.testing.assert_allclose(b.state_dict()["state"][0]["exp_avg"], 0.5)
+    np.testing.assert_allclose(b.state_dict()["state"][1]["exp_avg"], 0.1)
+    np.testing.assert_array_equal(b.ema[0], a.ema[1])
+    pytest.importorskip("safetensors")
+    optim.save(a, tmp_path / "a")
+    optim.load(made("bw"), tmp_path / "a")
+    for names in ("wx", "wbx"):
+        with pytest.raises(FormatError, match="param"):
+            made(names).load_state_dict(a.state_dict())
+    plain = optim.Adam([np.ones(3), np.ones(3)], lr=0.1)  # no names: by place
+    plain.load_state_dict(a.state_dict())
+    np.testing.assert_allclose(plain.state_dict()["state"][0]["exp_avg"], 0.1)
+    assert "param_names" not in plain.state_dict()["param_groups"][0]
+
+
+def test_names_of_torchs_state_are_taken():
+    torch = pytest.importorskip("torch")
+    p = {n: torch.ones(3, requires_grad=True) for n in "wb"}
+    theirs = torch.optim.Adam(p.items(), lr=0.1)
+    p["w"].grad, p["b"].grad = torch.ones(3), 5 * torch.ones(3)
+    theirs.step()
+    ours = optim.Adam({n: np.ones(3, "f4") for n in "bw"}, lr=0.1)
+    ours.load_state_dict(theirs.state_dict())
+    np.testing.assert_allclose(ours.state_dict()["state"][0]["exp_avg"], 0.5, rtol=1e-6)

@@ -446,7 +446,8 @@ class Optimizer:
 
         ``{"state": {i: {"step": t, "exp_avg": ..., ...}}, "param_groups": [{"lr": ..., "params":
         [0, 1, ...]}, ...]}`` with parameters numbered through in order; a parameter that never
-        had a gradient has no entry in ``"state"``. What torch does not have (narrow state with
+        had a gradient has no entry in ``"state"``. Groups of named parameters also hold
+        ``"param_names"``. What torch does not have (narrow state with
         its scales, averages, counters, the schedule's state) stands under further names.
         """
         with self._alone():
@@ -467,6 +468,9 @@ class Optimizer:
         for group in self.param_groups:
             count = len(group["params"])
             plain = {k: v for k, v in group.items() if k != "params"}
+            names = self._names[first : first + count]
+            if None not in names:  # as torch.optim's, for named parameters
+                plain["param_names"] = names
             groups.append({**plain, "params": list(range(first, first + count))})
             first += count
         return {"state": state, "param_groups": groups, "fastopt": extra}
@@ -486,6 +490,8 @@ class Optimizer:
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """In place: take over the state and options of ``state_dict`` (ours or torch.optim's).
 
+        Parameters that have names here and there are matched by name, others by their place.
+
         Raises
         ------
         FormatError
@@ -502,8 +508,14 @@ class Optimizer:
             kept = {k: v for k, v in group.items() if k != "params" and k not in _TORCH_ONLY}
             new_groups.append({**old, **{k: self._checked(k, v) for k, v in kept.items()}})
         self._check_groups(new_groups)
-        ids = [i for g in groups for i in g["params"]]
-        known = set(ids)
+        there = [i for g in groups for i in g["params"]]
+        names = iter(self._names)
+        ids = [
+            i
+            for k, g in enumerate(groups)
+            for i in states.in_order(g, [next(names) for _ in g["params"]], k)
+        ]
+        known = set(there)
         unknown = [k for k in state if k not in known]
         if unknown:
             raise FormatError(f"state_dict: state for unknown parameters {unknown}")
@@ -514,7 +526,7 @@ class Optimizer:
         ]
         if self._ema_decay is not None:
             self._bind_averages()
-        averages = states.averages(self.ema, extra.get("ema"))
+        averages = states.averages(self.ema, states.moved(extra.get("ema"), there, ids))
         most = max((t for (t, _), _ in loaded), default=0)
         n_steps = int(states.scalar(extra.get("n_steps", most), "n_steps"))
         n_skipped = int(states.scalar(extra.get("n_skipped", 0), "n_skipped"))
