@@ -208,7 +208,9 @@ class Mixture:
             kept = np.log(np.where(same, width * (1 - loose) + loose, loose))
             log[:, :n] = np.where(option, kept, scale - 0.5 * z * z).sum(axis=2)
         top = log.max(axis=1)
-        return np.asarray(top + np.log(np.exp(log - top[:, None]).sum(axis=1) / (n + 1)))
+        total: Matrix = np.exp(log - top[:, None]).sum(axis=1)
+        found: Matrix = top + np.log(total / (n + 1))
+        return found
 
     def _loose(self, width: Matrix) -> Matrix:
         """Share of an option's kernel that is spread over all options."""
