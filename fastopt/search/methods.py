@@ -18,12 +18,13 @@ from fastopt.search.greedy import Greedy
 from fastopt.search.nsga2 import NSGA2
 from fastopt.search.portfolio import Portfolio, is_real
 from fastopt.search.space import Float, Int, Permutation, Space, Vector
+from fastopt.search.subset import Subset
 from fastopt.search.tpe import TPE
 
 __all__ = ["METHODS", "engine_for"]
 
 ENGINES: dict[str, type[Engine]] = {
-    e.method: e for e in (Random, Greedy, Genetic, CMA, Portfolio, GP, TPE, DE, NSGA2)
+    e.method: e for e in (Random, Greedy, Genetic, CMA, Portfolio, GP, TPE, DE, NSGA2, Subset)
 }
 METHODS = ("auto", *ENGINES)
 # Most trials for which the models are worth their time: all spaces, and those of reals alone.
