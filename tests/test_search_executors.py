@@ -18,7 +18,8 @@ from fastopt.search.methods import METHODS
 
 SPACE = Space(x=Float(-2, 2), n=Int(1, 9), kind=Choice("a", "b"), flag=Bool())
 ROOT = str(Path(fastopt.__file__).parents[1])
-ONE = [m for m in METHODS if m not in ("nsga2",)]
+ONE = [m for m in METHODS if m != "nsga2"]
+CHEAP = ("random", "greedy", "genetic")  # the others may spend milliseconds on a proposal
 
 
 def objective(x, n, kind, flag):
@@ -34,10 +35,11 @@ PLANE = Space(x=Float(-1, 1), y=Float(-1, 1))
 
 def search(method, **options):
     """A mixed space; for engines of real spaces a plane."""
+    evals = 60 if method in CHEAP else 24
     try:
-        return minimize(objective, SPACE, method=method, max_evals=60, seed=2, **options)
+        return minimize(objective, SPACE, method=method, max_evals=evals, seed=2, **options)
     except fastopt.errors.FastoptError:
-        return minimize(sphere, PLANE, method=method, max_evals=60, seed=2, **options)
+        return minimize(sphere, PLANE, method=method, max_evals=evals, seed=2, **options)
 
 
 @contextmanager

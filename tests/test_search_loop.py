@@ -79,11 +79,12 @@ def slow_for_some(a):
 
 
 def test_workers_give_what_one_process_gives(tmp_path):
-    plain = minimize(smooth, MIXED, max_evals=80, seed=2)
+    plain = minimize(smooth, MIXED, method="genetic", max_evals=80, seed=2)
     for workers in (1, 2):
         res = minimize(
             lambda x, n, kind, flag: plain.n_failed + smooth(x, n, kind, flag),  # a closure
             MIXED,
+            method="genetic",
             max_evals=80,
             seed=2,
             workers=workers,
