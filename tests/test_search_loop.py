@@ -452,6 +452,20 @@ def test_forged_journals_are_format_errors(tmp_path):
     assert path.read_text() == "hello\nworld\n"
 
 
+def test_storage_is_a_regular_file(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path, tmp_path / "pipe", "/dev/null", tmp_path / "no" / "j"):
+        with pytest.raises(StorageError):
+            minimize(lambda a: a, LINE, max_evals=3, storage=path)
+    with pytest.raises(DTypeError, match="storage"):
+        minimize(lambda a: a, LINE, max_evals=3, storage=3)
+    for path in (tmp_path, tmp_path / "nothing"):
+        with pytest.raises(StorageError):
+            load_result(path)
+        with pytest.raises((StorageError, FormatError)):
+            Space.load(path)
+
+
 def relu(v):
     return v
 
