@@ -84,6 +84,36 @@ def test_any_number_of_workers_gives_the_same_trials(plain, workers):
         assert res.history.tobytes() == want.history.tobytes(), method
 
 
+FAR = """
+from distributed import Client, LocalCluster
+from fastopt.search import Float, minimize
+shift = 0.5
+def mine(x):
+    return x + shift
+if __name__ == "__main__":
+    with LocalCluster(1, threads_per_worker=1, dashboard_address=None) as cluster:
+        with Client(cluster) as client:
+            client.run(lambda: __import__("sys").modules["__main__"].__dict__.pop("mine", None))
+            pool = client.get_executor()
+            print(minimize(mine, {"x": Float(0, 1)}, max_evals=5, executor=pool).n_evals)
+"""
+
+
+def test_a_script_of_ones_own_runs_on_dask(tmp_path):
+    pytest.importorskip("distributed")
+    (tmp_path / "script.py").write_text(FAR)
+    env = {**os.environ, "PYTHONPATH": ROOT}
+    done = subprocess.run(
+        [sys.executable, "script.py"],
+        cwd=tmp_path,
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.stdout.strip() == "5", done.stderr
+
+
 MPI = """
 from mpi4py.futures import MPIPoolExecutor
 from fastopt.search import Bool, Choice, Float, Int, Space, minimize
