@@ -246,9 +246,9 @@ class Engine:
     def _numbers(self, raw: Any, name: str) -> NDArray[np.float64]:
         return np.array(as_array(raw, name, dtypes=("float64",), cast="float64"), ndmin=1)
 
-    def _uniform(self, first: int, k: int, step: int = 0) -> Matrix:
-        """(k, d) uniforms in [0, 1); row i is a function of (seed, first + i, step)."""
-        u = np.empty((k, self.space.n_columns))
+    def _uniform(self, first: int, k: int, step: int = 0, columns: int = 0) -> Matrix:
+        """(k, d or columns) uniforms in [0, 1); row i is a function of (seed, first + i, step)."""
+        u = np.empty((k, columns or self.space.n_columns))
         _kernels.genetic_select.uniform(u, first, self._key, step, 1)
         return u
 
