@@ -88,7 +88,7 @@ class OnnxModel:
         self._found: tuple[Labels, dict[str, Group], dict[str, Array], tuple[str, ...]] | None = (
             None
         )
-        self._checked: frozenset[str] = frozenset()
+        self._checked: set[tuple[str, int]] = set()  # shared by copies
         self._seen_rows = 1
         self._constants: dict[str, Array] = {}
         self._layers: dict[str, Layer] | None = None
@@ -290,13 +290,14 @@ class OnnxModel:
             raise UnsupportedError(f"group {group}: {stored[0]} is stored in fewer bits already")
         removed = np.delete(units[group], kept)
         trial = self._graph.copy()
-        take_out(trial, labels, labels.removed(removed))
-        if group not in self._checked:
+        shapes = take_out(trial, labels, labels.removed(removed))
+        if (group, found.n_units) not in self._checked:
             self._check_cut(trial, found, np.delete(np.arange(found.n_units), kept))
-        self._checked |= {group}
+            self._checked.add((group, found.n_units))
         self._graph = trial
         self._constants = {}
         self._forget()
+        self._shapes = shapes
         for name, (weight, bias) in (weights or {}).items():
             self.set_weight(name, weight, bias)
 
