@@ -447,12 +447,14 @@ def _write_block(block: Block, graph: Any) -> None:
     graph.name = block.name or "graph"  # the checker wants a name
     graph.input.extend(block.inputs)
     graph.output.extend(block.outputs)
+    named: set[str] = set()
     for node in block.nodes:
         made = graph.node.add(op_type=node.op, domain=node.domain)
         made.input.extend(node.inputs)
         made.output.extend(node.outputs)
-        if node.name:
+        if node.name and node.name not in named:  # nodes made of one keep its name
             made.name = node.name
+            named.add(node.name)
         made.attribute.extend(node.attrs.values())
         for name, inner in node.blocks.items():
             entry = made.attribute.add(name=name, type=load_onnx().AttributeProto.GRAPH)
