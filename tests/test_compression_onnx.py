@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
     rng = np.random.default_rng(0)
     sizes, nodes, tensors, name = (48, 96, 64, 5), [], [], "x"
-    for k, (n_in, n_out) in enumerate(zip(sizes, sizes[1:], strict=False)):
+    for k, (n_in, n_out) in enumerate(pairwise(sizes)):
         w = rng.standard_normal((n_out, n_in), dtype=np.float32) * np.float32(2 / n_in) ** 0.5
         tensors += [
             numpy_helper.from_array(w, f"w{k}"),

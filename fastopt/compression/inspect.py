@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -119,8 +120,10 @@ def compare_models(
         "n_rows": len(rows),
         "max_error": largest,
         **{
-            key: _facts(m, judge.score(out, rows, outputs[0]), seconds[0])
-            for key, m, out, seconds in zip("ab", (first, second), outputs, timed, strict=True)
+            key: _facts(source, m, judge.score(out, rows, outputs[0]), seconds[0])
+            for key, source, m, out, seconds in zip(
+                "ab", (a, b), (first, second), outputs, timed, strict=True
+            )
         },
     }
 
@@ -131,10 +134,11 @@ def _gap(x: Any, y: Any) -> float:
     return float(np.abs(np.subtract(x, y, dtype=np.float64)).max()) if x.size else 0.0
 
 
-def _facts(model: Model, score: float, latency_s: float) -> dict[str, Any]:
+def _facts(source: Any, model: Model, score: float, latency_s: float) -> dict[str, Any]:
+    a_file = isinstance(source, (str, os.PathLike))
     return {
         "metric": score,
-        "nbytes": model.nbytes,
+        "nbytes": os.path.getsize(source) if a_file else model.nbytes,
         "n_params": model.n_params,
         "macs": model.macs,
         "latency_s": latency_s,
