@@ -529,11 +529,10 @@ def _confirm(job: _Job, candidates: Sequence[Candidate]) -> None:
         if thorough is None:
             continue
         drop, _ = job.checked(thorough.recipe)
-        error = drop.std_error
-        if not math.isfinite(error):  # one check row: the search rows say how rows differ
+        if not math.isfinite(drop.std_error):  # one check row: the search rows say how rows differ
             error = thorough.std_error * math.sqrt(len(job.search) / drop.n)
             drop = replace(drop, std_error=error)
-        if drop.value + (error if math.isfinite(error) else 0.0) <= job.options.limit:
+        if drop.value + drop.margin <= job.options.limit:
             job.confirmed = thorough, drop
             return
         job.refused += 1
