@@ -49,7 +49,7 @@ class Drop:
     @property
     def margin(self) -> float:
         """One standard error, widened as Student's t where rows are few; infinite for one row."""
-        few = 0.84 / float(max(self.n - 1, 1)) ** 1.2
+        few = 0.84 / math.pow(max(self.n - 1, 1), 1.2)
         return self.std_error * (1.0 + few)
 
     @property
