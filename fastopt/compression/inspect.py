@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -120,8 +121,8 @@ def compare_models(
         "n_rows": len(rows),
         "max_error": largest,
         **{
-            key: _facts(source, m, judge.score(out, rows, outputs[0]), seconds[0])
-            for key, source, m, out, seconds in zip(
+            key: _facts(m, given, judge.score(out, rows, outputs[0]), seconds[0])
+            for key, given, m, out, seconds in zip(
                 "ab", (a, b), (first, second), outputs, timed, strict=True
             )
         },
@@ -134,11 +135,14 @@ def _gap(x: Any, y: Any) -> float:
     return float(np.abs(np.subtract(x, y, dtype=np.float64)).max()) if x.size else 0.0
 
 
-def _facts(source: Any, model: Model, score: float, latency_s: float) -> dict[str, Any]:
-    a_file = isinstance(source, (str, os.PathLike))
+def _facts(model: Model, given: Any, score: float, latency_s: float) -> dict[str, Any]:
+    size = model.nbytes
+    if isinstance(given, (str, os.PathLike)):  # the file as it is, not as it would be written
+        files = (Path(given), Path(f"{os.fspath(given)}.data"))
+        size = sum(file.stat().st_size for file in files if file.is_file())
     return {
         "metric": score,
-        "nbytes": os.path.getsize(source) if a_file else model.nbytes,
+        "nbytes": size,
         "n_params": model.n_params,
         "macs": model.macs,
         "latency_s": latency_s,

@@ -190,7 +190,7 @@ class Graph:
         model.CopyFrom(self.head)
         _write_block(self.block, model.graph)
         for name, values in self.values.items():
-            model.graph.initializer.append(onnx.numpy_helper.from_array(values, name))
+            model.graph.initializer.append(_tensor(name, values))
         for name, tensor in self.opaque.items():
             added = model.graph.initializer.add()
             added.CopyFrom(tensor)
@@ -356,6 +356,18 @@ def attribute(name: str, value: Any) -> Any:
 def node_error(node: Node, message: str) -> str:
     """A message that names the node."""
     return f"{node.label}: {message}"
+
+
+def _tensor(name: str, values: Array) -> Any:
+    """The TensorProto; small integers as varints where that is shorter than 8 bytes each."""
+    onnx = load_onnx()
+    if values.dtype == np.int64 and values.size:
+        bits = np.frexp(np.maximum(values.astype(np.float64), 1))[1]
+        lengths = np.where(values < 0, 10, -(-bits // 7))
+        if lengths.sum() < values.nbytes:
+            flat = values.reshape(-1).tolist()
+            return onnx.helper.make_tensor(name, onnx.TensorProto.INT64, values.shape, flat)
+    return onnx.numpy_helper.from_array(values, name)
 
 
 def _own(entry: Any) -> Any:
