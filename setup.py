@@ -48,11 +48,13 @@ DIRECTIVES = {
 # Every kernel: its source in fastopt/_kernels, the levels it is built for, its own flags. A module
 # is fastopt._kernels.<level>.<stem>; one that is built once is fastopt._kernels.shared.<stem>.
 ONCE: dict[str, list[str]] = {}
+# A formula becomes part of the loop that calls it only if every function on the way is inlined.
+INLINED = ["-DCYTHON_INLINE=inline __attribute__((always_inline))"]
 KERNELS = [
     ("shared/cpu", ONCE, []),  # asked before any level is known
     ("shared/pool", ONCE, []),  # one pool of threads for the process
-    ("update/update", LEVELS, []),
-    ("update/update_state", LEVELS, []),
+    ("update/update", LEVELS, INLINED),
+    ("update/update_state", LEVELS, INLINED),
     ("linear/linear", LEVELS, []),
     ("linear/linear_gram", LEVELS, []),
     ("linear/linear_sparse", LEVELS, []),
@@ -64,7 +66,9 @@ KERNELS = [
     ("matmul/matmul", LEVELS, []),
     ("matmul/topk", LEVELS, []),
     ("prune/prune", LEVELS, []),
+    ("cluster/cluster", LEVELS, []),
     ("sparse/sparse", LEVELS, []),
+    ("trees/forest", LEVELS, []),
     ("calibrate/clip", LEVELS, []),
     ("calibrate/gptq", LEVELS, []),
     ("calibrate/obs", LEVELS, []),
@@ -82,7 +86,6 @@ def kernel_extensions() -> list[Extension]:
     common = {
         "include_dirs": [numpy.get_include(), str(SOURCES)],
         "define_macros": MACROS,
-        "depends": [str(p) for p in SOURCES.glob("*/*") if p.suffix in {".h", ".pxd"}],
         "extra_link_args": LDFLAGS,
     }
     generated = cythonize(
@@ -90,6 +93,12 @@ def kernel_extensions() -> list[Extension]:
             Extension(
                 f"fastopt._kernels.{kernel.replace('/', '.')}",
                 [f"{SOURCES}/{kernel}.pyx"],
+                depends=[
+                    str(p)
+                    for folder in (Path(kernel).parent, "shared")
+                    for p in (SOURCES / folder).iterdir()
+                    if p.suffix in {".h", ".pxd"}
+                ],
                 **common,
             )
             for kernel, _, _ in table

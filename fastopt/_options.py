@@ -11,7 +11,7 @@ import numpy as np
 
 from fastopt.errors import DTypeError, OptionError
 
-__all__ = ["choice", "flag", "function", "integer", "number", "real"]
+__all__ = ["choice", "flag", "function", "integer", "number", "real", "shape", "short"]
 
 
 def number(
@@ -35,7 +35,7 @@ def number(
             if math.isinf(low) and math.isinf(high)
             else f"a number in {left}{low:g}, {high:g}{right}"
         )
-        raise OptionError(f"{name}: expected {wanted}, got {_short(value)}")
+        raise OptionError(f"{name}: expected {wanted}, got {short(value)}")
     return result
 
 
@@ -50,11 +50,11 @@ def real(value: Any, name: str) -> float:
             and (value.dtype.kind not in "fiubOV" or value.size != 1)
         )
     ):
-        raise DTypeError(f"{name}: expected a number, got {_short(value)}")
+        raise DTypeError(f"{name}: expected a number, got {short(value)}")
     try:
         return float(value)
     except OverflowError:
-        raise OptionError(f"{name}: {_short(value)} is beyond the range of a float") from None
+        raise OptionError(f"{name}: {short(value)} is beyond the range of a float") from None
     except Exception as error:  # whatever an object's own __float__ raises
         raise DTypeError(
             f"{name}: expected a number, got {type(value).__name__}: {error}"
@@ -65,7 +65,7 @@ def _is_span(value: Any) -> bool:
     return isinstance(value, np.timedelta64)  # an integer to NumPy
 
 
-def _short(value: Any) -> str:
+def short(value: Any) -> str:
     """``repr``, cut where it is long; integers of thousands of digits have none."""
     try:
         text = repr(value)
@@ -88,20 +88,29 @@ def integer(value: Any, name: str, *, low: int | None = None, high: int | None =
     try:
         result = operator.index(value)
     except Exception:  # whatever an object's own __index__ raises
-        raise DTypeError(f"{name}: expected an integer, got {_short(value)}") from None
+        raise DTypeError(f"{name}: expected an integer, got {short(value)}") from None
     if not -(1 << 63) <= result < 1 << 63:  # the kernels' integers, and NumPy's lengths
-        raise OptionError(f"{name}: {_short(result)} is beyond the range of 64-bit integers")
+        raise OptionError(f"{name}: {short(result)} is beyond the range of 64-bit integers")
     if (low is not None and result < low) or (high is not None and result > high):
         bounds = f">= {low}" if high is None else f"<= {high}" if low is None else f"{low}..{high}"
-        raise OptionError(f"{name}: expected an integer {bounds}, got {_short(result)}")
+        raise OptionError(f"{name}: expected an integer {bounds}, got {short(result)}")
     return result
 
 
 def flag(value: Any, name: str) -> bool:
     """``value`` as a bool if it is one, or DTypeError naming the argument."""
     if not isinstance(value, (bool, np.bool_)):
-        raise DTypeError(f"{name}: expected True or False, got {_short(value)}")
+        raise DTypeError(f"{name}: expected True or False, got {short(value)}")
     return bool(value)
+
+
+def shape(value: Any, name: str) -> tuple[int, ...]:
+    """``value``, an integer or a tuple or list of them, as the lengths of an array's axes."""
+    sizes = value if isinstance(value, (tuple, list)) else (value,)
+    found = tuple(integer(n, name, low=0) for n in sizes)
+    if math.prod(found) >= 1 << 60:
+        raise OptionError(f"{name}: an array of {short(found)} is larger than any memory")
+    return found
 
 
 def choice(value: Any, name: str, options: Iterable[str]) -> str:
@@ -111,6 +120,6 @@ def choice(value: Any, name: str, options: Iterable[str]) -> str:
     allowed = list(options)
     if not isinstance(value, str) or value not in allowed:
         raise OptionError(
-            f"{name}: expected one of {', '.join(map(repr, allowed))}, got {_short(value)}"
+            f"{name}: expected one of {', '.join(map(repr, allowed))}, got {short(value)}"
         )
     return value

@@ -73,7 +73,7 @@ def test_a_step_is_whole_or_not_at_all(name):
     twin_p, torn = np.zeros(shape, "f4"), 0
     twin = getattr(optim, name)(twin_p, max_grad_norm=1.0, schedule=lambda t: 1.0 / (t + 1))
     after = [twin_p.copy()]
-    for _ in range(100):
+    for _ in range(101):
         twin.step(grad)
         after.append(twin_p.copy())
     for k in range(20):

@@ -375,6 +375,56 @@ def test_nonfinite_gradients(bad, dtype):
     assert np.isfinite(np.delete(p, 777)).all()
 
 
+@pytest.mark.parametrize("name", ["Adam", "AdamW", "RMSprop"])
+@pytest.mark.parametrize("size", [2e19, 1e20, 5e20])
+def test_large_gradients_move_as_in_torch(name, size):
+    """The square of 2e19 is beyond float32, (1 - beta2) of it is not."""
+    torch = pytest.importorskip("torch")
+    p = np.ones(20, "f4")
+    q = torch.ones(20, requires_grad=True)
+    q.grad = torch.full((20,), size)
+    options = {"alpha": 0.999} if name == "RMSprop" else {}
+    ours, theirs = (getattr(m, name) for m in (optim, torch.optim))
+    opt, other = ours(p, lr=0.01, on_nonfinite="raise", **options), theirs([q], lr=0.01, **options)
+    for _ in range(1 if size == 5e20 else 3):
+        opt.step(np.full(20, size, "f4"))
+        other.step()
+    np.testing.assert_allclose(p, q.detach().numpy(), rtol=1e-6)
+    assert (p != 1).all()
+
+
+@pytest.mark.parametrize("threads", THREADS)
+@pytest.mark.parametrize("state_dtype", ["float32", "bfloat16", "int8"])
+@pytest.mark.parametrize("name", ["Adam", "NAdam", "LAMB", "RMSprop", "Adagrad", "Adafactor"])
+def test_a_step_that_would_overflow_is_not_silent(name, state_dtype, threads):
+    """One gradient of 1e30 in two arrays: nothing moves, not even a count."""
+    if name == "Adafactor" and state_dtype != "float32":
+        pytest.skip("its state is never narrow")
+    p = [sample(700, "float32"), sample(30_000, "float32", seed=1)]
+    g = [sample(700, "float32", seed=2), sample(30_000, "float32", seed=3)]
+    opt = getattr(optim, name)(
+        p, on_nonfinite="skip", zero_grads=True, state_dtype=state_dtype, threads=threads
+    )
+    opt.step([x.copy() for x in g])
+    before, state = [x.copy() for x in p], opt.state_dict()
+    g[1][29_999] = 1e30
+    opt.step([x.copy() for x in g])
+    assert opt.skipped
+    assert opt.n_skipped == 1
+    after = opt.state_dict()
+    for a, b in zip(p, before):
+        np.testing.assert_array_equal(a, b)
+    for k, entry in state["state"].items():
+        for key, value in entry.items():
+            np.testing.assert_array_equal(value, after["state"][k][key])
+    opt.step([g[0], None])  # the other array still moves
+    assert not opt.skipped
+    assert (p[0] != before[0]).any()
+    raising = getattr(optim, name)(p, on_nonfinite="raise", state_dtype=state_dtype)
+    with pytest.raises(DivergedError, match="overflow"):
+        raising.step(g)
+
+
 def test_loss_scale():
     p, q, g = sample(500, "float32"), sample(500, "float32"), sample(500, "float32", seed=2)
     optim.Adam(p).step(g * np.float32(1024), loss_scale=1024)
@@ -696,3 +746,40 @@ def test_a_resized_copy_is_refused():
         opt.step([np.ones(4, "f4")])
     assert not p.any()
     assert not half.any()
+
+
+# -- names -------------------------------------------------------------------------------------
+
+
+def test_state_goes_by_name_where_names_are_known(tmp_path):
+    def made(names):
+        return optim.Adam({n: np.ones(3) for n in names}, lr=0.1, ema_decay=0.5)
+
+    a = made("wb")
+    a.step({"w": np.ones(3), "b": 5 * np.ones(3)})
+    b = made("bw")
+    b.load_state_dict(a.state_dict())
+    np.testing.assert_allclose(b.state_dict()["state"][0]["exp_avg"], 0.5)
+    np.testing.assert_allclose(b.state_dict()["state"][1]["exp_avg"], 0.1)
+    np.testing.assert_array_equal(b.ema[0], a.ema[1])
+    pytest.importorskip("safetensors")
+    optim.save(a, tmp_path / "a")
+    optim.load(made("bw"), tmp_path / "a")
+    for names in ("wx", "wbx"):
+        with pytest.raises(FormatError, match="param"):
+            made(names).load_state_dict(a.state_dict())
+    plain = optim.Adam([np.ones(3), np.ones(3)], lr=0.1)  # no names: by place
+    plain.load_state_dict(a.state_dict())
+    np.testing.assert_allclose(plain.state_dict()["state"][0]["exp_avg"], 0.1)
+    assert "param_names" not in plain.state_dict()["param_groups"][0]
+
+
+def test_names_of_torchs_state_are_taken():
+    torch = pytest.importorskip("torch")
+    p = {n: torch.ones(3, requires_grad=True) for n in "wb"}
+    theirs = torch.optim.Adam(p.items(), lr=0.1)
+    p["w"].grad, p["b"].grad = torch.ones(3), 5 * torch.ones(3)
+    theirs.step()
+    ours = optim.Adam({n: np.ones(3, "f4") for n in "bw"}, lr=0.1)
+    ours.load_state_dict(theirs.state_dict())
+    np.testing.assert_allclose(ours.state_dict()["state"][0]["exp_avg"], 0.5, rtol=1e-6)

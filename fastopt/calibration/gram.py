@@ -64,7 +64,7 @@ class Gram:
     """
 
     def __init__(self, n: int) -> None:
-        self.n = integer(n, "n", low=1)
+        self.n = integer(n, "n", low=1, high=1 << 28)
         self.count = 0
         self._mean: Array = np.zeros(self.n)
         self._scatter: Array = np.zeros((self.n, self.n))

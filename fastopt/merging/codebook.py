@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from fastopt import _threads
 from fastopt._arrays import Array, as_array, check_finite, out_for
+from fastopt._kernels import cluster
 from fastopt._options import integer
 from fastopt.errors import ArrayError
 
 __all__ = ["Codebook", "cluster_weights"]
 
-# Bins the optimal partition is sought on; the 65,536 bins of the histogram are joined to as many.
-_BINS = 2048
-_PIECE = 1 << 20
+_KEYS = 1 << 16  # leading halves of the keys of float32
+_FINE = 8192  # bins that carry most of the error are made this fine, at least
+_FINE_PER_VALUE = 64  # and so many of them for each shared value
+_POINTS = 2048  # what the optimal partition is sought on, at least
+_POINTS_PER_VALUE = 32
+_MOST_BINS = 1 << 18
+_OPTIMAL_UP_TO = 256  # shared values; more begin as quantiles of the points
+_SAMPLE = 1 << 15
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -46,7 +53,7 @@ class Codebook:
         return result
 
 
-def cluster_weights(w: Any, n_clusters: int = 16) -> Codebook:
+def cluster_weights(w: Any, n_clusters: int = 16, *, threads: int | None = None) -> Codebook:
     """The n_clusters values c and the codes that minimise sum (w - c[code])^2.
 
     Parameters
@@ -55,6 +62,8 @@ def cluster_weights(w: Any, n_clusters: int = 16) -> Codebook:
         Weights, finite. Not changed.
     n_clusters : int
         Shared values, 1..65536. Fewer come back where w has fewer different ones.
+    threads : int, optional
+        Threads; the result does not depend on them.
 
     Returns
     -------
@@ -68,11 +77,14 @@ def cluster_weights(w: Any, n_clusters: int = 16) -> Codebook:
 
     Notes
     -----
-    Up to 2048 different values (or bins) the partition is the optimum, by dynamic programming
-    with divide and conquer; with more, it is the optimum over a histogram of the top 16 bits of
-    float32, joined to 2048 bins, then Lloyd's iterations on all 65,536 bins. Codes are exact: each
-    weight gets the nearest value, the lower one on a tie. Deterministic. float64 input is
-    clustered on its float32 rounding and assigned exactly.
+    Weights are counted in bins that are finest where the error of the best codebook lies
+    (count^1/3 width^2/3; Panter and Dite, 1951), whatever their exponents. The partition of at
+    most 2048 joint bins (32 for each value, up to 8192) is the optimum, by dynamic programming
+    with divide and conquer; Lloyd's iterations on all bins follow. Up to that many different
+    weights the result is the optimum itself. Beyond 256 values the partition begins at equal
+    shares of the error instead.
+    Codes are exact: each weight gets the nearest value, the lower one on a tie. Deterministic.
+    Cost: three reads of the weights.
 
     Examples
     --------
@@ -87,126 +99,183 @@ def cluster_weights(w: Any, n_clusters: int = 16) -> Codebook:
         raise ArrayError("w: expected at least one weight")
     check_finite(a, "w")
     flat = a.reshape(-1)
-    values = np.unique(flat) if flat.size <= 65536 else None
-    if values is not None and len(values) <= max(_BINS, k):
-        counts = np.bincount(np.searchsorted(values, flat), minlength=len(values)).astype(float)
-        sums = values * counts
-        if len(values) <= k:
-            return Codebook(_assign(a, values, len(values)), values)
-        cuts = _optimal(counts, sums, sums * values, k)
+    used = _threads.resolve(threads, flat.size)
+    scale = _Scale.of(flat)
+    values = _few(flat, max(_POINTS, k), scale, used)
+    if values is not None:
+        k = min(k, len(values))
+        if len(values) > k:
+            points = _Points.of_values(values, flat, scale, used)
+            values = _values_of(points, points.partition(k), scale, a.dtype)
     else:
-        counts, sums, squares = _histogram(flat)
-        coarse = _join(counts)
-        c, s, q = (np.add.reduceat(x, coarse) for x in (counts, sums, squares))
-        cuts = coarse[_optimal(c, s, q, min(k, len(coarse)))]
-        cuts = _lloyd(counts, sums, cuts)
-    centroids = np.add.reduceat(sums, cuts) / np.add.reduceat(counts, cuts)
-    centroids = np.unique(centroids.astype(a.dtype))
-    codes = _assign(a, centroids, k)
-    return Codebook(codes, centroids)
+        fine = _Points.of_bins(flat, max(_FINE, _FINE_PER_VALUE * k), scale, used)
+        coarse = fine.joined(max(_POINTS, min(_POINTS_PER_VALUE * k, 4 * _POINTS)))
+        if k <= _OPTIMAL_UP_TO:
+            cuts = coarse.starts[coarse.partition(min(k, len(coarse.count)))]
+        else:
+            cuts = fine.joined(k).starts
+        values = _values_of(fine, fine.lloyd(cuts), scale, a.dtype)
+    return Codebook(_codes(a, values, k, scale, used), values)
 
 
-def _histogram(flat: Array) -> tuple[Array, Array, Array]:
-    """(count, sum, sum of squares) over the non-empty bins of the top 16 bits, ascending."""
-    counts = np.zeros(65536)
-    sums, squares = np.zeros(65536), np.zeros(65536)
-    for start in range(0, flat.size, _PIECE):
-        with np.errstate(over="ignore"):
-            part = flat[start : start + _PIECE].astype(np.float32)
-        top = (part.view(np.uint32) >> np.uint32(16)).astype(np.intp)
-        # ascending order: negative numbers reversed below the positive ones
-        top = np.where(top >= 32768, 65535 - top, top + 32768)
-        exact = flat[start : start + _PIECE].astype(np.float64)
-        counts += np.bincount(top, minlength=65536)
-        sums += np.bincount(top, exact, minlength=65536)
-        squares += np.bincount(top, exact * exact, minlength=65536)
-    used = counts > 0
-    return counts[used], sums[used], squares[used]
+class _Scale(NamedTuple):
+    """y = x * unit - centre: numbers of size 1, finest near the middle of the weights."""
+
+    unit: float
+    centre: float
+
+    @classmethod
+    def of(cls, flat: Array) -> _Scale:
+        sample = flat[:: max(1, flat.size // 4096)]
+        top = max(abs(float(flat.min())), abs(float(flat.max())))
+        unit = 2.0 ** -np.clip(np.frexp(top)[1], -1000, 1000) if top else 1.0
+        return cls(float(unit), float(np.median(sample) * unit))
+
+    def keys(self, x: Array) -> Array:
+        """As the kernel's: uint32 in the order of the numbers."""
+        y = (x.astype(np.float64) * self.unit - self.centre).astype(np.float32) + np.float32(0)
+        u = y.view(np.uint32)
+        keys: Array = np.where(u >> np.uint32(31), ~u, u | np.uint32(1 << 31))
+        return keys
 
 
-def _join(counts: Array) -> Array:
-    """Starts of at most _BINS runs of bins of about equal count."""
-    if len(counts) <= _BINS:
-        return np.arange(len(counts))
-    rank = (np.cumsum(counts) - counts) * (_BINS / counts.sum())
-    starts: Array = np.flatnonzero(np.diff(rank.astype(np.int64), prepend=-1))
-    return starts
+def _numbers(keys: Array) -> Array:
+    """The y of keys, in float64."""
+    k = keys.astype(np.uint32)
+    u = np.where(k >> np.uint32(31), k ^ np.uint32(1 << 31), ~k)
+    return u.view(np.float32).astype(np.float64)
 
 
-def _optimal(counts: Array, sums: Array, squares: Array, k: int) -> Array:
-    """Starts of the k runs of least squared error; O(k n log n), each level of the divide and
-    conquer (the best last start is monotone) done at once."""
-    n = len(counts)
-    if k >= n:
-        return np.arange(n)
-    # centred prefix sums: no cancellation where the mean is large
-    middle = sums.sum() / counts.sum()
-    c = np.concatenate([[0.0], np.cumsum(counts)])
-    s = np.concatenate([[0.0], np.cumsum(sums - middle * counts)])
-    q = np.concatenate([[0.0], np.cumsum(squares - middle * (2 * sums - middle * counts))])
+@dataclass(frozen=True, slots=True, eq=False)
+class _Points:
+    """Sorted points: how many weights each stands for and their sum (of y)."""
 
-    def cost(i: Array, j: Array) -> Array:
-        """Squared error of the run [i, j)."""
-        total: Array = s[j] - s[i]
-        result: Array = q[j] - q[i] - total * total / np.maximum(c[j] - c[i], 1e-300)
-        return np.maximum(result, 0.0)
+    count: Array
+    total: Array
+    starts: Array  # the first of the finer points that each one joins
 
-    ends = np.arange(n + 1)
-    best = cost(np.zeros(n + 1, np.int64), ends)
-    chosen = np.zeros((k, n + 1), np.int64)
-    for layer in range(1, k):
-        new = np.full(n + 1, np.inf)
-        pick = chosen[layer]
-        low, high = np.array([layer + 1]), np.array([n])
-        first, last = np.array([layer]), np.array([n - 1])
-        while len(low):
-            mid = (low + high) // 2
-            width = np.minimum(last, mid - 1) - first + 1
-            offset = np.cumsum(width) - width
-            start = np.repeat(first - offset, width) + np.arange(width.sum())
-            total = best[start] + cost(start, np.repeat(mid, width))
-            least = np.minimum.reduceat(total, offset)
-            hit = np.flatnonzero(total == np.repeat(least, width))
-            owner = np.searchsorted(offset, hit, side="right") - 1
-            at = hit[np.unique(owner, return_index=True)[1]]
-            new[mid], pick[mid] = least, start[at]
-            left, right = low < mid, mid < high
-            low, high, first, last = (
-                np.concatenate([low[left], mid[right] + 1]),
-                np.concatenate([mid[left] - 1, high[right]]),
-                np.concatenate([first[left], pick[mid][right]]),
-                np.concatenate([pick[mid][left], last[right]]),
-            )
-        best = new
-    starts = np.zeros(k, np.int64)
-    end = n
-    for layer in range(k - 1, 0, -1):
-        end = starts[layer] = chosen[layer, end]
-    return starts
+    @classmethod
+    def of_values(cls, values: Array, flat: Array, scale: _Scale, threads: int) -> _Points:
+        codes = _codes(flat, values, len(values), scale, threads)
+        count = np.bincount(codes, minlength=len(values)).astype(np.float64)
+        y = values.astype(np.float64) * scale.unit - scale.centre
+        return cls(count, count * y, np.arange(len(y)))
+
+    @classmethod
+    def of_bins(cls, flat: Array, n: int, scale: _Scale, threads: int) -> _Points:
+        """About n bins, or as many as there are leading halves of keys."""
+        sample = scale.keys(flat[:: max(1, flat.size // _SAMPLE)])
+        top = np.arange(_KEYS, dtype=np.int64) << 16
+        with np.errstate(invalid="ignore"):
+            span = _numbers(top + 0xFFFF) - _numbers(top)
+        span[~np.isfinite(span)] = 0.0
+        lead, rest = sample >> np.uint32(16), (sample & np.uint32(0xFFFF)) / 65536.0
+        seen, mean, square = (
+            np.bincount(lead, weights=v, minlength=_KEYS) for v in (None, rest, rest * rest)
+        )
+        # what part of its span a half uses: that of a uniform distribution of this variance
+        spread = np.sqrt(np.maximum(square - mean * mean / np.maximum(seen, 1), 0) * 12)
+        spread = np.where(seen > 1, spread / np.sqrt(np.maximum(seen, 1)), 1.0).clip(2.0**-16, 1)
+        share = np.cbrt(seen * (spread * span) ** 2)
+        with np.errstate(divide="ignore"):
+            bits = np.ceil(np.log2(share / spread * (n / max(share.sum(), 1e-300))))
+        bits = np.clip(bits, 0, 16).astype(np.int64)
+        while (1 << bits).sum() > _KEYS + _MOST_BINS:
+            bits = np.maximum(bits - 1, 0)
+        first = np.concatenate([[0], np.cumsum(1 << bits)])
+        mapped = (first[:-1] << 5 | (16 - bits)).astype(np.uint32)
+        count, low = np.zeros((2, int(first[-1])), np.int64)
+        cluster.tally(count, low, flat, *scale, mapped, threads)
+        used = np.flatnonzero(count)
+        entry = np.searchsorted(first, used, side="right") - 1
+        start, rate = _numbers(top[entry]), span[entry] / 0xFFFF
+        total = start * count[used] + rate * low[used]
+        return cls(count[used].astype(np.float64), total, np.arange(len(used)))
+
+    def joined(self, n: int) -> _Points:
+        """At most n runs of points of equal shares of the error."""
+        if len(self.count) <= n:
+            return self
+        gap = np.diff(self.total / self.count)  # lonely points cover more than their bins
+        width = (np.append(gap, gap[-1]) + np.insert(gap, 0, gap[0])) / 2
+        share = np.cbrt(self.count * width**2)
+        large = np.zeros(len(share), np.bool_)
+        for _ in range(50):  # what has more than one share is a run of its own
+            unit = share[~large].sum() / max(n - int(large.sum()), 1)
+            if not (share[~large] > unit).any():
+                break
+            large |= share > unit
+        share = np.where(large, unit, share)
+        rank = (np.cumsum(share) - share) * (n / share.sum()) + 1e-9  # whole ones stay whole
+        starts = np.flatnonzero(np.diff(np.minimum(rank, n - 1).astype(np.int64), prepend=-1))
+        count, total = (np.add.reduceat(x, starts) for x in (self.count, self.total))
+        return _Points(count, total, starts)
+
+    def partition(self, k: int) -> Array:
+        """Starts of the k runs of least squared error."""
+        n, centre = len(self.count), self.total.sum() / self.count.sum()
+        starts = np.zeros(k, np.int64)
+        count = np.concatenate([[0.0], np.cumsum(self.count)])
+        # sums from the mean on, which loses no digits to it
+        total = np.concatenate([[0.0], np.cumsum(self.total - centre * self.count)])
+        chosen = np.empty((k, n + 1), np.int32)
+        cluster.partition(starts, count, total, chosen, np.empty((2, n + 1)))
+        return starts
+
+    def lloyd(self, cuts: Array) -> Array:
+        """Lloyd's iterations on the points until none moves."""
+        means = self.total / self.count
+        for _ in range(50):
+            values = np.add.reduceat(self.total, cuts) / np.add.reduceat(self.count, cuts)
+            middles = (values[1:] + values[:-1]) / 2
+            moved = np.unique(np.concatenate([[0], np.searchsorted(means, middles, side="right")]))
+            moved = moved[moved < len(means)]
+            if len(moved) == len(cuts) and (moved == cuts).all():
+                break
+            cuts = moved
+        return cuts
 
 
-def _lloyd(counts: Array, sums: Array, cuts: Array) -> Array:
-    """Lloyd's iterations on the bins until no bin moves."""
-    means = sums / counts
-    for _ in range(50):
-        centroids = np.add.reduceat(sums, cuts) / np.add.reduceat(counts, cuts)
-        middles = (centroids[1:] + centroids[:-1]) / 2
-        moved = np.unique(np.concatenate([[0], np.searchsorted(means, middles, side="right")]))
-        moved = moved[moved < len(means)]
-        if len(moved) == len(cuts) and (moved == cuts).all():
-            break
-        cuts = moved
-    return cuts
+def _few(flat: Array, most: int, scale: _Scale, threads: int) -> Array | None:
+    """The different weights, ascending, if there are at most so many; else None."""
+    if flat.size <= _SAMPLE:
+        values = np.unique(flat)
+        return values if len(values) <= most else None
+    seen = np.unique(flat[:: flat.size // _SAMPLE])
+    if len(seen) > min(most, 1 << 15):
+        return None
+    found = np.take(seen, _codes(flat, seen, len(seen), scale, threads))
+    for start in range(0, flat.size, _SAMPLE):  # what the sample did not see
+        part = slice(start, start + _SAMPLE)
+        rest = flat[part][found[part] != flat[part]]
+        if len(rest):
+            seen = np.union1d(seen, rest)
+            if len(seen) > most:
+                return None
+    return seen
 
 
-def _assign(a: Array, centroids: Array, k: int) -> Array:
-    """Index of the nearest centroid, the lower on a tie."""
-    wide = centroids.astype(np.float64)
-    middles = wide[:-1] + (wide[1:] - wide[:-1]) / 2
-    flat = a.reshape(-1)
-    codes = np.empty(flat.size, np.uint8 if k <= 256 else np.uint16)
-    for start in range(0, flat.size, _PIECE):
-        part = flat[start : start + _PIECE]
-        codes[start : start + _PIECE] = np.searchsorted(middles, part, side="left")
+def _values_of(points: _Points, cuts: Array, scale: _Scale, dtype: Any) -> Array:
+    """The means of runs, each once."""
+    y = np.add.reduceat(points.total, cuts) / np.add.reduceat(points.count, cuts)
+    return np.unique(((y + scale.centre) / scale.unit).astype(dtype))
+
+
+def _codes(a: Array, values: Array, k: int, scale: _Scale, threads: int) -> Array:
+    """Index of the nearest value, the lower one on a tie."""
+    wide = values.astype(np.float64)
+    middles = wide[:-1] / 2 + wide[1:] / 2
+    # A leading half of keys is split into so many bins as keep most middles apart.
+    keys = scale.keys(middles)
+    top = (keys >> np.uint32(16)).astype(np.int64)
+    bits = np.where(np.bincount(top, minlength=_KEYS) > 0, 6, 0)
+    first = np.concatenate([[0], np.cumsum(1 << bits)])
+    mapped = (first[:-1] << 5 | (16 - bits)).astype(np.uint32)
+    at = first[top] + ((keys & np.uint32(0xFFFF)) >> (16 - bits[top]).astype(np.uint32))
+    inside = np.bincount(at, minlength=int(first[-1]))
+    below = np.cumsum(inside) - inside
+    codes = np.empty(a.size, np.uint8 if k <= 256 else np.uint16)
+    span = (below << 16 | inside).astype(np.uint32)
+    cluster.assign(codes, a.reshape(-1), *scale, mapped, span, middles, threads)
     result: Array = codes.reshape(a.shape)
     return result

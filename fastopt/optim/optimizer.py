@@ -64,8 +64,9 @@ class Optimizer:
         Scale the gradients so that their common norm is at most this, as
         torch.nn.utils.clip_grad_norm_; one more pass that reads them.
     on_nonfinite : "ignore", "skip" or "raise"
-        What a NaN or infinite gradient does: the arithmetic goes on; the whole step is left out
-        (``skipped``); DivergedError. The last two cost the same pass.
+        What a NaN or infinite gradient does, or one so large that a weight or its state would
+        overflow: the arithmetic goes on; the whole step is left out (``skipped``);
+        DivergedError. The last two cost the same pass.
     zero_grads : bool
         Set the gradients to zero in the same pass, once used.
     ema_decay : float, optional
@@ -165,18 +166,14 @@ class Optimizer:
         """Name of the kernel's rule for these options."""
         raise NotImplementedError
 
-    def _state_names(self, rule: str) -> tuple[str, ...]:
-        """Names of the rule's state arrays, as torch.optim spells them."""
-        raise NotImplementedError
-
     def _kept(self, rule: str, p: Array) -> states.Kept:
         """The rule's state arrays for ``p``."""
-        signs = update.RULES[rule][1]
-        return [(n, s, p.shape) for n, s in zip(self._state_names(rule), signs, strict=True)]
+        return [(name, signed, p.shape) for name, signed in update.RULES[rule][0]]
 
-    def _scalars(self, group: Mapping[str, Any]) -> tuple[float, ...]:
-        """The group's own options after lr, sign and the two decays, as the kernel reads them."""
-        raise NotImplementedError
+    def _named(self, group: Mapping[str, Any]) -> dict[str, Any]:
+        """The group's options under the names of the kernel's rules."""
+        beta1, beta2 = group.get("betas", (0.0, 0.0))
+        return {**group, "beta1": beta1, "beta2": beta2}
 
     def _first_value(self, group: Mapping[str, Any]) -> float:
         """What the state arrays begin with."""
@@ -247,8 +244,9 @@ class Optimizer:
             tally.grad_norm, tally.skipped = norm, True
             if self._on_nonfinite == "raise":
                 raise DivergedError(
-                    "grads: hold NaN or infinity; nothing was changed. Try a smaller lr or "
-                    'max_grad_norm, or on_nonfinite="skip"'
+                    "grads: hold NaN or infinity, or values that make the state overflow; "
+                    "nothing was changed. Try a smaller lr or max_grad_norm, or "
+                    'on_nonfinite="skip"'
                 )
             tally.n_skipped += 1
 
@@ -401,7 +399,9 @@ class Optimizer:
                 0.0 if decoupled else decay,
                 decay if decoupled else 0.0,
             )
-            self._plan.set_options(i, common + self._scalars(group))
+            named = self._named(group)
+            own = (named[name] for name in update.RULES[self._rules[i]][1])
+            self._plan.set_options(i, (*common, *own))
         self._stale = False
 
     def _bind_averages(self) -> None:
@@ -446,7 +446,8 @@ class Optimizer:
 
         ``{"state": {i: {"step": t, "exp_avg": ..., ...}}, "param_groups": [{"lr": ..., "params":
         [0, 1, ...]}, ...]}`` with parameters numbered through in order; a parameter that never
-        had a gradient has no entry in ``"state"``. What torch does not have (narrow state with
+        had a gradient has no entry in ``"state"``. Groups of named parameters also hold
+        ``"param_names"``. What torch does not have (narrow state with
         its scales, averages, counters, the schedule's state) stands under further names.
         """
         with self._alone():
@@ -467,6 +468,9 @@ class Optimizer:
         for group in self.param_groups:
             count = len(group["params"])
             plain = {k: v for k, v in group.items() if k != "params"}
+            names = self._names[first : first + count]
+            if None not in names:  # as torch.optim's, for named parameters
+                plain["param_names"] = names
             groups.append({**plain, "params": list(range(first, first + count))})
             first += count
         return {"state": state, "param_groups": groups, "fastopt": extra}
@@ -486,6 +490,8 @@ class Optimizer:
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """In place: take over the state and options of ``state_dict`` (ours or torch.optim's).
 
+        Parameters that have names here and there are matched by name, others by their place.
+
         Raises
         ------
         FormatError
@@ -502,8 +508,14 @@ class Optimizer:
             kept = {k: v for k, v in group.items() if k != "params" and k not in _TORCH_ONLY}
             new_groups.append({**old, **{k: self._checked(k, v) for k, v in kept.items()}})
         self._check_groups(new_groups)
-        ids = [i for g in groups for i in g["params"]]
-        known = set(ids)
+        there = [i for g in groups for i in g["params"]]
+        names = iter(self._names)
+        ids = [
+            i
+            for k, g in enumerate(groups)
+            for i in states.in_order(g, [next(names) for _ in g["params"]], k)
+        ]
+        known = set(there)
         unknown = [k for k in state if k not in known]
         if unknown:
             raise FormatError(f"state_dict: state for unknown parameters {unknown}")
@@ -514,7 +526,7 @@ class Optimizer:
         ]
         if self._ema_decay is not None:
             self._bind_averages()
-        averages = states.averages(self.ema, extra.get("ema"))
+        averages = states.averages(self.ema, states.moved(extra.get("ema"), there, ids))
         most = max((t for (t, _), _ in loaded), default=0)
         n_steps = int(states.scalar(extra.get("n_steps", most), "n_steps"))
         n_skipped = int(states.scalar(extra.get("n_skipped", 0), "n_skipped"))

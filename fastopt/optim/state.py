@@ -16,12 +16,12 @@ from fastopt.errors import ArrayError, DTypeError, FastoptError, FormatError
 
 __all__ = [
     "FORMAT", "STATE_DTYPES", "Kept", "ParamState", "allocate", "averages", "check_format", "full",
-    "parts", "read", "scalar",
+    "in_order", "moved", "parts", "read", "scalar",
 ]  # fmt: skip
 
 STATE_DTYPES = ("float32", "bfloat16", "int8")
 BLOCK = 256  # values that share a scale in 8-bit state
-FORMAT = "int8/2"  # what 8-bit codes mean (update_bytes.h); another number for another meaning
+FORMAT = "int8/2"  # what 8-bit codes mean (codes.h); another number for another meaning
 
 # What a rule keeps for one parameter: (name, whether it has a sign, shape), in the kernel's order.
 Kept: TypeAlias = "Sequence[tuple[str, bool, tuple[int, ...]]]"
@@ -165,6 +165,32 @@ def parts(
     if not isinstance(extra, Mapping):
         raise FormatError(f'state_dict["fastopt"]: expected a dict, got {type(extra).__name__}')
     return list(groups), dict(state), extra
+
+
+def in_order(group: Mapping[str, Any], names: Sequence[str | None], number: int) -> list[Any]:
+    """The ids of a state dict's group in the order of our parameters: by name where both have
+    names, else as they stand."""
+    ids, theirs = list(group["params"]), group.get("param_names")
+    if theirs is None or None in names:
+        return ids
+    if not isinstance(theirs, (list, tuple)) or len(theirs) != len(ids):
+        raise FormatError(f"state_dict: group {number}: expected a name for each parameter")
+    if sorted(map(str, theirs)) != sorted(map(str, names)):
+        missing = [n for n in names if n not in theirs]
+        raise FormatError(
+            f"state_dict: group {number}: expected parameters named "
+            f"{', '.join(map(str, names[:10]))}; it lacks {', '.join(map(str, missing[:10]))}"
+        )
+    place = dict(zip(map(str, theirs), ids, strict=True))
+    return [place[str(n)] for n in names]
+
+
+def moved(values: Any, before: Sequence[Any], after: Sequence[Any]) -> Any:
+    """A list with one entry per id of ``before``, put in the order ``after`` of the same ids."""
+    if before == after or not isinstance(values, (list, tuple)) or len(values) != len(before):
+        return values
+    by_id = dict(zip(before, values, strict=True))
+    return [by_id[i] for i in after]
 
 
 def scalar(value: Any, where: str, high: float = 2.0**53, whole: bool = True) -> float:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from fastopt import _options
 from fastopt._arrays import Array, as_array, name_of, out_for
 from fastopt.errors import ArrayError
 from fastopt.quantization.convert import decode
@@ -21,6 +22,7 @@ __all__ = ["QuantizedArray"]
 
 # Elements of the float block that ``matmul`` holds at a time (4 MiB of float32).
 _BLOCK = 1 << 20
+_INTEGERS = tuple(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64))
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,6 +75,8 @@ class QuantizedArray:
 
     def __post_init__(self) -> None:
         """Refuse parts that do not belong together."""
+        object.__setattr__(self, "shape", _options.shape(self.shape, "shape"))
+        _options.flag(self.symmetric, "symmetric")
         fmt, parts = format_of(self.dtype), layout_of(self.shape, self.axis, self.group_size)
         codes = _part(self, "codes", (fmt.storage, "uint8"))
         scale = _part(self, "scale", ("float32", "float64"))
@@ -324,13 +328,21 @@ class QuantizedArray:
         return unpack_int4(part, (stop - start, width), signed=self.format.qmin < 0)
 
 
+def _codes_in(a: Array, storage: str) -> Array:
+    """Plain integers as zero points of a format."""
+    info = np.iinfo(storage)
+    if a.size and not (info.min <= a.min() and a.max() <= info.max):
+        raise ArrayError(f"zero_point: expected {info.min}..{info.max} of {storage}")
+    return a.astype(storage)
+
+
 def _part(q: QuantizedArray, name: str, dtypes: tuple[str, ...]) -> Array:
     """One of the arrays of ``q``, made one where the caller gave something like it."""
     given = getattr(q, name)
     if type(given) is np.ndarray and name_of(given.dtype) in dtypes:
         return given
     if name == "zero_point" and not isinstance(given, np.ndarray):
-        given = np.asarray(given, format_of(q.dtype).storage)
+        given = _codes_in(as_array(given, name, dtypes=_INTEGERS), format_of(q.dtype).storage)
     a = as_array(given, name, dtypes=dtypes, cast="float32" if name == "scale" else None)
     object.__setattr__(q, name, a)
     return a

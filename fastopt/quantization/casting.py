@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from fastopt._arrays import Array, as_array, as_target, check_disjoint, name_of
-from fastopt._options import choice
-from fastopt._random import Seed
+from fastopt._options import choice, flag
+from fastopt._random import Seed, check_seed
 from fastopt.quantization.convert import decode_floats, encode_floats
 from fastopt.quantization.formats import FLOAT_SPECS
 from fastopt.quantization.layout import layout_of
@@ -81,6 +81,8 @@ def cast(
     """
     choice(dtype, "dtype", [*FLOAT_SPECS, "float32"])
     choice(rounding, "rounding", ("nearest", "stochastic"))
+    flag(saturate, "saturate")
+    check_seed(seed)
     a, given = _source(x, source)
     if dtype == "float32":
         wide = narrow_target(out, a.shape, "float32", [("x", a)])

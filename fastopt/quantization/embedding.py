@@ -196,8 +196,9 @@ class EmbeddingQuantizer:
         score (d - 2 distance) / d). Ties: the lower row first.
         """
         self._check_fitted()
-        single = np.ndim(query) == 1
-        x = self._rows([query] if single else query, self.n_features_in_, "query")
+        given = as_numbers(query, "query")
+        single = given.ndim == 1
+        x = self._rows(given[None] if single else given, self.n_features_in_, "query")
         n, d = len(self.codes_), self.n_features_in_
         wanted = integer(k, "k", low=1, high=n)
         vectors, factor = None, 4

@@ -7,13 +7,14 @@ from typing import Any
 import numpy as np
 
 from fastopt._arrays import Array, as_array, check_disjoint, name_of, out_for
+from fastopt._options import flag
 from fastopt._random import Seed
 from fastopt.errors import ArrayError, OptionError
 from fastopt.quantization.convert import check_rules, fake
 from fastopt.quantization.formats import Format, format_of
 from fastopt.quantization.functions import given_scale, quantize
 from fastopt.quantization.layout import layout_of, spread
-from fastopt.quantization.qparams import choose_qparams, holds_nan
+from fastopt.quantization.qparams import check_options, choose_qparams, holds_nan
 
 __all__ = ["fake_quantize"]
 
@@ -89,6 +90,8 @@ def fake_quantize(
     """
     a = as_array(x, "x", cast="float32")
     fmt = format_of(dtype)
+    check_options(symmetric, method, percentile, seed, threads)
+    flag(return_mask, "return_mask")
     result = out_for(out, "out", a.shape, name_of(a.dtype))
     if fmt.kind not in ("int", "fixed"):
         if zero_point is not None or parity != "onnx":

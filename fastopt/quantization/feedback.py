@@ -9,7 +9,7 @@ import numpy as np
 from fastopt import _threads
 from fastopt._arrays import Array, as_array, check_finite
 from fastopt._kernels import gptq as kernel
-from fastopt._options import choice, integer, number
+from fastopt._options import choice, flag, integer, number
 from fastopt.errors import ArrayError, OptionError
 from fastopt.quantization.array import QuantizedArray
 from fastopt.quantization.clipping import RangeRule, second_moment
@@ -101,6 +101,8 @@ def gptq(
         raise OptionError(f"dtype: GPTQ needs an integer format, got {fmt.name}")
     choice(method, "method", ("mse", "minmax"))
     ridge = number(damp, "damp", low=0.0)
+    flag(symmetric, "symmetric")
+    flag(act_order, "act_order")
     n_out, n = a.shape
     size = max(n, 1)
     if group_size is not None:

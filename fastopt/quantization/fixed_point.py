@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from fastopt._arrays import Array, as_array, out_for
-from fastopt._options import choice, integer
+from fastopt._options import choice, flag, integer
 from fastopt._random import Seed
 from fastopt.errors import ArrayError
 from fastopt.quantization.array import QuantizedArray
@@ -49,6 +49,7 @@ class FixedPoint:
     def __post_init__(self) -> None:
         integer(self.int_bits, "int_bits", low=0)
         integer(self.frac_bits, "frac_bits", low=0)
+        flag(self.signed, "signed")
         fixed_format(self.int_bits, self.frac_bits, self.signed)
 
     @property

@@ -11,6 +11,7 @@ import re
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from fastopt._options import short
 from fastopt.errors import OptionError
 
 __all__ = ["BLOCKS", "FLOAT_SPECS", "FORMATS", "FloatSpec", "Format", "fixed_format", "format_of"]
@@ -119,7 +120,7 @@ FLOAT_SPECS: dict[str, FloatSpec] = {
     "float8_e5m2": FloatSpec(8, 2, 15, 0x7B, 0x7C, 0x7E),
 }
 
-_FIXED = re.compile(r"(u?)q(\d+)\.(\d+)\Z", re.IGNORECASE)
+_FIXED = re.compile(r"(u?)q(\d{1,3})\.(\d{1,3})\Z", re.IGNORECASE)
 
 
 def fixed_format(int_bits: int, frac_bits: int, signed: bool = True) -> Format:
@@ -157,5 +158,5 @@ def format_of(dtype: object) -> Format:
             return fixed_format(int(match[2]), int(match[3]), not match[1])
     raise OptionError(
         f"dtype: expected one of {', '.join(map(repr, FORMATS))} or a fixed-point format such as "
-        f"'q3.12' (signed) or 'uq4.12' (unsigned), got {dtype!r}"
+        f"'q3.12' (signed) or 'uq4.12' (unsigned), got {short(dtype)}"
     )

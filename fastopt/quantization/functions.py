@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from fastopt._arrays import Array, as_array, name_of
-from fastopt._options import choice
+from fastopt._options import choice, flag
 from fastopt._random import Seed
 from fastopt.errors import ArrayError, DTypeError, OptionError
 from fastopt.quantization.array import QuantizedArray
@@ -15,7 +15,7 @@ from fastopt.quantization.convert import ROUNDINGS, check_rules, encode, encode_
 from fastopt.quantization.formats import BLOCKS, Format, format_of
 from fastopt.quantization.layout import layout_of
 from fastopt.quantization.narrow import derive_codes, encode_narrow, exponents
-from fastopt.quantization.qparams import choose_qparams
+from fastopt.quantization.qparams import check_options, choose_qparams
 
 __all__ = ["dequantize", "quantize"]
 
@@ -106,6 +106,8 @@ def quantize(
     """
     a = as_array(x, "x", cast="float32")
     fmt = format_of(dtype)
+    check_options(symmetric, method, percentile, seed, threads)
+    flag(saturate, "saturate")
     choice(rounding, "rounding", _ROUNDINGS.get(fmt.kind, ROUNDINGS))
     check_rules(rounding, parity)
     if parity != "onnx" and fmt.kind in ("float", "codebook"):

@@ -15,7 +15,7 @@ import numpy as np
 from fastopt import _threads
 from fastopt._arrays import Array, as_array, as_target, check_finite
 from fastopt._kernels import matmul as _kernel
-from fastopt._options import choice, integer
+from fastopt._options import choice, flag, integer
 from fastopt.errors import ArrayError, DTypeError, OptionError
 from fastopt.quantization.array import QuantizedArray
 from fastopt.quantization.convert import encode
@@ -111,6 +111,7 @@ class QuantizedLinear:
     ) -> None:
         self.scheme = choice(scheme, "scheme", SCHEMES)
         self.activation = _activation(activation)
+        flag(symmetric, "symmetric")
         bits = SCHEMES[scheme][0]
         if isinstance(w, QuantizedArray):
             if group_size is not None and group_size != w.group_size:

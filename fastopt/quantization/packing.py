@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from fastopt import _threads
+from fastopt import _options, _threads
 from fastopt._arrays import Array, as_array, out_for
 from fastopt._kernels import pack as kernel
-from fastopt._options import choice, integer
+from fastopt._options import choice, flag
 from fastopt.errors import ArrayError
 
 __all__ = ["pack_int4", "unpack_int4"]
@@ -98,8 +98,8 @@ def unpack_int4(
     >>> unpack_int4(np.array([0xF1, 0x07], np.uint8), 3).tolist()
     [1, -1, 7]
     """
-    sizes = shape if isinstance(shape, Iterable) else (shape,)
-    wanted = tuple(integer(size, "shape", low=0) for size in sizes)
+    wanted = _options.shape(shape, "shape")
+    flag(signed, "signed")
     n = math.prod(wanted)
     a = as_array(packed, "packed", dtypes=("uint8",))
     if a.size != (n + 1) // 2:

@@ -10,7 +10,8 @@ import numpy as np
 from fastopt import _threads
 from fastopt._arrays import Array, as_array
 from fastopt._kernels import quantize_range as kernel
-from fastopt._options import choice, number
+from fastopt._options import choice, flag, number
+from fastopt._random import Seed, check_seed
 from fastopt.calibration import HistogramObserver
 from fastopt.errors import ArrayError, OptionError
 from fastopt.quantization.clipping import (
@@ -112,13 +113,13 @@ def choose_qparams(
     """
     a = as_array(x, "x", cast="float32")
     fmt = format_of(dtype)
-    choice(method, "method", METHODS)
+    check_options(symmetric, method, percentile, None, threads)
     low, high = ranges(a, axis=axis, group_size=group_size, threads=threads)
     if not np.isfinite(low).all():  # then both ends are NaN
         raise ArrayError("x: holds NaN or infinity, so it has no scale; clean the data first")
     if gram is not None and method != "mse":
         raise OptionError(f"gram: only method 'mse' weighs by a gram, not {method!r}")
-    cut = number(percentile, "percentile", low=0.0, high=100.0, low_open=True)
+    cut = float(percentile)
     if method == "entropy" and fmt.kind in ("float", "codebook"):
         raise OptionError(f"method: 'entropy' needs an integer format, got {fmt.name}")
     searched = fmt.kind in ("int", "codebook") or (fmt.kind == "float" and fmt.bits == 8)
@@ -128,6 +129,17 @@ def choose_qparams(
             a, weight, low, high, fmt, symmetric, method, cut, axis, group_size, threads
         )
     return _from_range(low, high, fmt, symmetric)
+
+
+def check_options(
+    symmetric: Any, method: Any, percentile: Any, seed: Seed, threads: int | None
+) -> None:
+    """The options of a quantisation, also those that the way it takes has no use for."""
+    flag(symmetric, "symmetric")
+    choice(method, "method", METHODS)
+    number(percentile, "percentile", low=0.0, high=100.0, low_open=True)
+    check_seed(seed)
+    _threads.resolve(threads, 0)
 
 
 def feature_weights(gram: Any, shape: tuple[int, ...]) -> Array:
@@ -271,6 +283,7 @@ def qparams_from_range(
     (3.0, 0)
     """
     fmt = format_of(dtype)
+    flag(symmetric, "symmetric")
     first = as_array(low, "low", cast="float32", contiguous=False)
     second = as_array(high, "high", cast="float32", contiguous=False)
     if first.shape != second.shape:

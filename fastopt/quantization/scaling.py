@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fastopt._arrays import Array, as_array, check_finite
-from fastopt._options import integer, number
+from fastopt._options import choice, flag, integer, number
 from fastopt.errors import ArrayError, OptionError
 from fastopt.quantization.array import QuantizedArray
 from fastopt.quantization.clipping import second_moment
@@ -15,7 +15,7 @@ from fastopt.quantization.feedback import output_error
 from fastopt.quantization.formats import Format, format_of
 from fastopt.quantization.functions import quantize
 from fastopt.quantization.packing import pack_int4
-from fastopt.quantization.qparams import choose_qparams
+from fastopt.quantization.qparams import METHODS, choose_qparams
 
 __all__ = ["AWQ", "Smoothed", "awq", "hqq", "smoothquant"]
 
@@ -156,6 +156,8 @@ def awq(
     check_finite(a, "w")
     second = second_moment(gram, a.shape[1])
     count = integer(steps, "steps", low=1)
+    flag(symmetric, "symmetric")
+    choice(method, "method", METHODS)
     rms = np.sqrt(second.diagonal())
     live = rms > 0
     axis = 0 if group_size is None else 1
@@ -244,6 +246,7 @@ def hqq(
     fmt = format_of(dtype)
     if fmt.kind != "int":
         raise OptionError(f"dtype: HQQ needs an integer format, got {fmt.name}")
+    flag(symmetric, "symmetric")
     norm = number(p, "p", low=0.0, high=1.0, low_open=True)
     count = integer(steps, "steps", low=0)
     n = a.shape[1]
