@@ -27,10 +27,9 @@ X86_LEVELS = {
 IS_X86 = platform.machine().lower() in {"x86_64", "amd64"}
 LEVELS = X86_LEVELS if IS_X86 else {"plain": []}
 
-OPENMP = [] if sys.platform == "darwin" else ["-fopenmp"]
-FLAGS = ["-O3", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off", "-g0", *OPENMP]
+FLAGS = ["-O3", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off", "-g0"]
 FLAGS += ["-ffunction-sections", "-fvisibility=hidden"]
-LDFLAGS = [*OPENMP, *(["-Wl,--strip-all,--gc-sections"] if sys.platform == "linux" else [])]
+LDFLAGS = ["-pthread", "-Wl,--strip-all,--gc-sections"] if sys.platform == "linux" else []
 MACROS = [("NPY_NO_DEPRECATED_API", "NPY_1_7_API_VERSION")]
 DIRECTIVES = {
     "language_level": 3,
@@ -49,11 +48,13 @@ DIRECTIVES = {
 # Every kernel: its source in fastopt/_kernels, the levels it is built for, its own flags. A module
 # is fastopt._kernels.<level>.<stem>; one that is built once is fastopt._kernels.shared.<stem>.
 ONCE: dict[str, list[str]] = {}
+# A formula becomes part of the loop that calls it only if every function on the way is inlined.
+INLINED = ["-DCYTHON_INLINE=inline __attribute__((always_inline))"]
 KERNELS = [
     ("shared/cpu", ONCE, []),  # asked before any level is known
     ("shared/pool", ONCE, []),  # one pool of threads for the process
-    ("update/update", LEVELS, []),
-    ("update/update_state", LEVELS, []),
+    ("update/update", LEVELS, INLINED),
+    ("update/update_state", LEVELS, INLINED),
     ("linear/linear", LEVELS, []),
     ("linear/linear_gram", LEVELS, []),
     ("linear/linear_sparse", LEVELS, []),
@@ -65,7 +66,9 @@ KERNELS = [
     ("matmul/matmul", LEVELS, []),
     ("matmul/topk", LEVELS, []),
     ("prune/prune", LEVELS, []),
+    ("cluster/cluster", LEVELS, []),
     ("sparse/sparse", LEVELS, []),
+    ("trees/forest", LEVELS, []),
     ("calibrate/clip", LEVELS, []),
     ("calibrate/gptq", LEVELS, []),
     ("calibrate/obs", LEVELS, []),
@@ -83,7 +86,6 @@ def kernel_extensions() -> list[Extension]:
     common = {
         "include_dirs": [numpy.get_include(), str(SOURCES)],
         "define_macros": MACROS,
-        "depends": [str(p) for p in SOURCES.glob("*/*") if p.suffix in {".h", ".pxd"}],
         "extra_link_args": LDFLAGS,
     }
     generated = cythonize(
@@ -91,6 +93,12 @@ def kernel_extensions() -> list[Extension]:
             Extension(
                 f"fastopt._kernels.{kernel.replace('/', '.')}",
                 [f"{SOURCES}/{kernel}.pyx"],
+                depends=[
+                    str(p)
+                    for folder in (Path(kernel).parent, "shared")
+                    for p in (SOURCES / folder).iterdir()
+                    if p.suffix in {".h", ".pxd"}
+                ],
                 **common,
             )
             for kernel, _, _ in table

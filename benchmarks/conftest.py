@@ -58,14 +58,14 @@ def versions() -> str:
     return ", ".join(found)
 
 
-def page(groups: dict[str, list[tuple[str, ...]]]) -> str:
-    """The Markdown page: where it ran, how to read it, one table a file."""
+def head() -> str:
+    """Where it ran and how to read it."""
     lines = [
         "# Benchmarks",
         "",
         "Written by `python -m benchmarks`; nothing here is typed by hand.",
         "",
-        f"- {cpu_name()}, {os.cpu_count()} cores, kernels built for level {isa}, "
+        f"- {cpu_name()}, {os.cpu_count()} cores, "
         f"Python {platform.python_version()}, {datetime.date.today().isoformat()}",
         f"- fastopt {fastopt.__version__}; {versions()}",
         "- Times are median (minimum) of interleaved rounds in one process; *ratio* is the other's"
@@ -74,10 +74,18 @@ def page(groups: dict[str, list[tuple[str, ...]]]) -> str:
         "moves the same bytes, measured in the same rounds.",
         "- *wanted* is the goal the project set itself; a goal that was not reached is marked "
         "so, and stays in the table.",
+        "- Each level of kernels that the machine runs has its chapter; the peers pick their own "
+        "instructions, the machine's best, in all of them.",
         "",
     ]
+    return "\n".join(lines)
+
+
+def tables(groups: dict[str, list[tuple[str, ...]]]) -> str:
+    """The level's chapter: one table per benchmark file."""
+    lines = [f"## Level {isa}", ""]
     for title, rows in groups.items():
-        lines += [f"## {title}", "", "| " + " | ".join(HEAD) + " |", "|---" * len(HEAD) + "|"]
+        lines += [f"### {title}", "", "| " + " | ".join(HEAD) + " |", "|---" * len(HEAD) + "|"]
         last = ""
         for row in rows:
             key = row[0] + row[1]
@@ -98,8 +106,9 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
             groups.setdefault(title, []).extend(rows_of(bench.extra_info))
     if not groups:
         return
-    text = page(groups)
-    terminalreporter.write_line("\n" + text)
-    if os.environ.get("FASTOPT_BENCH_WRITE") == "1":
-        PAGE.write_text(text)
+    text = tables(groups)
+    terminalreporter.write_line("\n" + head() + "\n" + text)
+    if where := os.environ.get("FASTOPT_BENCH_PAGE"):
+        before = head() if where == "new" else PAGE.read_text()
+        PAGE.write_text(before + "\n" + text)
         terminalreporter.write_line(f"wrote {PAGE.name}")

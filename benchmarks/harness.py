@@ -33,7 +33,7 @@ the other contenders are left alone: a pool that still spins must not starve the
 contender that takes longer than a second runs at most three times.
 
 ``python -m benchmarks [pytest arguments]`` runs everything, prints the table of ratios and, when
-every file was run, rewrites docs/benchmarks.md.
+every file was run, on every level of the machine, rewrites docs/benchmarks.md.
 """
 
 from __future__ import annotations

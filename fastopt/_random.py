@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import TypeAlias
 
 import numpy as np
@@ -47,7 +48,14 @@ def key_of(seed: Seed, *spawn: int) -> int:
             "seed: expected None, an int, a SeedSequence or a Generator, "
             f"got {type(seed).__name__}"
         )
-    sequence = np.random.SeedSequence(entropy, spawn_key=(*base, *spawn))
+    if entropy is None:
+        return _mixed.__wrapped__(None, (*base, *spawn))
+    return _mixed(entropy, (*base, *spawn))
+
+
+@lru_cache(maxsize=256)  # mixing takes longer than many a kernel
+def _mixed(entropy: int | None, spawn: tuple[int, ...]) -> int:
+    sequence = np.random.SeedSequence(entropy, spawn_key=spawn)
     return int(sequence.generate_state(1, np.uint64)[0])
 
 

@@ -20,16 +20,28 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from fastopt._arrays import Array
 from fastopt._kernels.shared import pool
 from fastopt._options import integer
 from fastopt.errors import OptionError
 
-__all__ = ["SERIAL_BELOW", "get_num_threads", "resolve", "set_num_threads"]
+__all__ = [
+    "SERIAL_BELOW",
+    "STREAM_FROM",
+    "get_num_threads",
+    "resolve",
+    "set_num_threads",
+    "streams",
+]
 
 # Elements of streaming work (about 4 bytes each) below which a second thread saves less than it
 # costs to wake it on a busy two-core machine; kernels with more work per element pass a smaller
 # figure.
 SERIAL_BELOW = 1 << 16
+
+# Bytes read and written from which kernels write past the caches: a result of such a pass has left
+# them before anybody reads it, and fetching its lines first wastes bandwidth.
+STREAM_FROM = 32 << 20
 
 MOST = min(pool.MOST, max(64, os.cpu_count() or 1))  # more threads than that gain nothing
 
@@ -146,6 +158,12 @@ def set_num_threads(threads: int | None) -> None:
     _asked = None if threads is None else min(integer(threads, "threads", low=1), MOST)
 
 
+def streams(x: Array, out: Array, fresh: bool) -> bool:
+    """Whether the pass from x to out writes past the caches; not into what was just allocated
+    (``fresh``): the first touch of its pages brings them into the caches."""
+    return not fresh and x.nbytes + out.nbytes >= STREAM_FROM
+
+
 def resolve(threads: int | None, work: int, serial_below: int = SERIAL_BELOW) -> int:
     """Thread count for ``work`` units.
 
@@ -158,8 +176,7 @@ def resolve(threads: int | None, work: int, serial_below: int = SERIAL_BELOW) ->
         Size of the job, in the unit of ``serial_below``.
     """
     if threads is not None:
-        asked = integer(threads, "threads", low=1)
-        return 1 if _forked else min(asked, MOST)  # until no kernel is left to OpenMP
+        return min(integer(threads, "threads", low=1), MOST)
     return 1 if work < serial_below else get_num_threads()
 
 

@@ -30,7 +30,7 @@ __all__ = ["run"]
 
 HIDDEN = (256, 128)
 MAX_DROP = 0.02
-SEARCH_EVALS = 60
+SEARCH_EVALS = 40
 METHODS = ("random", "greedy", "genetic")
 
 DECAY = 1e-3  # L2 on every weight: what is not needed shrinks, and compresses better
@@ -254,10 +254,65 @@ def _finish(
     if not same:
         raise AssertionError("the model read back predicts other values than the one written")
     page.heading("On the test set").text(said)
-    report.add_result(page, result).save(target / "report.html")
+    report.add_result(page, result)
     size = path.stat().st_size
-    print(f"wrote {path} ({size:,} bytes; read back, predicts the same) and {target}/report.html")
+    print(f"wrote {path} ({size:,} bytes; read back, predicts the same)\n")
+    _onnx(network, data, target, page)
+    page.save(target / "report.html")
+    print(f"wrote {target}/report.html")
     print(f"{time.perf_counter() - start:.1f} s")
+
+
+def _onnx(network: Network, data: Digits, target: Path, page: report.Page) -> None:
+    """The same network as an ONNX file: compressed as a file, judged by stock onnxruntime."""
+    try:
+        import onnx
+        import onnxruntime
+    except ImportError:
+        print("5. ONNX: skipped, it needs onnx and onnxruntime: pip install 'fastopt[onnx]'")
+        return
+    print("5. The same network as an ONNX file, compressed as a file\n")
+    onnx.save(_exported(network), target / "digits.onnx")
+    x, y = data.valid
+    result = compress(target / "digits.onnx", {"x": x, "y": y}, max_drop=MAX_DROP)
+    result.save(target / "digits-small.onnx")
+    print(result.table())
+    rows = []
+    for name in ("digits.onnx", "digits-small.onnx"):
+        session = onnxruntime.InferenceSession(str(target / name))
+        (found,) = session.run(None, {"x": data.test[0]})
+        right = float(np.mean(found.argmax(axis=1) == data.test[1]))
+        rows.append((name, f"{(target / name).stat().st_size:,}", f"{right:.4f}"))
+    head = ("file, run by onnxruntime", "bytes", "test")
+    print("\n" + "\n".join(map(_row, [head, *rows])))
+    page.heading("The same network as an ONNX file").table(head, rows)
+    report.add_result(page, result)
+
+
+def _exported(network: Network) -> Any:
+    """The network as an onnx.ModelProto: Gemm, Relu, Softmax."""
+    from onnx import TensorProto, helper, numpy_helper
+
+    nodes, tensors, name = [], [], "x"
+    layers = list(network.layers.values())
+    for k, layer in enumerate(layers):
+        tensors.append(numpy_helper.from_array(layer.weight, f"w{k}"))
+        tensors.append(numpy_helper.from_array(layer.bias, f"b{k}"))
+        nodes.append(helper.make_node("Gemm", [name, f"w{k}", f"b{k}"], [f"z{k}"], transB=1))
+        name = f"h{k}"
+        last = k == len(layers) - 1
+        nodes.append(helper.make_node("Softmax" if last else "Relu", [f"z{k}"], [name]))
+    shape = ["rows", layers[0].weight.shape[1]]
+    graph = helper.make_graph(
+        nodes,
+        "digits",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["rows", 10])],
+        tensors,
+    )
+    return helper.make_model(
+        graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8, producer_name="fastopt"
+    )
 
 
 def _save(model: Any, target: Path) -> Path:

@@ -20,6 +20,7 @@ __all__ = [
     "StorageError",
     "TrialError",
     "TrialStopped",
+    "TrialTimeout",
     "UnsupportedError",
     "WorkerDied",
 ]
@@ -81,6 +82,10 @@ class MissingFileError(StorageError, FileNotFoundError):
 
 class TrialError(FastoptError, RuntimeError):
     """An objective failed or returned something that is not a number."""
+
+
+class TrialTimeout(TrialError, TimeoutError):
+    """A trial took longer than its ``timeout`` and its process was ended."""
 
 
 class TrialStopped(FastoptError):

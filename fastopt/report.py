@@ -19,6 +19,7 @@ __all__ = ["Page", "lines", "points", "write", "write_search"]
 
 _COLOURS = ("#2563eb", "#dc2626", "#059669", "#d97706", "#7c3aed", "#475569")
 _WIDTH, _HEIGHT = 680, 320
+_BARS = 40  # layers drawn
 _LEFT, _RIGHT, _TOP, _BOTTOM = 66, 16, 14, 46
 
 _STYLE = """
@@ -222,18 +223,61 @@ def points(
     return _frame(x, y, x_name, y_name, list(series), "".join(marks))
 
 
+def bars(rows: Sequence[tuple[str, float, float, str]], before: str, after: str) -> str:
+    """SVG of two horizontal bars per row, (name, before, after, remark); the largest row is 1."""
+    height, top = 26, 24
+    left, right = 210, 90
+    most = max((max(old, new) for _, old, new, _ in rows), default=1.0) or 1.0
+    width = _WIDTH - left - right
+    parts = [f'<svg viewBox="0 0 {_WIDTH} {top + height * len(rows) + 6}" role="img">']
+    for k, (name, colour) in enumerate(((before, _COLOURS[5]), (after, _COLOURS[0]))):
+        parts.append(
+            f'<rect x="{left + 110 * k}" y="6" width="10" height="10" fill="{colour}"/>'
+            f'<text x="{left + 16 + 110 * k}" y="15">{html.escape(name)}</text>'
+        )
+    for k, (name, old, new, remark) in enumerate(rows):
+        y = top + height * k
+        short = name if len(name) <= 30 else "..." + name[-27:]
+        parts.append(
+            f'<text x="{left - 8}" y="{y + 15}" text-anchor="end">'
+            f"<title>{html.escape(name)}</title>{html.escape(short)}</text>"
+            f'<rect x="{left}" y="{y + 3}" width="{max(1, width * old / most):.1f}" height="8" '
+            f'fill="{_COLOURS[5]}"/>'
+            f'<rect x="{left}" y="{y + 12}" width="{max(1, width * new / most):.1f}" height="8" '
+            f'fill="{_COLOURS[0]}"/>'
+            f'<text x="{_WIDTH - right + 8}" y="{y + 15}">{html.escape(remark)}</text>'
+        )
+    return "".join(parts) + "</svg>"
+
+
 def add_result(page: Page, result: Compressed) -> Page:
     """The sections of one compression: before/after, decisions, every recipe tried."""
     head, *rows = result.rows()
     page.heading("Before and after").table(head, rows).text(result.verdict() + ".")
+    for note in result.notes:
+        page.text(f"Note: {note}.")
+    if result.sizes:
+        largest = sorted(result.sizes, key=lambda row: -row[1])[:_BARS]
+        page.heading("Bytes of each layer" + (" (the largest)" if largest else "")).chart(
+            bars(largest, "before", "after")
+        )
     if result.decisions:
         page.heading("What was done, and what undoing it would cost").table(
-            ("step", "where", "what", result.target, result.metric),
+            ("step", "where", "what", result.target, result.metric, "why"),
             [
-                (d.name, d.place, d.what, f"{d.saved:+,.6g}", f"{d.drop:+.4f}")
+                (
+                    d.name,
+                    d.place,
+                    d.what,
+                    f"{d.saved:+,.6g}",
+                    "" if d.drop is None else f"{d.drop:+.4f}",
+                    d.why,
+                )
                 for d in result.decisions
             ],
         )
+    if not result.candidates:
+        return page
     shown = [c for c in result.candidates if c.drop < 0.5]
     on_front = {id(c) for c in result.front}
     page.heading("Every recipe the search tried").text(

@@ -55,10 +55,10 @@ def mlp(opset: int = 17, **kwargs: Any) -> onnx.ModelProto:
     """MatMul, Add, Relu, Gemm with transB, Softmax."""
     return model(
         [
-            node("MatMul", "x w1", "h1"),
+            node("MatMul", "x w1", "h1", name="first"),
             node("Add", "h1 b1", "h2"),
             node("Relu", "h2", "h3"),
-            node("Gemm", "h3 w2 b2", "z", transB=1),
+            node("Gemm", "h3 w2 b2", "z", transB=1, name="last"),
             node("Softmax", "z", "y", axis=1),
         ],
         [value("x", ["n", 40])],

@@ -111,7 +111,7 @@ def moments(p, g, m, v, b1, b2, coupled=0.0, scale=1):
     dt = p.dtype.type
     g = dt(scale) * g + dt(coupled) * p if coupled else dt(scale) * g
     m[...] = m + dt(1 - b1) * (g - m)
-    v[...] = dt(b2) * v + dt(1 - b2) * (g * g)
+    v[...] = dt(b2) * v + dt(1 - b2) * g * g  # in this order: finite for g up to 5.8e20
     return g
 
 
@@ -156,7 +156,7 @@ def adamax(p, g, m, u, t, lr, b1, b2, eps, coupled=0.0):
 def rmsprop(p, g, v, mean, buf, lr, alpha, eps, momentum=0.0, coupled=0.0):
     dt = p.dtype.type
     g = g + dt(coupled) * p if coupled else g
-    v[...] = spread_v = dt(alpha) * v + dt(1 - alpha) * (g * g)
+    v[...] = spread_v = dt(alpha) * v + dt(1 - alpha) * g * g
     if mean is not None:
         mean[...] = mean + dt(1 - alpha) * (g - mean)
         spread_v = spread_v - mean * mean
@@ -176,7 +176,7 @@ def adagrad(p, g, total, t, lr, lr_decay, eps, coupled=0.0):
 def adadelta(p, g, v, d, lr, rho, eps, coupled=0.0):
     dt = p.dtype.type
     g = g + dt(coupled) * p if coupled else g
-    v[...] = dt(rho) * v + dt(1 - rho) * (g * g)
+    v[...] = dt(rho) * v + dt(1 - rho) * g * g
     delta = np.sqrt(d + dt(eps)) / np.sqrt(v + dt(eps)) * g
     d[...] = dt(rho) * d + dt(1 - rho) * (delta * delta)
     p[...] = p + dt(-lr) * delta
@@ -242,7 +242,7 @@ def lamb(p, g, m, v, t, lr, b1, b2, eps, decoupled=0.0, scale=1):
 
 def companded(codes, signed):
     """What 8-bit state codes are worth for a scale of 1: the bit pattern of code / 128 2^-63 (code
-    / 256 2^-95) doubled (times four), as a share of that of 127 (255) (update_bytes.h)."""
+    / 256 2^-95) doubled (times four), as a share of that of 127 (255) (codes.h)."""
     one, shift = (2.0**-70, 1) if signed else (2.0**-103, 2)
     roots = (np.abs(codes) * one).astype("f4")
     return np.sign(codes) * (roots.view("u4") << shift).view("f4") / (2 * 63 / 64)
@@ -679,3 +679,18 @@ def ggml_codes(x, unit, kind):
 def ggml_body(codes, kind):
     """Bytes or nibbles (element j low, j + 16 high)."""
     return codes if kind == "Q8_0" else codes[:, :16] | codes[:, 16:] << 4
+
+
+# --- trees
+def forest_sums(code, feature, nan_left, cut, right, leaf, root, column, value, n_outputs):
+    """Row by row and tree by tree, as one would walk by hand; a feature of -1 is a leaf."""
+    out = np.zeros((len(code), n_outputs))
+    for r, row in enumerate(code):
+        for first, c in zip(root, column):
+            node = first
+            while feature[node] >= 0:
+                v = row[feature[node]]
+                left = v <= cut[node] or (v == 0xFFFF and nan_left[node])
+                node = node + 1 if left else right[node]
+            out[r, c : c + value.shape[1]] += value[leaf[node]]
+    return out

@@ -430,3 +430,26 @@ def test_rates_that_vanish_beside_one_change_almost_nothing(rate):
     mates = np.arange(20)
     found = variation(parents, mates, -1.0, 1.0, crossover="none", mutation_rate=rate, seed=0)
     np.testing.assert_array_equal(found, parents)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_gene_outside_its_bounds_is_seen(level, dtype):
+    outside = kernel("genetic", level).outside
+    for d in (1, 7, 64, 70):
+        x, low, high = population(40, d, dtype)
+        x[3, d // 2] = np.nan  # NaN is not outside
+        assert not outside(x, low, high, 1)
+        for row, column, value in ((0, 0, low[0] - 1), (39, d - 1, np.inf), (17, d // 2, -np.inf)):
+            bad = x.copy()
+            bad[row, column] = value
+            assert all(outside(bad, low, high, threads) for threads in THREADS)
+
+
+@pytest.mark.parametrize("eta", [0.5, 15.0, 1000.0])
+def test_spread_by_squaring_is_the_power(eta):
+    """A whole eta + 1 takes another path than one that is not: the children agree."""
+    parents, low, high = population(20, 64)
+    mates = np.arange(20, dtype=np.intp)
+    a = breed(levels()[0], parents, mates, low, high, "sbx", eta=eta)
+    b = breed(levels()[0], parents, mates, low, high, "sbx", eta=eta * (1 + 1e-7))
+    np.testing.assert_allclose(a, b, rtol=0, atol=2e-5)

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 import pytest
 
 import fastopt
+from fastopt._kernels import levels
 from fastopt.errors import ArrayError, DTypeError, OptionError
+from fastopt.merging import codebook
+from tests.conftest import THREADS, kernel
 
 
 def error(w: np.ndarray, book: fastopt.merging.Codebook) -> float:
@@ -32,70 +36,101 @@ def test_the_optimum_of_all_partitions(dtype: str, seed: int) -> None:
             assert error(w, book) == pytest.approx(best(w, k), rel=1e-4, abs=1e-5)
 
 
-SHAPES = {
-    "normal": lambda r, n: r.standard_normal(n),
-    "near one": lambda r, n: 1 + 1e-3 * r.standard_normal(n),
-    "heavy tails": lambda r, n: r.standard_t(1.2, n),
-    "log-normal": lambda r, n: np.exp(3 * r.standard_normal(n)),
-    "outliers": lambda r, n: np.append(r.standard_normal(n - 3), [1e9, -1e12, 1e30]),
-    "spikes and a thin stretch": lambda r, n: np.concatenate(
-        [-1 + 1e-7 * r.random(n // 2), 1 + 1e-7 * r.random(n // 2 - 60), r.uniform(-1, 1, 60)]
-    ),
-    "far apart": lambda r, n: np.concatenate([r.random(n // 2), 1e5 + r.random(n - n // 2)]),
-    "tiny": lambda r, n: 1e-30 * r.standard_normal(n),
-}
+def distributions(n: int, dtype: str) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(n)
+    sign = rng.choice([-1, 1], n)
+    found = {
+        "normal": rng.standard_normal(n),
+        "student": rng.standard_t(5, n),
+        "near constant": 1 + 1e-3 * rng.standard_normal(n),
+        "few values": rng.choice(rng.standard_normal(1000), n),
+        "mixed exponents": sign * 10.0 ** rng.uniform(-30, 30, n),
+        "an outlier": np.append(rng.laplace(size=n - 1), 1e6),
+    }
+    if dtype == "float64":
+        found["large"] = rng.standard_normal(n) * 1e307
+    return {name: w.astype(dtype) for name, w in found.items()}
 
 
-def optimum(values: np.ndarray, counts: np.ndarray, k: int) -> float:
-    """The least squared error by plain dynamic programming, in extended precision."""
-    n = len(values)
-    cost = np.full((n + 1, n + 1), np.inf)
-    for i in range(n):  # about its own first value, so that no outlier drowns a run
-        x = values[i:].astype(np.longdouble) - values[i]
-        c, sums, squares = (np.cumsum(counts[i:] * x**power) for power in (0, 1, 2))
-        cost[i, i + 1 :] = np.maximum(squares - sums * sums / c, 0)
-    best = cost[0]
-    for _ in range(k - 1):
-        best = (best[:, None] + cost).min(axis=0)
-    return float(best[n])
+def optimum(w: np.ndarray, k: int) -> float:
+    """The least squared error, in units of the largest weight, by dynamic programming over all."""
+    unit = 2.0 ** -np.frexp(np.abs(w).max())[1]
+    values, count = np.unique(w.astype(float) * unit, return_counts=True)
+    n, starts = len(values), np.zeros(k, np.int64)
+    if n <= k:
+        return 0.0
+    total = (values - np.average(values, weights=count)) * count
+    sums = [np.concatenate([[0.0], np.cumsum(v, dtype=float)]) for v in (count, total)]
+    room = np.empty((k, n + 1), np.int32), np.empty((2, n + 1))
+    kernel("cluster", levels()[0]).partition(starts, *sums, *room)
+    means = np.add.reduceat(values * count, starts) / np.add.reduceat(count, starts)
+    means = np.repeat(means, np.diff(np.append(starts, n)))
+    return float((count * (values - means) ** 2).sum())
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-def test_the_error_is_within_a_thousandth_of_the_optimum(shape: str) -> None:
-    rng = np.random.default_rng(1)
-    values = np.unique(SHAPES[shape](rng, 2200))
-    # every second shape of more than 65,536 weights, where not each value has its own bin
-    repeated = len(shape) % 2 == 0
-    counts = rng.integers(1, 80, len(values)) if repeated else np.ones(len(values), int)
-    w = rng.permutation(np.repeat(values, counts))
-    for k in (3, 8):
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("k", [16, 100])
+def test_the_error_is_the_optimum_on_any_distribution(k: int, dtype: str) -> None:
+    for name, w in distributions(20_000, dtype).items():
+        unit = 2.0 ** -np.frexp(np.abs(w).max())[1]
         book = fastopt.cluster_weights(w, k)
+        found = float(((w.astype(float) * unit - book.decode().astype(float) * unit) ** 2).sum())
+        assert found <= 1.001 * optimum(w, k), name
         assert len(book.centroids) == k
-        wide = w.astype(np.longdouble)
-        found = float(((book.decode() - wide) ** 2).sum())
-        assert found <= 1.001 * optimum(values, counts, k)
 
 
-@pytest.mark.parametrize("scale", [1e300, 1e-300, 1.7e308])
-def test_the_scale_changes_nothing(scale: float) -> None:
-    w = np.random.default_rng(0).uniform(-1, 1, 5000)
-    codes = fastopt.cluster_weights(w, 16).codes
-    assert (fastopt.cluster_weights(w * scale, 16).codes == codes).mean() > 0.999
-    book = fastopt.cluster_weights(np.array([-1e300, 0, 1e300, 1e308] * 10), 3)
-    np.testing.assert_allclose(book.centroids, [-1e300, 5e299, 1e308], rtol=1e-14)
+def test_the_codebook_does_not_depend_on_level_or_threads(monkeypatch: Any) -> None:
+    w = np.random.default_rng(1).standard_t(5, 200_000).astype(np.float32)
+    seen = set()
+    for level in levels():
+        monkeypatch.setattr(codebook, "cluster", kernel("cluster", level))
+        for threads in (1, 2, 3):
+            book = fastopt.cluster_weights(w, 16, threads=threads)
+            seen.add(book.codes.tobytes() + book.centroids.tobytes())
+    assert len(seen) == 1
 
 
-def test_many_weights_come_close_to_the_exact_optimum() -> None:
-    for shape in ("normal", "near one", "heavy tails"):
-        w = SHAPES[shape](np.random.default_rng(0), 200_000).astype(np.float32)
-        refined, wide = fastopt.cluster_weights(w, 16), w.astype(float)
-        found = error(w, refined)
-        for _ in range(20):  # Lloyd on the weights themselves finds next to nothing more
-            sums = np.bincount(refined.codes, wide, minlength=16)
-            means = sums / np.bincount(refined.codes, minlength=16)
-            middles = (means[1:] + means[:-1]) / 2
-            refined = fastopt.merging.Codebook(np.searchsorted(middles, wide), means)
-        assert found <= 1.001 * error(w, refined)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_tally_and_assign_match_their_twins(level: str, dtype: str) -> None:
+    k = kernel("cluster", level)
+    rng = np.random.default_rng(3)
+    bits = rng.integers(0, 3, 1 << 16)
+    first = np.concatenate([[0], np.cumsum(1 << bits)])
+    entries = (first[:-1] << 5 | (16 - bits)).astype(np.uint32)
+    scale = codebook._Scale(0.5, 0.25)
+    for n in (0, 1, 255, 256, 257, 70_000):
+        x = (rng.standard_normal(n) * 10.0 ** rng.integers(-3, 3, n)).astype(dtype)
+        keys = scale.keys(x).astype(np.int64)
+        at = first[keys >> 16] + ((keys & 0xFFFF) >> (16 - bits[keys >> 16]))
+        middles = np.sort(rng.standard_normal(40))
+        middles[7:9] = x[:1] if n else middles[7]  # ties go down
+        middles.sort()
+        span = np.full(first[-1], 40, np.uint32)  # of every bin: any code
+        for threads in THREADS:
+            count, low = np.zeros((2, first[-1]), np.int64)
+            k.tally(count, low, x, *scale, entries, threads)
+            assert (count == np.bincount(at, minlength=first[-1])).all()
+            assert (low == np.bincount(at, keys & 0xFFFF, minlength=first[-1])).all()
+            for codes in (np.zeros(n, np.uint8), np.zeros(n, np.uint16)):
+                k.assign(codes, x, *scale, entries, span, middles, threads)
+                assert (codes == np.searchsorted(middles, x, side="left")).all()
+
+
+def test_the_kernels_refuse_what_leads_outside() -> None:
+    k = kernel("cluster", levels()[0])
+    x, entries = np.ones(5, "f4"), np.full(1 << 16, 16, np.uint32)
+    one = np.zeros(1, np.int64)
+    codes, span, middles = np.zeros(5, np.uint8), np.zeros(1, np.uint32), np.zeros(1)
+    for bad in (entries + np.uint32(32), entries + np.uint32(1)):
+        with pytest.raises(ArrayError):
+            k.tally(one, one.copy(), x, 1.0, 0.0, bad, 1)
+        with pytest.raises(ArrayError):
+            k.assign(codes, x, 1.0, 0.0, bad, span, middles, 1)
+    with pytest.raises(ArrayError):
+        k.assign(codes, x, 1.0, 0.0, entries, span + np.uint32(2), middles, 1)
+    rest = np.arange(3.0), np.arange(3.0), np.zeros((3, 3), np.int32), np.zeros((2, 3))
+    with pytest.raises(ArrayError):
+        k.partition(np.zeros(3, np.int64), *rest)
 
 
 @pytest.mark.parametrize("n", [1, 5, 3000, 80_000])

@@ -206,6 +206,56 @@ def tabled() -> Any:
     )
 
 
+def fused() -> Any:
+    """Query, key and value out of one product, cut as (3, heads, size)."""
+    return model(
+        [
+            node("MatMul", "x wqkv", "a"),
+            node("Reshape", "a five", "b"),
+            node("Transpose", "b", "c", perm=[2, 0, 3, 1, 4]),
+            node("Split", "c", "q1 k1 v1", axis=0),
+            *[node("Squeeze", f"{k}1 zero", k) for k in "qkv"],
+            node("Transpose", "k", "kt", perm=[0, 1, 3, 2]),
+            node("MatMul", "q kt", "s"),
+            node("Softmax", "s", "p", axis=-1),
+            node("MatMul", "p v", "o"),
+            node("Transpose", "o", "o2", perm=[0, 2, 1, 3]),
+            node("Reshape", "o2 three", "o3"),
+            node("MatMul", "o3 wo", "y"),
+        ],
+        SEQUENCE,
+        ["y"],
+        {
+            "wqkv": weights(32, 96), "wo": weights(32, 32), "five": np.array([0, 0, 3, 4, 8]),
+            "three": np.array([0, 0, 32]), "zero": np.array([0]),
+        },
+    )  # fmt: skip
+
+
+def batched() -> Any:
+    """Heads beside the batch on one axis: the shape of a cut would depend on the batch."""
+    return model(
+        [
+            node("MatMul", "x w", "a"),
+            node("Shape", "a", "s"),
+            node("Gather", "s zero", "n", axis=0),
+            node("Mul", "n four", "n4"),
+            node("Concat", "n4 rest", "to", axis=0),
+            node("Reshape", "a to", "b"),
+            node("Relu", "b", "c"),
+            node("Concat", "n whole", "back", axis=0),
+            node("Reshape", "c back", "d"),
+            node("MatMul", "d v", "y"),
+        ],
+        ROWS,
+        ["y"],
+        {
+            "w": weights(24, 32), "v": weights(32, 6), "zero": np.array([0]),
+            "four": np.array([4]), "rest": np.array([8]), "whole": np.array([32]),
+        },
+    )  # fmt: skip
+
+
 # name -> graph, shape of x, number of units of each free group
 CASES: dict[str, tuple[Any, tuple[int, ...], list[int]]] = {
     "mlp": (mlp(), (5, 40), [96]),
@@ -213,9 +263,11 @@ CASES: dict[str, tuple[Any, tuple[int, ...], list[int]]] = {
     "gelu": (gelu(), (5, 24), [48]),
     "residual": (residual(), (2, 8, 9, 7), [16, 20]),
     "depthwise": (depthwise(), (2, 8, 9, 7), [24, 8, 4, 3, 10]),
+    "grouped": (graphs.cnn(), (2, 4, 12, 10), [8, 12]),
     "joined": (joined(), (2, 8, 9, 7), [12, 20]),
     "heads": (attention(False), (2, 6, 32), [4]),
     "heads computed": (attention(True), (2, 6, 32), [4]),
+    "heads fused": (fused(), (2, 6, 32), [4]),
     "einsum": (einsum(), (2, 6, 32), [40]),
     "embedding": (tabled(), (3, 5), [64]),
 }
@@ -260,6 +312,17 @@ def test_the_cut_graph_is_the_masked_one(name: str) -> None:
     for group in free(loaded):
         every.keep_units(group.name, np.arange(max(1, group.n_units // 2)))
     next(every.run(data))
+
+
+def test_a_layer_stays_a_layer_however_small() -> None:
+    loaded = OnnxModel(depthwise())
+    every = [(group.name, group.consumers) for group in free(loaded)]
+    for name, consumers in every:
+        if name not in loaded.groups:
+            continue  # one unit was left
+        loaded.keep_units(name, np.arange(1))
+        for member in consumers:
+            loaded.set_weight(member.tensor, loaded.layers[member.tensor].weight)
 
 
 def test_a_group_refits_its_consumers() -> None:
@@ -318,6 +381,20 @@ def test_a_channels_columns_are_its_kernel() -> None:
     heads = free(OnnxModel(attention(True)))[0]
     assert {m.index.shape for m in heads.producers} == {(4, 8)}
     assert len(heads.producers) == 3
+
+
+def test_a_shape_with_the_batch_in_it_is_scaled() -> None:
+    loaded = OnnxModel(batched())
+    (group,) = free(loaded)
+    masked = loaded.copy()
+    loaded.keep_units(group.name, np.array([0, 2, 3]))
+    w = masked.layers["v"].weight.copy()
+    w[:, 8:16] = 0
+    masked.set_weight("v", w)
+    for n in (1, 2, 5):
+        data = feed_of(loaded, (n, 24))
+        a, b = (next(m.run(data))[0]["y"] for m in (loaded, masked))
+        np.testing.assert_allclose(a, b, atol=1e-5)
 
 
 def test_what_cannot_be_cut_says_why() -> None:

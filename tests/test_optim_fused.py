@@ -375,6 +375,56 @@ def test_nonfinite_gradients(bad, dtype):
     assert np.isfinite(np.delete(p, 777)).all()
 
 
+@pytest.mark.parametrize("name", ["Adam", "AdamW", "RMSprop"])
+@pytest.mark.parametrize("size", [2e19, 1e20, 5e20])
+def test_large_gradients_move_as_in_torch(name, size):
+    """The square of 2e19 is beyond float32, (1 - beta2) of it is not."""
+    torch = pytest.importorskip("torch")
+    p = np.ones(20, "f4")
+    q = torch.ones(20, requires_grad=True)
+    q.grad = torch.full((20,), size)
+    options = {"alpha": 0.999} if name == "RMSprop" else {}
+    ours, theirs = (getattr(m, name) for m in (optim, torch.optim))
+    opt, other = ours(p, lr=0.01, on_nonfinite="raise", **options), theirs([q], lr=0.01, **options)
+    for _ in range(1 if size == 5e20 else 3):
+        opt.step(np.full(20, size, "f4"))
+        other.step()
+    np.testing.assert_allclose(p, q.detach().numpy(), rtol=1e-6)
+    assert (p != 1).all()
+
+
+@pytest.mark.parametrize("threads", THREADS)
+@pytest.mark.parametrize("state_dtype", ["float32", "bfloat16", "int8"])
+@pytest.mark.parametrize("name", ["Adam", "NAdam", "LAMB", "RMSprop", "Adagrad", "Adafactor"])
+def test_a_step_that_would_overflow_is_not_silent(name, state_dtype, threads):
+    """One gradient of 1e30 in two arrays: nothing moves, not even a count."""
+    if name == "Adafactor" and state_dtype != "float32":
+        pytest.skip("its state is never narrow")
+    p = [sample(700, "float32"), sample(30_000, "float32", seed=1)]
+    g = [sample(700, "float32", seed=2), sample(30_000, "float32", seed=3)]
+    opt = getattr(optim, name)(
+        p, on_nonfinite="skip", zero_grads=True, state_dtype=state_dtype, threads=threads
+    )
+    opt.step([x.copy() for x in g])
+    before, state = [x.copy() for x in p], opt.state_dict()
+    g[1][29_999] = 1e30
+    opt.step([x.copy() for x in g])
+    assert opt.skipped
+    assert opt.n_skipped == 1
+    after = opt.state_dict()
+    for a, b in zip(p, before):
+        np.testing.assert_array_equal(a, b)
+    for k, entry in state["state"].items():
+        for key, value in entry.items():
+            np.testing.assert_array_equal(value, after["state"][k][key])
+    opt.step([g[0], None])  # the other array still moves
+    assert not opt.skipped
+    assert (p[0] != before[0]).any()
+    raising = getattr(optim, name)(p, on_nonfinite="raise", state_dtype=state_dtype)
+    with pytest.raises(DivergedError, match="overflow"):
+        raising.step(g)
+
+
 def test_loss_scale():
     p, q, g = sample(500, "float32"), sample(500, "float32"), sample(500, "float32", seed=2)
     optim.Adam(p).step(g * np.float32(1024), loss_scale=1024)

@@ -14,7 +14,7 @@ import pytest
 
 import fastopt
 from fastopt import _threads
-from fastopt._kernels import linear_gram, obs
+from fastopt._kernels import obs
 from fastopt.errors import DTypeError, OptionError
 from fastopt.pruning import SparseLinear
 
@@ -166,26 +166,75 @@ print(len(os.listdir("/proc/self/task")))
     assert run(LAYER + code, OPENBLAS_NUM_THREADS="1") == "1"
 
 
+# One function of every family of kernels: threads -> what they made.
+FAMILIES = """
+import numpy as np, fastopt
+from fastopt._kernels import linear_gram
+from fastopt.calibration import PercentileObserver
+rng = np.random.default_rng(3)
+x, y, w = rng.standard_normal((3000, 20)), rng.standard_normal((3000, 1)), rng.standard_normal(
+    (300, 500)).astype(np.float32)
+dense = fastopt.quantization.QuantizedLinear(w)
+rows = rng.standard_normal((80, 500)).astype(np.float32)
+
+def moments(threads):
+    out = np.zeros((8, 24, 24))
+    linear_gram.gram(out, x, y, None, np.zeros(21), threads)
+    return out
+
+def step(threads):
+    p = w.copy()
+    fastopt.optim.AdamW([p], threads=threads).step([w])
+    return p
+
+def generation(threads):
+    child = w[:64].astype(np.float64)
+    low, high = np.full(500, -4.0), np.full(500, 4.0)
+    fastopt._kernels.genetic.mutate(child, low, high, 1, 0.3, 20.0, 5, 6, threads)
+    return child
+
+def epoch(threads):
+    model = fastopt.linear_model.SGDRegressor(
+        max_iter=2, tol=None, random_state=0, threads=threads, local_workers=4
+    )
+    return model.fit(x, y[:, 0]).coef_
+
+FAMILIES = [
+    moments,
+    step,
+    generation,
+    epoch,
+    lambda threads: dense(rows, threads=threads),
+    lambda threads: fastopt.quantize(w, "int8", axis=0, threads=threads).codes,
+    lambda threads: fastopt.quantize(w, "int8", axis=0, threads=threads).dequantize(),
+    lambda threads: fastopt.quantize(w, "nf4", group_size=50, threads=threads).codes,
+    lambda threads: fastopt.prune(w, 0.7, threads=threads).arrays,
+]
+"""
+
+
 def test_the_same_bits_for_every_number_of_threads() -> None:
-    rng = np.random.default_rng(3)
-    x, y = rng.standard_normal((3000, 20)), rng.standard_normal((3000, 1))
-
-    def moments(threads: int) -> np.ndarray:
-        out = np.zeros((8, 24, 24))
-        linear_gram.gram(out, x, y, None, np.zeros(21), threads)
-        return out
-
-    w = rng.standard_normal((200, 300)).astype(np.float32)
-    layer = fastopt.quantization.QuantizedLinear(w, scheme="w8a8")
-    rows = x[:, :1].astype(np.float32) * np.ones((1, 300), np.float32)
-    for result in (
-        moments,
-        lambda threads: eliminate(5, threads),
-        lambda threads: fastopt.quantize(w, "nf4", group_size=50, threads=threads).codes,
-        lambda threads: layer(rows, threads=threads),
-    ):
+    scope: dict[str, list[Callable[[int], np.ndarray]]] = {}
+    exec(FAMILIES, scope)
+    for number, made in enumerate(scope["FAMILIES"]):
+        want = made(1)
         for threads in (2, 3, 4, 9):
-            assert np.array_equal(result(threads), result(1))
+            np.testing.assert_array_equal(made(threads), want, str(number))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_every_family_runs_on_threads_in_a_forked_child() -> None:
+    code = """
+import os
+want = [made(2) for made in FAMILIES]
+pid = os.fork()
+if pid == 0:
+    import faulthandler; faulthandler.dump_traceback_later(30, exit=True)
+    same = [np.array_equal(made(2), there) for made, there in zip(FAMILIES, want)]
+    os._exit(0 if all(same) else 1)
+assert os.waitpid(pid, 0)[1] == 0
+"""
+    run(FAMILIES + code)
 
 
 # --- how many ---------------------------------------------------------------------------------

@@ -37,7 +37,8 @@ def test_compact_matches_its_twin(level: str, dtype: str) -> None:
                 room = Guarded(np.zeros(3 * (n + 96), wanted.dtype))
                 got = k.compact(room.array, x, lo_bits, hi_bits, threads)
                 assert got == (below, len(wanted))
-                assert (room.array[: len(wanted)] == wanted).all()
+                got_inside = np.sort(room.array[: len(wanted)])
+                assert (got_inside == np.sort(wanted)).all()
                 room.check()
 
 
@@ -72,7 +73,7 @@ def test_counts_finds_and_histograms_match(level: str, dtype: str) -> None:
         for shift, width in magnitude._WINDOWS[x.itemsize]:
             for prefix in {0, int(magnitudes[-1]) >> (shift + width) if n else 0}:
                 counts = np.zeros(2048, np.int64)
-                k.histogram(counts, x, shift, width, prefix)
+                k.histogram(counts, x, shift, width, prefix, 2)
                 assert (counts == twin.histogram_of_bits(x, shift, width, prefix)).all()
 
 
@@ -90,10 +91,11 @@ def test_zero_below_matches_its_twin(level: str, dtype: str, threads: int) -> No
                 continue  # a region costs a thousand times such a call
             wanted, keep = twin.zero_below(x, limit, split, after)
             out, mask = Guarded(np.full_like(x, 7)), Guarded(np.zeros(n, bool))
-            k.zero_below(out.array, mask.array, x, limit, split, after, threads)
-            place = Guarded(x)
-            k.zero_below(place.array, None, place.array, limit, split, after, threads)
-            for got in (out, place):
+            k.zero_below(out.array, mask.array, x, limit, split, after, False, threads)
+            place, past = Guarded(x), Guarded(np.full_like(x, 7))
+            k.zero_below(place.array, None, place.array, limit, split, after, True, threads)
+            k.zero_below(past.array, None, x, limit, split, after, True, threads)
+            for got in (out, place, past):
                 assert same_bits(got.array, wanted)
                 got.check()
             assert (mask.array == keep).all()
@@ -149,11 +151,6 @@ def test_every_selection_path_agrees(dtype: str, monkeypatch: pytest.MonkeyPatch
             assert found == (wanted, (flat < wanted).sum(), (flat == wanted).sum())
     monkeypatch.setattr(magnitude, "_bracket", lambda *a: (0, 1, 10))  # a bracket that misses
     assert magnitude.cut_at(arrays, 66_000, 2).bits == int(flat[66_000 - 1])
-    monkeypatch.undo()
-    monkeypatch.setattr(magnitude, "_PIECE", 1000)
-    whole = twin.prune_smallest([a.copy() for a in arrays], 66_000)
-    got = fastopt.prune(arrays, sparsity=66_000 / flat.size).arrays
-    assert all(same_bits(a, b) for a, b in zip(got, whole))
 
 
 def test_nan_is_never_removed() -> None:

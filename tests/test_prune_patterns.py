@@ -29,11 +29,12 @@ def test_keep_n_of_m_matches_its_twin(level: str, dtype: str, threads: int) -> N
             x = np.round(sample(groups * m * inner, dtype, special=True) * 4) / 4
             wanted, keep = twin.keep_n_of_m(x, inner, n, m)
             out, mask = Guarded(np.full_like(x, 7)), Guarded(np.zeros(x.size, bool))
-            lost = k.keep_n_of_m(out.array, mask.array, x, inner, n, m, threads)
-            assert (lost > 0) == bool(np.isnan(x[~keep]).any())
-            place = Guarded(x)
-            k.keep_n_of_m(place.array, None, place.array, inner, n, m, threads)
-            for got in (out, place):
+            top = k.keep_n_of_m(out.array, mask.array, x, inner, n, m, False, threads)
+            assert top == twin.magnitude_bits(x[~keep]).max(initial=0)
+            place, past = Guarded(x), Guarded(np.full_like(x, 7))
+            k.keep_n_of_m(place.array, None, place.array, inner, n, m, True, threads)
+            k.keep_n_of_m(past.array, None, x, inner, n, m, True, threads)
+            for got in (out, place, past):
                 assert got.array.tobytes() == wanted.tobytes()
                 got.check()
             assert (mask.array == keep).all()

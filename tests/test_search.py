@@ -21,6 +21,9 @@ from fastopt.errors import (
 )
 from fastopt.search import (
     CMA,
+    DE,
+    GP,
+    TPE,
     Bool,
     Choice,
     Float,
@@ -49,6 +52,9 @@ ENGINES = {
     "random": lambda space, **k: Random(space, **k),
     "greedy": lambda space, **k: Greedy(space, **k),
     "cma": lambda space, **k: CMA(space, **k),
+    "de": lambda space, **k: DE(space, population=12, budget=400, **k),
+    "gp": lambda space, **k: GP(space, **k),
+    "tpe": lambda space, **k: TPE(space, **k),
     "genetic": lambda space, **k: Genetic(space, population=12, unique=True, **k),
 }
 

@@ -39,6 +39,7 @@ from fastopt.search import (
     Random,
     Space,
     Vector,
+    load_result,
     minimize,
 )
 from fastopt.search.evaluation import Portable
@@ -123,7 +124,9 @@ def test_a_trial_that_takes_too_long_is_ended():
     bad = np.flatnonzero(res.values[:, 0] > 0.8)
     assert len(bad)
     assert sorted(res.errors) == bad.tolist()
-    assert all("timeout=0.3" in e for e in res.errors.values())
+    assert all(
+        e.startswith("TrialTimeout: no result after timeout=0.3") for e in res.errors.values()
+    )
     with pytest.raises(OptionError, match="timeout"):
         minimize(slow_for_some, LINE, timeout=1)
 
@@ -213,6 +216,21 @@ def test_what_cannot_be_sent_is_named(monkeypatch):
     assert Portable(abs)(-2) == 2
 
 
+def test_lookahead_gives_the_same_trials_for_any_workers(tmp_path):
+    args = {"method": "genetic", "max_evals": 60, "batch_size": 4, "lookahead": 3}
+    plain = minimize(smooth, MIXED, **args)
+    assert (
+        plain.history.tobytes()
+        != minimize(smooth, MIXED, **{**args, "lookahead": 0}).history.tobytes()
+    )
+    for workers in (1, 3):
+        with ThreadPoolExecutor(workers) as pool:
+            res = minimize(smooth, MIXED, executor=pool, storage=tmp_path / f"{workers}", **args)
+        assert res.history.tobytes() == plain.history.tobytes()
+    longer = minimize(smooth, MIXED, storage=tmp_path / "1", **{**args, "max_evals": 90})
+    assert longer.history[:60].tobytes() == plain.history.tobytes()
+
+
 # --- asynchronous
 
 
@@ -238,6 +256,20 @@ def test_an_asynchronous_search_is_replayed_exactly(tmp_path, method):
     longer = minimize(by_size, LINE, max_evals=55, **args)
     assert longer.history[:40].tobytes() == first.history.tobytes()
     assert longer.n_evals == 55
+
+
+def test_an_asynchronous_search_by_processes(tmp_path):
+    path = tmp_path / "j"
+    args = {"method": "genetic", "mode": "async", "storage": path, "stopper": "asha"}
+    first = minimize(learning, LINE, max_evals=40, workers=2, **args)
+    assert first.n_evals == 40
+    assert first.stopped
+    again = minimize(learning, LINE, max_evals=40, **args)
+    assert again.history.tobytes() == first.history.tobytes()
+    assert again.stopped == first.stopped
+    finite = minimize(lambda n: n, Space(n=Int(0, 9)), mode="async", max_evals=500, workers=2)
+    assert finite.message.startswith("space exhausted")
+    assert set(finite.history) == set(range(10))
 
 
 # --- Ctrl-C
@@ -722,6 +754,16 @@ def test_results_pass_the_gate(bad):
         minimize(lambda a: bad, LINE, max_evals=2)
 
 
+@pytest.mark.parametrize(
+    "bad", [np.ma.masked_array([1.0], mask=[True]), np.array([2 + 5j]), np.array(["-7"]), ["x"]]
+)
+def test_what_is_told_passes_the_gate(bad):
+    algo = Random(LINE)
+    with pytest.raises(DTypeError, match="y"):
+        algo.tell([[0.5]], bad)
+    assert algo.n_told == 0
+
+
 def test_maximize_keeps_the_sign():
     res = minimize(lambda a: -((a - 0.3) ** 2), LINE, method="greedy", max_evals=60, maximize=True)
     assert -1e-4 < res.fun <= 0
@@ -795,6 +837,7 @@ def test_patience_and_target():
         {"retry_failed": 1},
         {"constraints": -1},
         {"patience": 0},
+        {"lookahead": -1},
         {"target": math.nan},
         {"maximize": 1},
         {"maximize": [True, False]},
@@ -899,3 +942,67 @@ def test_progress_is_one_line_on_a_terminal(monkeypatch):
         assert re.search(r"/s  best 0\.\d+  0:00 left", last)
     line = progress.Line(100, stream=Terminal())
     assert line.text(50, 0.5, 5000.0) == "50/100  0.01/s  best 0.5  1:23:20 left"
+
+
+# --- several objectives
+
+
+class Front(Random):
+    """An engine for several objectives that notes what it is told."""
+
+    n_objectives = 2
+
+    def learn(self, values, y, violation=None):
+        assert y.shape == (len(values), self.n_objectives)
+        self.told = [*getattr(self, "told", []), *y.tolist()]
+
+
+@pytest.mark.parametrize("m", [2, 3])
+@pytest.mark.parametrize("vectorized", [False, True])
+def test_several_objectives(monkeypatch, tmp_path, m, vectorized):
+    from fastopt.search import methods
+
+    monkeypatch.setitem(methods.ENGINES, "random", Front)
+
+    def one(x, y):
+        return [x, (1 - x) ** 2 + y, y][:m]
+
+    def many(v):
+        x, y = v.T
+        return np.stack(one(x, y), axis=1)
+
+    space = Space(x=Float(0, 1), y=Float(0, 1))
+    args = {"method": "random", "max_evals": 300, "vectorized": vectorized}
+    f = many if vectorized else one
+    res = minimize(f, space, storage=tmp_path / "j", **args)
+    assert res.history.shape == (300, m)
+    front = res.pareto
+    assert front.fun.shape == (len(front), m)
+    assert sorted(front.trials) == nondominated(res.history).tolist()
+    assert res.x in front.x
+    assert res.fun.shape == (m,)
+    again = minimize(f, space, storage=tmp_path / "j", **args)
+    assert again.history.tobytes() == res.history.tobytes()
+    seen = load_result(tmp_path / "j")
+    assert seen.history.tobytes() == res.history.tobytes()
+    assert seen.x == res.x
+    up = minimize(
+        (lambda v: -many(v)) if vectorized else (lambda x, y: [-v for v in one(x, y)]),
+        space,
+        maximize=[True] * m,
+        **args,
+    )
+    assert np.array_equal(up.history, -res.history)
+    assert up.x == res.x
+    res.plot("pareto")
+    if not vectorized:
+        flaky = minimize(
+            lambda x, y: math.nan if x < 0.3 else one(x, y), space, on_error="skip", **args
+        )
+        assert 50 < flaky.n_failed < 150
+        assert np.isnan(flaky.history[flaky.history[:, 0] != flaky.history[:, 0]]).all()
+        twin = minimize(one, space, workers=2, **args)
+        assert twin.history.tobytes() == res.history.tobytes()
+    for bad in (lambda *a, **k: 1.0, lambda *a, **k: [1.0], lambda *a, **k: None):
+        with pytest.raises(TrialError):
+            minimize(bad, space, **args)

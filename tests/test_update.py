@@ -327,3 +327,17 @@ def test_refuses_concurrent_steps():
     assert sum(taken) + sum(refused) == 200
     assert sum(refused) > 0
     assert (p == sum(taken)).all()
+
+
+def test_entries_name_what_an_optimizer_needs():
+    """The states are torch.optim's; the options are those of the Python classes."""
+    from fastopt._kernels import update
+
+    assert update.RULES["adam"] == (
+        (("exp_avg", True), ("exp_avg_sq", False)),
+        ("beta1", "beta2", "eps"),
+    )
+    assert len(update.RULES) == 16
+    for states, options in update.RULES.values():
+        assert len(states) <= 3
+        assert len(set(options)) == len(options)

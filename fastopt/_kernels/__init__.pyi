@@ -4,6 +4,7 @@ from fastopt._kernels.calibrate import clip as clip
 from fastopt._kernels.calibrate import gptq as gptq
 from fastopt._kernels.calibrate import histogram as histogram
 from fastopt._kernels.calibrate import obs as obs
+from fastopt._kernels.cluster import cluster as cluster
 from fastopt._kernels.genetic import genetic as genetic
 from fastopt._kernels.genetic import genetic_bits as genetic_bits
 from fastopt._kernels.genetic import genetic_select as genetic_select
@@ -20,6 +21,7 @@ from fastopt._kernels.quantize import quantize as quantize
 from fastopt._kernels.quantize import quantize_range as quantize_range
 from fastopt._kernels.shared.cpu import levels as levels
 from fastopt._kernels.sparse import sparse as sparse
+from fastopt._kernels.trees import forest as forest
 from fastopt._kernels.update import update as update
 from fastopt._kernels.update import update_state as update_state
 

@@ -20,7 +20,16 @@ from fastopt.compression.recipe import Recipe, Workbench
 from fastopt.compression.search import Candidate
 from fastopt.models import Model
 
-__all__ = ["Compressed", "Decision", "Measures", "decisions_of", "front_of", "latencies", "reason"]
+__all__ = [
+    "Compressed",
+    "Decision",
+    "Measures",
+    "decisions_of",
+    "front_of",
+    "latencies",
+    "reason",
+    "sizes_of",
+]
 
 UNITS = {"size": "bytes", "macs": "multiply-adds", "latency": "of the latency"}
 
@@ -111,6 +120,8 @@ class Compressed:
         Smaller recipes that kept the budget on the search rows but not on the check rows.
     n_search, n_check, n_left_out : int
         Rows searched on, checked on, and left out because the original gives NaN there.
+    sizes : tuple of (str, int, int, str)
+        For each layer its bytes before and after, and the form it is stored in.
     notes : tuple of str
         What was left as it is and why, and what to know about the figures.
     time_s : float
@@ -139,6 +150,7 @@ class Compressed:
     n_search: int = 0
     n_check: int = 0
     n_left_out: int = 0
+    sizes: tuple[tuple[str, int, int, str], ...] = ()
     notes: tuple[str, ...] = ()
     batch: int = 1
     threads: int = 1
@@ -274,6 +286,10 @@ class Compressed:
                     for c in self.front
                 ],
                 "n_candidates": len(self.candidates),
+                "layers": [
+                    {"name": name, "before_bytes": old, "after_bytes": new, "form": form}
+                    for name, old, new, form in self.sizes
+                ],
                 "notes": list(self.notes),
             }
         )
@@ -324,6 +340,17 @@ def reason(mine: Option, known: Sequence[Option], target: str) -> str:
         f"error {mine.error:.1e}; {rival.value} would save {less:,.4g} {UNITS[target]} more "
         f"at {rival.error:.1e}"
     )
+
+
+def sizes_of(before: Model, after: Model) -> tuple[tuple[str, int, int, str], ...]:
+    """Bytes of each layer in two states of a model; halves of a split layer are added up."""
+    found: dict[str, list[Any]] = {n: [x.nbytes, 0, ""] for n, x in before.layers.items()}
+    for name, layer in after.layers.items():
+        whole = name if name in found else name.removesuffix(".a").removesuffix(".b")
+        entry = found.setdefault(whole, [0, 0, ""])
+        entry[1] += layer.nbytes
+        entry[2] = layer.form.name
+    return tuple((name, old, new, form) for name, (old, new, form) in found.items())
 
 
 def latencies(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -119,8 +121,10 @@ def compare_models(
         "n_rows": len(rows),
         "max_error": largest,
         **{
-            key: _facts(m, judge.score(out, rows, outputs[0]), seconds[0])
-            for key, m, out, seconds in zip("ab", (first, second), outputs, timed, strict=True)
+            key: _facts(m, given, judge.score(out, rows, outputs[0]), seconds[0])
+            for key, given, m, out, seconds in zip(
+                "ab", (a, b), (first, second), outputs, timed, strict=True
+            )
         },
     }
 
@@ -131,10 +135,14 @@ def _gap(x: Any, y: Any) -> float:
     return float(np.abs(np.subtract(x, y, dtype=np.float64)).max()) if x.size else 0.0
 
 
-def _facts(model: Model, score: float, latency_s: float) -> dict[str, Any]:
+def _facts(model: Model, given: Any, score: float, latency_s: float) -> dict[str, Any]:
+    size = model.nbytes
+    if isinstance(given, (str, os.PathLike)):  # the file as it is, not as it would be written
+        files = (Path(given), Path(f"{os.fspath(given)}.data"))
+        size = sum(file.stat().st_size for file in files if file.is_file())
     return {
         "metric": score,
-        "nbytes": model.nbytes,
+        "nbytes": size,
         "n_params": model.n_params,
         "macs": model.macs,
         "latency_s": latency_s,

@@ -208,12 +208,11 @@ def _runs(
         if gain is None or layer.form_named(f"int8+{mode}") is None:
             continue
         error = probe.error(probe.edited({key: f"int8+{mode}"}))
-        inputs = max(0.0, error - errors.get("int8", 0.0))  # what rounding the input costs
         for form in layer.forms:
             if form.activations == mode:
-                plain = errors.get(form.name.partition("+")[0], 0.0)
+                fewer = errors.get(form.name.partition("+")[0], 0.0) - errors.get("int8", 0.0)
                 cost = probe.per_byte * (form.nbytes - layer.form.nbytes) - gain * layer.macs
-                found.append(Option(form.name, cost, plain + inputs))
+                found.append(Option(form.name, cost, error + max(0.0, fewer)))
     return found
 
 

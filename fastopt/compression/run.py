@@ -33,6 +33,7 @@ from fastopt.compression.explain import (
     decisions_of,
     front_of,
     latencies,
+    sizes_of,
 )
 from fastopt.compression.metric import (
     Metric,
@@ -69,7 +70,7 @@ _BATCH_MACS = 2e9  # multiply-adds of one feed
 _EVALS_MACS = 4e12  # of the whole search, where the number of recipes is not given
 _FEWEST_EVALS, _MOST_EVALS = 16, 200
 _MOST_UNDONE = 24  # steps that are undone one by one for the explanation
-_EDITS = {"fold": "fold", "layer": "split_layer", "prune": "keep_units", "merge": "keep_units"}
+_LOAD_S = 3.0  # seconds to load that are worth a note
 _SIZE_SHARE = 0.1  # of the cost when the target is the latency
 _SEQUENCE = 8  # recipes tried for a certificate
 
@@ -435,32 +436,34 @@ def _refitted(job: _Job) -> Recipe:
 
 def _places(job: _Job) -> tuple[dict[str, Any], Recipe]:
     """What is searched over, and the recipe that leaves everything as it is (but folded)."""
-    model = job.original
-    variables: dict[str, Any] = {}
     start: dict[str, Any] = {}
-    for name, module in PASSES.items():
-        if name not in job.options.passes or not hasattr(model, _EDITS.get(name, "run")):
-            continue
-        for place, variable in _variables(job, name).items():
-            if any(fnmatch.fnmatchcase(place, pattern) for pattern in job.options.keep):
-                continue
-            key = f"{name}.{place}"
-            if name == "fold":
-                start[key] = module.start(1.0, variable)
-                continue
-            variables[key] = variable
+    fold = PASSES["fold"]
+    if fold.NAME in job.options.passes:
+        for place, variable in fold.variables(job.original).items():
+            start[f"{fold.NAME}.{place}"] = fold.start(1.0, variable)
+    model = job.bench.apply(Recipe(start)).model
     for pattern in job.options.keep:
-        places = [*model.layers, *model.groups]
-        if not any(fnmatch.fnmatchcase(place, pattern) for place in places):
+        if not fnmatch.filter([*model.layers, *model.groups], pattern):
             raise OptionError(f"keep: no layer or group is called {pattern!r}")
+    variables: dict[str, Any] = {}
+    for name in job.options.passes:
+        if name == fold.NAME:
+            continue
+        for place, variable in _variables(model, name, job.options.target).items():
+            if not any(fnmatch.fnmatchcase(place, pattern) for pattern in job.options.keep):
+                variables[f"{name}.{place}"] = variable
     return variables, Recipe(start)
 
 
-def _variables(job: _Job, name: str) -> dict[str, Any]:
+def _variables(model: Model, name: str, target: str) -> dict[str, Any]:
     """What a pass may do, as far as it serves the target."""
-    if name == "quantize":
-        return PASSES[name].variables(job.original, job.options.target == "latency")  # type: ignore[no-any-return]
-    return PASSES[name].variables(job.original)  # type: ignore[no-any-return]
+    module = PASSES[name]
+    found: dict[str, Any] = (
+        module.variables(model, target == "latency")
+        if name == "quantize"
+        else module.variables(model)
+    )
+    return found
 
 
 def _evals(job: _Job) -> int:
@@ -579,6 +582,10 @@ def _explained(job: _Job, give_back: Callable[[Model], Any], started: float) -> 
     )
     facts = [(m.n_params, m.nbytes, m.macs) for m in (job.original, model)]
     notes = [*job.notes, *model.notes]
+    if new_load > max(_LOAD_S, 2 * old_load):
+        notes.append(
+            f"it loads in {new_load:.1f} s instead of {old_load:.1f} s, decoding its weights"
+        )
     if job.n_left_out:
         notes.append(f"{job.n_left_out} rows were left out: the original gives NaN there")
     return Compressed(
@@ -604,6 +611,7 @@ def _explained(job: _Job, give_back: Callable[[Model], Any], started: float) -> 
         n_search=len(job.search),
         n_check=len(job.check),
         n_left_out=job.n_left_out,
+        sizes=sizes_of(job.original, model),
         notes=tuple(notes),
         batch=options.batch,
         threads=options.threads,
@@ -614,7 +622,7 @@ def _explained(job: _Job, give_back: Callable[[Model], Any], started: float) -> 
 
 def _decisions(job: _Job, recipe: Recipe, applied: Applied) -> tuple[Decision, ...]:
     """The worth of each step: by undoing it, or for large models from what it does alone."""
-    if job.interrupted or len(applied.notes) > _MOST_UNDONE:
+    if job.interrupted or not _fittable(job.original) or len(applied.notes) > _MOST_UNDONE:
 
         def known(rest: Recipe) -> tuple[float, float | None]:
             (key,) = set(recipe.choices) - set(rest.choices)
@@ -801,11 +809,13 @@ def apply_recipe(
 
 
 def _check_places(recipe: Recipe, model: Model) -> None:
+    folded = model.copy()
+    if any(name == "fold" for name, _, _ in recipe.steps()):
+        folded.fold()
     for name, place, value in recipe.steps():
-        variables = PASSES[name].variables(model)
-        whole = place.removesuffix(".a").removesuffix(".b")
-        if place not in variables and whole not in variables:
+        variables = _variables(model if name == "fold" else folded, name, "latency")
+        if place not in variables:
             raise OptionError(f"recipe: {name} cannot act on {place!r} in this model")
-        variable = variables.get(place)
-        if name == "quantize" and variable is not None and value not in variable.options:
+        known = getattr(variables[place], "options", ())
+        if name == "quantize" and value not in known:
             raise OptionError(f"recipe: {place} cannot be stored as {value!r}")

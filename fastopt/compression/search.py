@@ -27,7 +27,8 @@ from fastopt.search import Space, minimize
 
 __all__ = ["NEAR", "Candidate", "Memory", "Search", "knapsack", "trend"]
 
-_STEPS = 12  # of the bisection: 2**-12 of the multiplier's range
+_STEPS = 12  # of the search for the multiplier
+_AIM = 0.8  # of the budget
 NEAR = 30.0  # budgets; beyond, a drop says nothing about small ones
 _RULED_OUT = 4.0  # of the deviance: two standard errors
 _POWERS = (0.5, 0.75, 1.0)
@@ -254,12 +255,18 @@ class Search:
         return late or len(self.candidates) >= self._max_evals
 
     def bisect(self, options: Mapping[str, list[Option]], start: Recipe) -> Candidate | None:
-        """The smallest recipe of the knapsack's family that keeps the budget."""
+        """The smallest recipe of the knapsack's family that keeps the budget.
+
+        Between a multiplier that fails and one that keeps the budget the next one is where a
+        straight line through the logarithms of their drops meets it; every third step halves.
+        """
         low, high = _range(options)  # log multipliers: too small a model, too careful a one
+        failed: Candidate | None = None
         best: Candidate | None = None
         seen: dict[str, Candidate] = {}
-        for _ in range(_STEPS):
-            middle = 0.5 * (low + high)
+        for step in range(_STEPS):
+            share = 0.5 if step % 3 == 2 else self._between(failed, best)
+            middle = low + share * (high - low)
             recipe = start.replaced(knapsack(options, math.exp(middle)))
             if recipe.key not in seen and self.over:
                 break
@@ -268,9 +275,16 @@ class Search:
                 high = middle
                 best = found if best is None or found.cost <= best.cost else best
             else:
-                low = middle
+                low, failed = middle, found
         self._multiplier = high
         return best
+
+    def _between(self, failed: Candidate | None, kept: Candidate | None) -> float:
+        """Where between two multipliers the drop is likely to meet the budget, 0..1."""
+        if failed is None or kept is None or not 0 < kept.drop < failed.drop < math.inf:
+            return 0.5
+        meets = math.log(failed.drop / max(_AIM * self._limit, 1e-12))
+        return min(0.9, max(0.1, meets / math.log(failed.drop / kept.drop)))
 
     def safer(self, options: Mapping[str, list[Option]], start: Recipe) -> Iterator[Candidate]:
         """Recipes of the same family with less and less error, where they keep the budget."""

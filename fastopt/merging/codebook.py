@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from fastopt import _threads
 from fastopt._arrays import Array, as_array, check_finite, out_for
-from fastopt._interrupts import interruptible
+from fastopt._kernels import cluster
 from fastopt._options import integer
 from fastopt.errors import ArrayError
 
 __all__ = ["Codebook", "cluster_weights"]
 
-_BINS = 2048  # the optimal partition is sought on
-_RANKS = 16384  # quantiles among the cuts of the bins that are joined to those
-_PIECE = 1 << 20
+_KEYS = 1 << 16  # leading halves of the keys of float32
+_FINE = 8192  # bins that carry most of the error are made this fine, at least
+_FINE_PER_VALUE = 64  # and so many of them for each shared value
+_POINTS = 2048  # what the optimal partition is sought on, at least
+_POINTS_PER_VALUE = 32
+_MOST_BINS = 1 << 18
+_OPTIMAL_UP_TO = 256  # shared values; more begin as quantiles of the points
+_SAMPLE = 1 << 15
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -47,7 +53,7 @@ class Codebook:
         return result
 
 
-def cluster_weights(w: Any, n_clusters: int = 16) -> Codebook:
+def cluster_weights(w: Any, n_clusters: int = 16, *, threads: int | None = None) -> Codebook:
     """The n_clusters values c and the codes that minimise sum (w - c[code])^2.
 
     Parameters
@@ -56,6 +62,8 @@ def cluster_weights(w: Any, n_clusters: int = 16) -> Codebook:
         Weights, finite. Not changed.
     n_clusters : int
         Shared values, 1..65536. Fewer come back where w has fewer different ones.
+    threads : int, optional
+        Threads; the result does not depend on them.
 
     Returns
     -------
@@ -69,13 +77,14 @@ def cluster_weights(w: Any, n_clusters: int = 16) -> Codebook:
 
     Notes
     -----
-    The values are sorted and cut into some ten thousand bins: by rank, by value, by distance from
-    the median, the ends one by one, so that spikes, outliers and thin stretches all have bins of
-    their own (with fewer different values: one each). Bins are joined to at most 2048 of about
-    equal error; the partition of these is the optimum, by dynamic programming with divide and
-    conquer; Lloyd's iterations then move its cuts to the exact place. Up to 2048 different values
-    the result is the optimum, else the squared error is within 0.1 % of it. Codes are exact: each
-    weight gets the nearest value, the lower one on a tie. Deterministic, whatever the scale.
+    Weights are counted in bins that are finest where the error of the best codebook lies
+    (count^1/3 width^2/3; Panter and Dite, 1951), whatever their exponents. The partition of at
+    most 2048 joint bins (32 for each value, up to 8192) is the optimum, by dynamic programming
+    with divide and conquer; Lloyd's iterations on all bins follow. Up to that many different
+    weights the result is the optimum itself. Beyond 256 values the partition begins at equal
+    shares of the error instead.
+    Codes are exact: each weight gets the nearest value, the lower one on a tie. Deterministic.
+    Cost: three reads of the weights.
 
     Examples
     --------
@@ -89,191 +98,184 @@ def cluster_weights(w: Any, n_clusters: int = 16) -> Codebook:
     if a.size == 0:
         raise ArrayError("w: expected at least one weight")
     check_finite(a, "w")
-    ordered = interruptible(50.0 * a.size, np.sort, a, None)
-    # a power of two times the weights: squares of any float64 stay in range
-    power = -int(np.frexp(max(abs(float(ordered[0])), abs(float(ordered[-1]))))[1])
-    ordered = np.ldexp(ordered, power)
-    starts = _fine(ordered)
-    if len(starts) <= k:
-        cuts, k = starts, len(starts)
-    else:
-        counts, means, spread = _moments(ordered, starts)
-        bins = _Bins(counts, means, spread)
-        edges = bins.coarse(max(_BINS, k))
-        inside = _optimal(bins, edges, k)
-        cuts = _lloyd(ordered, starts[_settled(counts, means, edges[inside])])
-    counts = np.diff(cuts, append=len(ordered))
-    centroids = np.add.reduceat(ordered, cuts, dtype=np.float64) / counts
-    centroids = np.unique(np.ldexp(centroids, -power).astype(a.dtype))
-    return Codebook(_assign(a, centroids, k), centroids)
-
-
-def _fine(ordered: Array) -> Array:
-    """Starts of the bins of sorted values, each at the first of equal ones."""
-    n = len(ordered)
-    ranks = [np.arange(n)]
-    if n > 4 * _RANKS:
-        middle, low, high = ordered[n // 2], ordered[0], ordered[-1]
-        reach = np.geomspace(1e-12, 1.0, _RANKS // 4) * max(middle - low, high - middle)
-        values = [
-            np.linspace(low, high, _RANKS // 2),
-            np.linspace(ordered[n // 100], ordered[n - 1 - n // 100], _RANKS // 2),
-            middle - reach,
-            middle + reach,
-        ]
-        ends = np.arange(_RANKS // 8)
-        ranks = [np.linspace(0, n - 1, _RANKS).astype(np.int64), ends, n - 1 - ends]
-        ranks += [np.minimum(np.searchsorted(ordered, v.astype(ordered.dtype)), n - 1)
-                  for v in values]  # fmt: skip
-    firsts = np.searchsorted(ordered, ordered[np.unique(np.concatenate(ranks))])
-    starts: Array = np.unique(firsts)
-    return starts
-
-
-def _moments(ordered: Array, starts: Array) -> tuple[Array, Array, Array]:
-    """(count, mean, sum of squares about the mean) of each bin, float64."""
-    ends = np.append(starts[1:], len(ordered))
-    counts = (ends - starts).astype(np.float64)
-    means, spread = np.empty(len(starts)), np.empty(len(starts))
-    step = max(1, len(starts) * _PIECE // len(ordered))
-    for first in range(0, len(starts), step):
-        part = slice(first, first + step)
-        begin, end = starts[first], ends[part][-1]
-        values = ordered[begin:end].astype(np.float64)
-        own = starts[part] - begin
-        means[part] = np.add.reduceat(values, own) / counts[part]
-        values -= np.repeat(means[part], ends[part] - starts[part])
-        spread[part] = np.add.reduceat(values * values, own)
-    return counts, means, spread
-
-
-class _Bins:
-    """Squared error of every run of bins from prefix sums.
-
-    The sums begin at the median and grow outwards, about it and in extended precision where the
-    machine has it: outliers do not drown the bins between them.
-    """
-
-    def __init__(self, counts: Array, means: Array, spread: Array) -> None:
-        middle = int(np.searchsorted(np.cumsum(counts), counts.sum() / 2))
-        x = means.astype(np.longdouble) - means[middle]
-
-        def outwards(values: Array) -> Array:
-            left, right = values[:middle], values[middle:]
-            inner = -np.cumsum(left[::-1])[::-1]
-            return np.concatenate([inner, np.zeros(1, np.longdouble), np.cumsum(right)])
-
-        self.x, self.c = x, outwards(counts.astype(np.longdouble))
-        self.s, self.q = outwards(counts * x), outwards(counts * x * x + spread)
-
-    def cost(self, i: Array, j: Array) -> Array:
-        """Squared error of the bins [i, j)."""
-        total, count = self.s[j] - self.s[i], self.c[j] - self.c[i]
-        result: Array = self.q[j] - self.q[i] - total * total / np.maximum(count, 1)
-        return np.maximum(result, 0)
-
-    def coarse(self, most: int) -> Array:
-        """Edges of at most that many runs of bins: those of the largest error are cut at their
-        mean until none has any or there are enough."""
-        edges = np.array([0, len(self.x)])
-        while len(edges) <= most:
-            i, j = edges[:-1], edges[1:]
-            error = np.where(j - i > 1, self.cost(i, j), 0)
-            order = np.argsort(-error, kind="stable")[: most + 1 - len(edges)]
-            order = order[error[order] > 0.1 * error.max()]
-            if not len(order):
-                break
-            i, j = i[order], j[order]
-            mean = (self.s[j] - self.s[i]) / (self.c[j] - self.c[i])
-            cut = np.clip(np.searchsorted(self.x, mean, side="right"), i + 1, j - 1)
-            edges = np.unique(np.concatenate([edges, cut]))
-        return edges
-
-
-def _optimal(bins: _Bins, edges: Array, k: int) -> Array:
-    """Numbers of the edges where the k runs of least squared error start; O(k n log n), each level
-    of the divide and conquer (the best last start is monotone) done at once."""
-    n = len(edges) - 1
-    if k >= n:
-        return np.arange(n)
-
-    def cost(i: Array, j: Array) -> Array:
-        return bins.cost(edges[i], edges[j])
-
-    ends = np.arange(n + 1)
-    best = cost(np.zeros(n + 1, np.int64), ends)
-    chosen = np.zeros((k, n + 1), np.int64)
-    for layer in range(1, k):
-        new = np.full(n + 1, np.inf, np.longdouble)
-        pick = chosen[layer]
-        low, high = np.array([layer + 1]), np.array([n])
-        first, last = np.array([layer]), np.array([n - 1])
-        while len(low):
-            mid = (low + high) // 2
-            width = np.minimum(last, mid - 1) - first + 1
-            offset = np.cumsum(width) - width
-            start = np.repeat(first - offset, width) + np.arange(width.sum())
-            total = best[start] + cost(start, np.repeat(mid, width))
-            least = np.minimum.reduceat(total, offset)
-            hit = np.flatnonzero(total == np.repeat(least, width))
-            owner = np.searchsorted(offset, hit, side="right") - 1
-            at = hit[np.unique(owner, return_index=True)[1]]
-            new[mid], pick[mid] = least, start[at]
-            left, right = low < mid, mid < high
-            low, high, first, last = (
-                np.concatenate([low[left], mid[right] + 1]),
-                np.concatenate([mid[left] - 1, high[right]]),
-                np.concatenate([first[left], pick[mid][right]]),
-                np.concatenate([pick[mid][left], last[right]]),
-            )
-        best = new
-    starts = np.zeros(k, np.int64)
-    end = n
-    for layer in range(k - 1, 0, -1):
-        end = starts[layer] = chosen[layer, end]
-    return starts
-
-
-def _settled(counts: Array, means: Array, cuts: Array) -> Array:
-    """Lloyd's iterations on the bins until none moves."""
-    sums = means * counts
-    for _ in range(50):
-        centroids = np.add.reduceat(sums, cuts) / np.add.reduceat(counts, cuts)
-        moved = _nearest(means, centroids)
-        if np.array_equal(moved, cuts):
-            break
-        cuts = moved
-    return cuts
-
-
-def _lloyd(ordered: Array, cuts: Array) -> Array:
-    """The same on the sorted values themselves, from cuts that are nearly right."""
-    for _ in range(20):
-        counts = np.diff(cuts, append=len(ordered))
-        centroids = np.add.reduceat(ordered, cuts, dtype=np.float64) / counts
-        moved = _nearest(ordered, centroids)
-        if np.array_equal(moved, cuts):
-            break
-        cuts = moved
-    return cuts
-
-
-def _nearest(ordered: Array, centroids: Array) -> Array:
-    """Where the values nearest to each centroid start."""
-    middles = (centroids[1:] + centroids[:-1]) / 2
-    starts = np.unique(np.concatenate([[0], np.searchsorted(ordered, middles, side="right")]))
-    kept: Array = starts[starts < len(ordered)]
-    return kept
-
-
-def _assign(a: Array, centroids: Array, k: int) -> Array:
-    """Index of the nearest centroid, the lower on a tie."""
-    wide = centroids.astype(np.float64)
-    middles = wide[:-1] / 2 + wide[1:] / 2
     flat = a.reshape(-1)
-    codes = np.empty(flat.size, np.uint8 if k <= 256 else np.uint16)
-    for start in range(0, flat.size, _PIECE):
-        part = flat[start : start + _PIECE]
-        codes[start : start + _PIECE] = np.searchsorted(middles, part, side="left")
+    used = _threads.resolve(threads, flat.size)
+    scale = _Scale.of(flat)
+    values = _few(flat, max(_POINTS, k), scale, used)
+    if values is not None:
+        k = min(k, len(values))
+        if len(values) > k:
+            points = _Points.of_values(values, flat, scale, used)
+            values = _values_of(points, points.partition(k), scale, a.dtype)
+    else:
+        fine = _Points.of_bins(flat, max(_FINE, _FINE_PER_VALUE * k), scale, used)
+        coarse = fine.joined(max(_POINTS, min(_POINTS_PER_VALUE * k, 4 * _POINTS)))
+        if k <= _OPTIMAL_UP_TO:
+            cuts = coarse.starts[coarse.partition(min(k, len(coarse.count)))]
+        else:
+            cuts = fine.joined(k).starts
+        values = _values_of(fine, fine.lloyd(cuts), scale, a.dtype)
+    return Codebook(_codes(a, values, k, scale, used), values)
+
+
+class _Scale(NamedTuple):
+    """y = x * unit - centre: numbers of size 1, finest near the middle of the weights."""
+
+    unit: float
+    centre: float
+
+    @classmethod
+    def of(cls, flat: Array) -> _Scale:
+        sample = flat[:: max(1, flat.size // 4096)]
+        top = max(abs(float(flat.min())), abs(float(flat.max())))
+        unit = 2.0 ** -np.clip(np.frexp(top)[1], -1000, 1000) if top else 1.0
+        return cls(float(unit), float(np.median(sample) * unit))
+
+    def keys(self, x: Array) -> Array:
+        """As the kernel's: uint32 in the order of the numbers."""
+        y = (x.astype(np.float64) * self.unit - self.centre).astype(np.float32) + np.float32(0)
+        u = y.view(np.uint32)
+        keys: Array = np.where(u >> np.uint32(31), ~u, u | np.uint32(1 << 31))
+        return keys
+
+
+def _numbers(keys: Array) -> Array:
+    """The y of keys, in float64."""
+    k = keys.astype(np.uint32)
+    u = np.where(k >> np.uint32(31), k ^ np.uint32(1 << 31), ~k)
+    return u.view(np.float32).astype(np.float64)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Points:
+    """Sorted points: how many weights each stands for and their sum (of y)."""
+
+    count: Array
+    total: Array
+    starts: Array  # the first of the finer points that each one joins
+
+    @classmethod
+    def of_values(cls, values: Array, flat: Array, scale: _Scale, threads: int) -> _Points:
+        codes = _codes(flat, values, len(values), scale, threads)
+        count = np.bincount(codes, minlength=len(values)).astype(np.float64)
+        y = values.astype(np.float64) * scale.unit - scale.centre
+        return cls(count, count * y, np.arange(len(y)))
+
+    @classmethod
+    def of_bins(cls, flat: Array, n: int, scale: _Scale, threads: int) -> _Points:
+        """About n bins, or as many as there are leading halves of keys."""
+        sample = scale.keys(flat[:: max(1, flat.size // _SAMPLE)])
+        top = np.arange(_KEYS, dtype=np.int64) << 16
+        with np.errstate(invalid="ignore"):
+            span = _numbers(top + 0xFFFF) - _numbers(top)
+        span[~np.isfinite(span)] = 0.0
+        lead, rest = sample >> np.uint32(16), (sample & np.uint32(0xFFFF)) / 65536.0
+        seen, mean, square = (
+            np.bincount(lead, weights=v, minlength=_KEYS) for v in (None, rest, rest * rest)
+        )
+        # what part of its span a half uses: that of a uniform distribution of this variance
+        spread = np.sqrt(np.maximum(square - mean * mean / np.maximum(seen, 1), 0) * 12)
+        spread = np.where(seen > 1, spread / np.sqrt(np.maximum(seen, 1)), 1.0).clip(2.0**-16, 1)
+        share = np.cbrt(seen * (spread * span) ** 2)
+        with np.errstate(divide="ignore"):
+            bits = np.ceil(np.log2(share / spread * (n / max(share.sum(), 1e-300))))
+        bits = np.clip(bits, 0, 16).astype(np.int64)
+        while (1 << bits).sum() > _KEYS + _MOST_BINS:
+            bits = np.maximum(bits - 1, 0)
+        first = np.concatenate([[0], np.cumsum(1 << bits)])
+        mapped = (first[:-1] << 5 | (16 - bits)).astype(np.uint32)
+        count, low = np.zeros((2, int(first[-1])), np.int64)
+        cluster.tally(count, low, flat, *scale, mapped, threads)
+        used = np.flatnonzero(count)
+        entry = np.searchsorted(first, used, side="right") - 1
+        start, rate = _numbers(top[entry]), span[entry] / 0xFFFF
+        total = start * count[used] + rate * low[used]
+        return cls(count[used].astype(np.float64), total, np.arange(len(used)))
+
+    def joined(self, n: int) -> _Points:
+        """At most n runs of points of equal shares of the error."""
+        if len(self.count) <= n:
+            return self
+        gap = np.diff(self.total / self.count)  # lonely points cover more than their bins
+        width = (np.append(gap, gap[-1]) + np.insert(gap, 0, gap[0])) / 2
+        share = np.cbrt(self.count * width**2)
+        large = np.zeros(len(share), np.bool_)
+        for _ in range(50):  # what has more than one share is a run of its own
+            unit = share[~large].sum() / max(n - int(large.sum()), 1)
+            if not (share[~large] > unit).any():
+                break
+            large |= share > unit
+        share = np.where(large, unit, share)
+        rank = (np.cumsum(share) - share) * (n / share.sum()) + 1e-9  # whole ones stay whole
+        starts = np.flatnonzero(np.diff(np.minimum(rank, n - 1).astype(np.int64), prepend=-1))
+        count, total = (np.add.reduceat(x, starts) for x in (self.count, self.total))
+        return _Points(count, total, starts)
+
+    def partition(self, k: int) -> Array:
+        """Starts of the k runs of least squared error."""
+        n, centre = len(self.count), self.total.sum() / self.count.sum()
+        starts = np.zeros(k, np.int64)
+        count = np.concatenate([[0.0], np.cumsum(self.count)])
+        # sums from the mean on, which loses no digits to it
+        total = np.concatenate([[0.0], np.cumsum(self.total - centre * self.count)])
+        chosen = np.empty((k, n + 1), np.int32)
+        cluster.partition(starts, count, total, chosen, np.empty((2, n + 1)))
+        return starts
+
+    def lloyd(self, cuts: Array) -> Array:
+        """Lloyd's iterations on the points until none moves."""
+        means = self.total / self.count
+        for _ in range(50):
+            values = np.add.reduceat(self.total, cuts) / np.add.reduceat(self.count, cuts)
+            middles = (values[1:] + values[:-1]) / 2
+            moved = np.unique(np.concatenate([[0], np.searchsorted(means, middles, side="right")]))
+            moved = moved[moved < len(means)]
+            if len(moved) == len(cuts) and (moved == cuts).all():
+                break
+            cuts = moved
+        return cuts
+
+
+def _few(flat: Array, most: int, scale: _Scale, threads: int) -> Array | None:
+    """The different weights, ascending, if there are at most so many; else None."""
+    if flat.size <= _SAMPLE:
+        values = np.unique(flat)
+        return values if len(values) <= most else None
+    seen = np.unique(flat[:: flat.size // _SAMPLE])
+    if len(seen) > min(most, 1 << 15):
+        return None
+    found = np.take(seen, _codes(flat, seen, len(seen), scale, threads))
+    for start in range(0, flat.size, _SAMPLE):  # what the sample did not see
+        part = slice(start, start + _SAMPLE)
+        rest = flat[part][found[part] != flat[part]]
+        if len(rest):
+            seen = np.union1d(seen, rest)
+            if len(seen) > most:
+                return None
+    return seen
+
+
+def _values_of(points: _Points, cuts: Array, scale: _Scale, dtype: Any) -> Array:
+    """The means of runs, each once."""
+    y = np.add.reduceat(points.total, cuts) / np.add.reduceat(points.count, cuts)
+    return np.unique(((y + scale.centre) / scale.unit).astype(dtype))
+
+
+def _codes(a: Array, values: Array, k: int, scale: _Scale, threads: int) -> Array:
+    """Index of the nearest value, the lower one on a tie."""
+    wide = values.astype(np.float64)
+    middles = wide[:-1] / 2 + wide[1:] / 2
+    # A leading half of keys is split into so many bins as keep most middles apart.
+    keys = scale.keys(middles)
+    top = (keys >> np.uint32(16)).astype(np.int64)
+    bits = np.where(np.bincount(top, minlength=_KEYS) > 0, 6, 0)
+    first = np.concatenate([[0], np.cumsum(1 << bits)])
+    mapped = (first[:-1] << 5 | (16 - bits)).astype(np.uint32)
+    at = first[top] + ((keys & np.uint32(0xFFFF)) >> (16 - bits[top]).astype(np.uint32))
+    inside = np.bincount(at, minlength=int(first[-1]))
+    below = np.cumsum(inside) - inside
+    codes = np.empty(a.size, np.uint8 if k <= 256 else np.uint16)
+    span = (below << 16 | inside).astype(np.uint32)
+    cluster.assign(codes, a.reshape(-1), *scale, mapped, span, middles, threads)
     result: Array = codes.reshape(a.shape)
     return result

@@ -705,9 +705,7 @@ def _described(d: Dense) -> Layer:
     forms.append(Form("int8", 8, nbytes=n_out * n_in + 4 * n_out))
     if n_in % _GROUP == 0:
         groups = n_out * (n_in // _GROUP)
-        forms.append(
-            Form(f"int4g{_GROUP}", 4, _GROUP, nbytes=(n_out * n_in + 1) // 2 + 4 * groups)
-        )
+        forms.append(Form("int4g", 4, _GROUP, nbytes=(n_out * n_in + 1) // 2 + 4 * groups))
     now = forms[0]
     if d.stored is not None:
         grouped = [f for f in forms[1:] if f.group_size == d.stored.group_size]

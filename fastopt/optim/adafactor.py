@@ -104,9 +104,6 @@ class Adafactor(Optimizer):
     def _rule(self, group: Mapping[str, Any]) -> str:
         return "adafactor"
 
-    def _state_names(self, rule: str) -> tuple[str, ...]:
-        return ("variance",)
-
     def _kept(self, rule: str, p: Array) -> Kept:
         if p.ndim < 2:
             return super()._kept(rule, p)
@@ -116,6 +113,6 @@ class Adafactor(Optimizer):
     def _decoupled(self, group: Mapping[str, Any]) -> bool:
         return True
 
-    def _scalars(self, group: Mapping[str, Any]) -> tuple[float, ...]:
+    def _named(self, group: Mapping[str, Any]) -> dict[str, Any]:
         eps1, eps2 = group["eps"]
-        return group["beta2_decay"], -1.0 if eps1 is None else eps1, eps2, group["d"]
+        return {**group, "eps1": -1.0 if eps1 is None else eps1, "eps2": eps2}

@@ -90,13 +90,6 @@ class Adam(Optimizer):
     def _rule(self, group: Mapping[str, Any]) -> str:
         return "adam_amsgrad" if group["amsgrad"] else "adam"
 
-    def _state_names(self, rule: str) -> tuple[str, ...]:
-        names = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
-        return names if rule == "adam_amsgrad" else names[:2]
-
-    def _scalars(self, group: Mapping[str, Any]) -> tuple[float, ...]:
-        return *group["betas"], group["eps"]
-
 
 class AdamW(Adam):
     """In place: p <- (1 - lr weight_decay) p - lr m_hat / (sqrt(v_hat) + eps): Adam, decoupled.

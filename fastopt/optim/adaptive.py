@@ -83,14 +83,6 @@ class RMSprop(Optimizer):
         centered = "_centered" if group["centered"] else ""
         return f"rmsprop{centered}{'_momentum' if group['momentum'] else ''}"
 
-    def _state_names(self, rule: str) -> tuple[str, ...]:
-        centered = ("grad_avg",) if "_centered" in rule else ()
-        momentum = ("momentum_buffer",) if rule.endswith("_momentum") else ()
-        return ("square_avg", *centered, *momentum)
-
-    def _scalars(self, group: Mapping[str, Any]) -> tuple[float, ...]:
-        return group["alpha"], group["eps"], group["momentum"]
-
 
 class Adagrad(Optimizer):
     """In place: s <- s + g^2; p <- p - lr / (1 + (t - 1) lr_decay) g / (sqrt(s) + eps).
@@ -153,14 +145,8 @@ class Adagrad(Optimizer):
     def _rule(self, group: Mapping[str, Any]) -> str:
         return "adagrad"
 
-    def _state_names(self, rule: str) -> tuple[str, ...]:
-        return ("sum",)
-
     def _first_value(self, group: Mapping[str, Any]) -> float:
         return float(group["initial_accumulator_value"])
-
-    def _scalars(self, group: Mapping[str, Any]) -> tuple[float, ...]:
-        return group["lr_decay"], group["eps"]
 
 
 class Adadelta(Optimizer):
@@ -221,9 +207,3 @@ class Adadelta(Optimizer):
 
     def _rule(self, group: Mapping[str, Any]) -> str:
         return "adadelta"
-
-    def _state_names(self, rule: str) -> tuple[str, ...]:
-        return ("square_avg", "acc_delta")
-
-    def _scalars(self, group: Mapping[str, Any]) -> tuple[float, ...]:
-        return group["rho"], group["eps"]

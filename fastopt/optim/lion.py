@@ -69,14 +69,8 @@ class Lion(Optimizer):
     def _rule(self, group: Mapping[str, Any]) -> str:
         return "lion"
 
-    def _state_names(self, rule: str) -> tuple[str, ...]:
-        return ("exp_avg",)
-
     def _decoupled(self, group: Mapping[str, Any]) -> bool:
         return True
 
     def _counts_steps(self) -> bool:
         return False
-
-    def _scalars(self, group: Mapping[str, Any]) -> tuple[float, ...]:
-        return tuple(group["betas"])

@@ -25,12 +25,6 @@ _SHARED: dict[str, Validator] = {
 class _Moments(Optimizer):
     """Two moments of the gradient under torch.optim's names."""
 
-    def _state_names(self, rule: str) -> tuple[str, ...]:
-        return ("exp_avg", "exp_avg_sq")
-
-    def _scalars(self, group: Mapping[str, Any]) -> tuple[float, ...]:
-        return *group["betas"], group["eps"]
-
 
 class NAdam(_Moments):
     """In place: p <- p - lr (mu' m_hat + (1 - mu) g_hat) / (sqrt(v_hat) + eps): Adam, Nesterov.
@@ -92,9 +86,6 @@ class NAdam(_Moments):
 
     def _rule(self, group: Mapping[str, Any]) -> str:
         return "nadam"
-
-    def _scalars(self, group: Mapping[str, Any]) -> tuple[float, ...]:
-        return *group["betas"], group["eps"], group["momentum_decay"]
 
 
 class RAdam(_Moments):
@@ -191,9 +182,6 @@ class Adamax(_Moments):
 
     def _rule(self, group: Mapping[str, Any]) -> str:
         return "adamax"
-
-    def _state_names(self, rule: str) -> tuple[str, ...]:
-        return ("exp_avg", "exp_inf")
 
 
 class LAMB(_Moments):

@@ -113,9 +113,6 @@ class Muon(Optimizer):
     def _rule(self, group: Mapping[str, Any]) -> str:
         return "sgd_momentum"
 
-    def _state_names(self, rule: str) -> tuple[str, ...]:
-        return ("momentum_buffer",)
-
     def _counts_steps(self) -> bool:
         return False
 

@@ -64,8 +64,9 @@ class Optimizer:
         Scale the gradients so that their common norm is at most this, as
         torch.nn.utils.clip_grad_norm_; one more pass that reads them.
     on_nonfinite : "ignore", "skip" or "raise"
-        What a NaN or infinite gradient does: the arithmetic goes on; the whole step is left out
-        (``skipped``); DivergedError. The last two cost the same pass.
+        What a NaN or infinite gradient does, or one so large that a weight or its state would
+        overflow: the arithmetic goes on; the whole step is left out (``skipped``);
+        DivergedError. The last two cost the same pass.
     zero_grads : bool
         Set the gradients to zero in the same pass, once used.
     ema_decay : float, optional
@@ -165,18 +166,14 @@ class Optimizer:
         """Name of the kernel's rule for these options."""
         raise NotImplementedError
 
-    def _state_names(self, rule: str) -> tuple[str, ...]:
-        """Names of the rule's state arrays, as torch.optim spells them."""
-        raise NotImplementedError
-
     def _kept(self, rule: str, p: Array) -> states.Kept:
         """The rule's state arrays for ``p``."""
-        signs = update.RULES[rule][1]
-        return [(n, s, p.shape) for n, s in zip(self._state_names(rule), signs, strict=True)]
+        return [(name, signed, p.shape) for name, signed in update.RULES[rule][0]]
 
-    def _scalars(self, group: Mapping[str, Any]) -> tuple[float, ...]:
-        """The group's own options after lr, sign and the two decays, as the kernel reads them."""
-        raise NotImplementedError
+    def _named(self, group: Mapping[str, Any]) -> dict[str, Any]:
+        """The group's options under the names of the kernel's rules."""
+        beta1, beta2 = group.get("betas", (0.0, 0.0))
+        return {**group, "beta1": beta1, "beta2": beta2}
 
     def _first_value(self, group: Mapping[str, Any]) -> float:
         """What the state arrays begin with."""
@@ -247,8 +244,9 @@ class Optimizer:
             tally.grad_norm, tally.skipped = norm, True
             if self._on_nonfinite == "raise":
                 raise DivergedError(
-                    "grads: hold NaN or infinity; nothing was changed. Try a smaller lr or "
-                    'max_grad_norm, or on_nonfinite="skip"'
+                    "grads: hold NaN or infinity, or values that make the state overflow; "
+                    "nothing was changed. Try a smaller lr or max_grad_norm, or "
+                    'on_nonfinite="skip"'
                 )
             tally.n_skipped += 1
 
@@ -401,7 +399,9 @@ class Optimizer:
                 0.0 if decoupled else decay,
                 decay if decoupled else 0.0,
             )
-            self._plan.set_options(i, common + self._scalars(group))
+            named = self._named(group)
+            own = (named[name] for name in update.RULES[self._rules[i]][1])
+            self._plan.set_options(i, (*common, *own))
         self._stale = False
 
     def _bind_averages(self) -> None:

@@ -90,11 +90,5 @@ class SGD(Optimizer):
     def _rule(self, group: Mapping[str, Any]) -> str:
         return "sgd_momentum" if group["momentum"] else "sgd"
 
-    def _state_names(self, rule: str) -> tuple[str, ...]:
-        return ("momentum_buffer",) if rule == "sgd_momentum" else ()
-
     def _counts_steps(self) -> bool:
         return False
-
-    def _scalars(self, group: Mapping[str, Any]) -> tuple[float, ...]:
-        return group["momentum"], group["dampening"], float(group["nesterov"])

@@ -21,7 +21,7 @@ __all__ = [
 
 STATE_DTYPES = ("float32", "bfloat16", "int8")
 BLOCK = 256  # values that share a scale in 8-bit state
-FORMAT = "int8/2"  # what 8-bit codes mean (update_bytes.h); another number for another meaning
+FORMAT = "int8/2"  # what 8-bit codes mean (codes.h); another number for another meaning
 
 # What a rule keeps for one parameter: (name, whether it has a sign, shape), in the kernel's order.
 Kept: TypeAlias = "Sequence[tuple[str, bool, tuple[int, ...]]]"

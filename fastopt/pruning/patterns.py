@@ -38,15 +38,20 @@ class NofM:
         inner: int = math.prod(a.shape[axis + 1 :])
         return max(1, inner)
 
-    def apply(self, out: Array, keep: Array | None, a: Array, threads: int) -> int:
-        """out = a pruned; returns how many NaN had to go."""
+    def apply(
+        self, out: Array, keep: Array | None, a: Array, name: str, threads: int, *, fresh: bool
+    ) -> float:
+        """out = a pruned (``fresh``: just allocated); returns the largest magnitude that went."""
         if a.size == 0:
-            return 0
-        lost: int = kernel.keep_n_of_m(
-            out, keep, a, self.check(a, "w"), self.n, self.m,
+            return 0.0
+        bits = kernel.keep_n_of_m(
+            out, keep, a, self.check(a, name), self.n, self.m,
+            _threads.streams(a, out, fresh),
             threads if a.size >= _threads.SERIAL_BELOW else 1,
         )  # fmt: skip
-        return lost
+        if magnitude.is_nan(bits, a.dtype):
+            raise ArrayError(f"{name}: a group holds too many NaN; NaN is never pruned")
+        return magnitude.number_of(bits, a.dtype)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,4 +112,4 @@ def block_masks(
     keeps = [np.empty(s.shape, np.bool_) for s in scores]
     magnitude.zero_below([np.empty_like(s) for s in scores], keeps, scores, cut, threads)
     masks = [rule.spread(k, a.shape) for k, a in zip(keeps, arrays, strict=True)]
-    return masks, magnitude.threshold_of(cut, np.dtype("f8"))
+    return masks, magnitude.number_of(cut.bits, np.dtype("f8"))

@@ -114,7 +114,8 @@ def prune(
     Raises
     ------
     DTypeError, ArrayError, OptionError
-        A bad argument, or more elements are to go than are numbers. Nothing was written.
+        A bad argument, or more elements are to go than are numbers. Nothing was written, but for
+        ``out`` of "N:M" where it is large and not ``w``.
 
     Notes
     -----
@@ -167,13 +168,15 @@ def prune(
     elif by_magnitude and rule is None:
         found, keeps, tops = _smallest(arrays, shares, masks != "none", targets, used)
     elif by_magnitude and rule is not None:
-        found, keeps, tops = _patterned(arrays, names, shares, rule, used)
+        found, keeps, tops = _patterned(
+            arrays, names, shares, rule, masks != "none", targets, used
+        )
     else:
         scores = _scores(chosen, scope, arrays, rule, grams, w, grads, seed)
         if rule is None:
             _, keeps, tops = _smallest(scores, shares, True, None, used)
         else:
-            _, keeps, tops = _patterned(scores, names, shares, rule, used)
+            _, keeps, tops = _patterned(scores, names, shares, rule, True, None, used)
         found = [np.where(k, a, a.dtype.type(0)) for a, k in zip(arrays, keeps, strict=True)]
     if targets is not None and found is not targets:  # every check is done
         for target, a in zip(targets, found, strict=True):
@@ -182,6 +185,8 @@ def prune(
     total = sum(a.size for a in arrays)
     if rule is None and by_magnitude:
         gone = sum(round(s.fraction * sum(arrays[i].size for i in s.members)) for s in shares)
+    elif isinstance(rule, NofM):
+        gone = total // rule.m * (rule.m - rule.n)
     else:
         gone = total - sum(int(k.sum()) for k in keeps)
     if masks == "packed":
@@ -283,9 +288,10 @@ def _smallest(
             [arrays[i] for i in group],
             cut,
             threads,
+            fresh=targets is None,
         )
     tops = [
-        magnitude.threshold_of(cut, arrays[group[0]].dtype)
+        magnitude.number_of(cut.bits, arrays[group[0]].dtype)
         for (group, _), cut in zip(shares, cuts, strict=True)
     ]
     return outs, keeps, tops
@@ -296,6 +302,8 @@ def _patterned(
     names: list[str],
     shares: list[Share],
     rule: NofM | Blocks,
+    with_masks: bool,
+    targets: list[Array] | None,
     threads: int,
 ) -> tuple[list[Array], list[Any], list[float]]:
     """N of M, or blocks, by magnitude."""
@@ -312,16 +320,21 @@ def _patterned(
         return found, keeps, tops
     for a, name in zip(arrays, names, strict=True):
         rule.check(a, name)
-    found, keeps = [np.empty(a.shape, a.dtype) for a in arrays], []
-    for a, name, out in zip(arrays, names, found, strict=True):
-        keeps.append(np.empty(a.shape, np.bool_))
-        if rule.apply(out, keeps[-1], a, threads):
-            raise ArrayError(f"{name}: a group holds too many NaN; NaN is never pruned")
-    tops = [
-        max((magnitude.largest_change(arrays[i], found[i]) for i in group), default=0.0)
-        for group, _ in shares
+    # What was given is not written before every array is known to be good; but to look for NaN
+    # first costs a third of a large pass, whose own ``out`` is no input.
+    places = [] if targets is None else list(zip(targets, arrays, strict=True))
+    direct = bool(places) and (
+        all(_threads.streams(a, out, False) and not _same(a, out) for out, a in places)
+        or not any(magnitude.holds_nan(a, threads) for a in arrays)
+    )
+    found = [np.empty(a.shape, a.dtype) for a in arrays] if not direct else targets or []
+    stay = [np.empty(a.shape, np.bool_) if with_masks else None for a in arrays]
+    largest = [
+        rule.apply(out, keep, a, name, threads, fresh=not direct)
+        for out, keep, a, name in zip(found, stay, arrays, names, strict=True)
     ]
-    return found, keeps, tops
+    tops = [max((largest[i] for i in group), default=0.0) for group, _ in shares]
+    return found, stay, tops
 
 
 def _with_data(
@@ -363,7 +376,7 @@ def _with_data(
                     mask: Array = prune(x, fraction, threads=threads).masks
                     return mask
                 mask = np.empty(x.shape, np.bool_)
-                rule.apply(np.empty_like(x), mask, x.copy(), threads)
+                rule.apply(np.empty_like(x), mask, x, name, threads, fresh=True)
                 return mask
 
             if one_pass:
@@ -428,6 +441,11 @@ def _rebuild(w: Any, members: list[Any]) -> Any:
     return members[0]
 
 
+def _same(a: Array, b: Array) -> bool:
+    """Whether two arrays of one shape, which do not overlap in part, are in one place."""
+    return bool(a.__array_interface__["data"] == b.__array_interface__["data"])
+
+
 def _targets(out: Any, w: Any, names: list[str], arrays: list[Array]) -> list[Array] | None:
     if out is None:
         return None
@@ -446,7 +464,7 @@ def _targets(out: Any, w: Any, names: list[str], arrays: list[Array]) -> list[Ar
     written = [(name.replace("w", "out", 1), o) for name, o in zip(names, outs, strict=True)]
     for i, o in enumerate(outs):
         others = [(n, a) for j, (n, a) in enumerate(zip(names, arrays, strict=True)) if j != i]
-        if o.__array_interface__["data"] != arrays[i].__array_interface__["data"]:
+        if not _same(o, arrays[i]):
             others.append((names[i], arrays[i]))
         check_disjoint([written[i]], [*written[i + 1 :], *others])
     return outs

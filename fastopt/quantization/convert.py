@@ -21,7 +21,6 @@ __all__ = [
     "OVERFLOWS",
     "PARITIES",
     "ROUNDINGS",
-    "STREAM_FROM",
     "check_rules",
     "decode",
     "decode_floats",
@@ -30,10 +29,6 @@ __all__ = [
     "encode_floats",
     "fake",
 ]
-
-# Bytes read and written from which the kernels write past the caches: a result of such a pass has
-# left them before anybody reads it, and fetching its lines first wastes bandwidth.
-STREAM_FROM = 32 << 20
 
 ROUNDINGS = ("nearest", "nearest_away", "floor", "trunc", "stochastic")  # in the kernel's order
 OVERFLOWS = ("saturate", "wrap")
@@ -96,7 +91,7 @@ def encode(
         check,
         key_of(seed) if rounding == "stochastic" else 0,
         packed,
-        x.nbytes + out.nbytes >= STREAM_FROM,
+        x.nbytes + out.nbytes >= _threads.STREAM_FROM,
         _threads.resolve(threads, x.size),
     )
 
@@ -122,7 +117,7 @@ def encode_floats(
         *spec,
         rounding == "stochastic",
         key_of(seed) if rounding == "stochastic" else 0,
-        x.nbytes + out.nbytes >= STREAM_FROM,
+        x.nbytes + out.nbytes >= _threads.STREAM_FROM,
         _threads.resolve(threads, x.size),
     )
 
@@ -141,7 +136,7 @@ def encode_derived(
     scale = np.empty(layout.scale_shape, np.float32)
     shape = (x.size + 1) // 2 if fmt.packed else x.shape
     codes = np.empty(shape, "uint8" if fmt.packed else fmt.storage)
-    streamed = x.nbytes + codes.nbytes >= STREAM_FROM
+    streamed = x.nbytes + codes.nbytes >= _threads.STREAM_FROM
     workers = _threads.resolve(threads, x.size)
     if fmt.kind == "float":
         spec = FLOAT_SPECS[fmt.name]._replace(over=FLOAT_SPECS[fmt.name].max_code)
@@ -202,7 +197,7 @@ def fake(
         parity == "torch",
         check,
         key_of(seed) if rounding == "stochastic" else 0,
-        out is not x and x.nbytes + out.nbytes >= STREAM_FROM,
+        out is not x and x.nbytes + out.nbytes >= _threads.STREAM_FROM,
         _threads.resolve(threads, x.size),
     )
 
@@ -225,7 +220,7 @@ def decode(
         zero_point,
         *layout.loops,
         packed,
-        codes.nbytes + out.nbytes >= STREAM_FROM,
+        codes.nbytes + out.nbytes >= _threads.STREAM_FROM,
         _threads.resolve(threads, out.size),
     )
 
@@ -245,6 +240,6 @@ def decode_floats(
         scale.astype(out.dtype, copy=False),
         *layout.loops,
         *spec,
-        codes.nbytes + out.nbytes >= STREAM_FROM,
+        codes.nbytes + out.nbytes >= _threads.STREAM_FROM,
         _threads.resolve(threads, out.size),
     )

@@ -16,7 +16,7 @@ from fastopt._arrays import Array
 from fastopt._kernels import codebook as kernel
 from fastopt._random import Seed
 from fastopt.errors import ArrayError
-from fastopt.quantization.convert import STREAM_FROM, decode_floats, encode_floats
+from fastopt.quantization.convert import decode_floats, encode_floats
 from fastopt.quantization.formats import FLOAT_SPECS, Format
 from fastopt.quantization.layout import layout_of
 from fastopt.quantization.packing import pack_int4
@@ -139,7 +139,7 @@ def decode_narrow(
             codes = pack_int4(codes, threads=threads)
         kernel.decode(
             out, codes, scale, book.bound, book.value, book.sign, *layout.loops,
-            codes.nbytes + out.nbytes >= STREAM_FROM, _threads.resolve(threads, out.size),
+            codes.nbytes + out.nbytes >= _threads.STREAM_FROM, _threads.resolve(threads, out.size),
         )  # fmt: skip
         return
     layout = layout_of(out.shape, axis, group_size)

@@ -49,6 +49,7 @@ def minimize(
     x0: Any = None,
     prior: Sequence[tuple[Any, Any]] | None = None,
     batch_size: int | None = None,
+    lookahead: int | None = None,
     mode: str = "sync",
     maximize: bool | Sequence[bool] = False,
     constraints: int = 0,
@@ -71,7 +72,7 @@ def minimize(
         dict; returns a real number. Inactive variables are absent. With ``vectorized`` it gets k
         trials at once, a (k, d) float64 matrix if every variable is a Float, Int or Vector, else
         a dict of k-element columns, and returns (k,). For several objectives
-        (``method="nsga2"``) it returns that many numbers, or (k, n_objectives).
+        (``method="nsga2"``) it returns two or more numbers, or (k, n_objectives).
     space : Space or dict of variables
     method : str or engine
         "auto", "random", "greedy", "genetic" ...; see docs/search.md for which to use.
@@ -102,6 +103,10 @@ def minimize(
     batch_size : int, optional
         Trials proposed from the same knowledge; by default as many as the engine wants next,
         never chosen by the number of workers. In asynchronous mode: trials under way at a time.
+    lookahead : int, optional
+        Batches that are proposed before the oldest of them is told; by default what the engine
+        says, 0 for those that learn. More keep many workers busy while one is slow, with the
+        same result for any number of them, at the price of older knowledge.
     mode : "sync" or "async"
         "sync": proposals depend on the seed and on finished batches, so any number of workers
         gives the same result. "async": a new trial is proposed whenever one arrives, so no
@@ -174,6 +179,7 @@ def minimize(
     if max_evals is None and max_time is None:
         raise OptionError("max_evals: None needs max_time, or the search would not end")
     batch_size = None if batch_size is None else integer(batch_size, "batch_size", low=1)
+    lookahead = None if lookahead is None else integer(lookahead, "lookahead", low=0)
     patience = None if patience is None else integer(patience, "patience", low=1)
     target = None if target is None else number(target, "target")
     constraints = integer(constraints, "constraints", low=0)
@@ -204,9 +210,8 @@ def minimize(
         if stored and not isinstance(error, FastoptError):
             raise FormatError(f"options of no engine: {error}", str(storage), 0) from None
         raise
-    objectives = engine.n_objectives
-    signs, maximize = _signs(maximize, objectives)
-    if objectives > 1 and (target is not None or patience is not None or rules is not None):
+    objectives, signs, maximize = _signs(maximize, engine, method is engine)
+    if objectives != 1 and (target is not None or patience is not None or rules is not None):
         raise OptionError("target, patience, stopper: are for one objective")
     objective = Objective(
         f,
@@ -231,6 +236,7 @@ def minimize(
         maximize=maximize,
     )
     run.vectorized, run.retry_failed, run.stopper = vectorized, retry_failed, rules
+    run.lookahead = lookahead
     if rules is not None and not (objective.reports or objective.yields):
         raise OptionError("stopper: f must take report, or yield its values")
     if progress:
@@ -238,6 +244,7 @@ def minimize(
     known = _known_results(objective, prior)
     if storage is not None:
         header = _header(engine, seed, batch, x0, mode, signs, constraints, known[0])
+        header["lookahead"] = lookahead
         header["stopper"] = None if rules is None else [rules.name, digest_of(vars(rules))]
         run.journal = Journal(storage, header)
     _tell_known(run, *known)
@@ -277,15 +284,20 @@ def _first_trials(space: Space, x0: Any, seed: Seed) -> Any:
     return space.dicts_of(space.complete(x0, drawn.propose(len(x0)), "x0"))
 
 
-def _signs(maximize: Any, objectives: int) -> tuple[tuple[float, ...], bool | tuple[bool, ...]]:
-    if isinstance(maximize, (list, tuple)):
-        flags = tuple(flag(m, "maximize") for m in maximize)
-        if len(flags) != objectives:
-            raise OptionError(f"maximize: expected {objectives} of them, got {len(flags)}")
-    else:
-        flags = (flag(maximize, "maximize"),) * objectives
-    signs = tuple(-1.0 if m else 1.0 for m in flags)
-    return signs, flags[0] if objectives == 1 else flags
+def _signs(
+    maximize: Any, engine: Engine, given: bool
+) -> tuple[int, tuple[float, ...], bool | tuple[bool, ...]]:
+    """How many objectives (0: as many as f returns), their signs, and ``maximize`` checked."""
+    several = engine.n_objectives != 1
+    objectives = engine.n_objectives if given or not several else 0
+    if not isinstance(maximize, (list, tuple)):
+        up = flag(maximize, "maximize")
+        return objectives, (-1.0 if up else 1.0,), up
+    flags = tuple(flag(m, "maximize") for m in maximize)
+    if not several or len(flags) < 2 or objectives not in (0, len(flags)):
+        wanted = "several of them" if several and not given else str(engine.n_objectives)
+        raise OptionError(f"maximize: expected {wanted}, got {len(flags)}")
+    return len(flags), tuple(-1.0 if m else 1.0 for m in flags), flags
 
 
 Known = tuple[Matrix, list[Any], list[float]]  # values, y in the sign minimised, violation
@@ -309,8 +321,10 @@ def _known_results(objective: Objective, prior: Any) -> Known:
             if not isinstance(raw, (tuple, list)) or len(raw) != 2:
                 raise DTypeError("prior: with constraints a result is (objective, constraints)")
             raw, limits = raw
-        shape = () if objective.objectives == 1 else (objective.objectives,)
-        ys.append(as_numbers(raw, shape) * np.array(objective.signs).reshape(shape))
+        if objective.objectives == 1:
+            ys.append(as_numbers(raw, ()) * objective.signs[0])
+        else:
+            ys.append(as_numbers(raw, (objective.objectives or None,)) * np.array(objective.signs))
         excess = as_numbers(limits, np.shape(limits)) if objective.constraints else np.zeros(1)
         violations.append(float(np.maximum(excess, 0.0).sum()))
     return np.concatenate([np.empty((0, space.n_columns)), *rows]), ys, violations
@@ -320,9 +334,11 @@ def _tell_known(run: Run, values: Matrix, ys: list[Any], violations: list[float]
     if not len(values):
         return
     y = np.array(ys)
+    if run.several:
+        run.objectives_of(tuple(ys[0].tolist()))
     violation = np.array(violations) if run.objective.constraints else None
     run.engine.learn(values, y, violation)
-    if run.objective.objectives == 1:
+    if not run.several:
         for row, value, excess in zip(values, y.tolist(), violations, strict=True):
             if not math.isnan(value):
                 run.note_best(excess, value, row)

@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastopt import _kernels
+from fastopt._arrays import as_array
 from fastopt._options import integer
 from fastopt._random import Seed, key_of
 from fastopt.errors import ArrayError, ConcurrentUseError, DTypeError, FormatError
@@ -243,14 +244,11 @@ class Engine:
                     )
 
     def _numbers(self, raw: Any, name: str) -> NDArray[np.float64]:
-        try:
-            return np.array(raw, dtype=np.float64, ndmin=1)
-        except (TypeError, ValueError) as error:
-            raise DTypeError(f"{name}: cannot be read as numbers: {error}") from None
+        return np.array(as_array(raw, name, dtypes=("float64",), cast="float64"), ndmin=1)
 
-    def _uniform(self, first: int, k: int, step: int = 0) -> Matrix:
-        """(k, d) uniforms in [0, 1); row i is a function of (seed, first + i, step)."""
-        u = np.empty((k, self.space.n_columns))
+    def _uniform(self, first: int, k: int, step: int = 0, columns: int = 0) -> Matrix:
+        """(k, d or columns) uniforms in [0, 1); row i is a function of (seed, first + i, step)."""
+        u = np.empty((k, columns or self.space.n_columns))
         _kernels.genetic_select.uniform(u, first, self._key, step, 1)
         return u
 

@@ -6,7 +6,7 @@ import inspect
 import math
 import pickle
 import time
-from collections.abc import Callable, Generator, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from functools import partial
 from importlib import import_module
 from typing import Any, NamedTuple
@@ -53,11 +53,11 @@ class Objective:
     f : callable
     space : Space
     objectives : int
-        1: f returns a number; more: that many numbers.
+        1: f returns a number; more: that many numbers; 0: some, as many as it returns first.
     constraints : int
         f returns (objective, that many numbers) if not 0.
-    signs : (objectives,) tuple of 1.0 or -1.0
-        -1 for what is maximised.
+    signs : tuple of 1.0 or -1.0
+        -1 for what is maximised: one for all objectives, or one for each.
     vectorized : bool
         f takes all trials of a batch at once.
     """
@@ -81,7 +81,8 @@ class Objective:
         self.yields = not vectorized and inspect.isgeneratorfunction(f)
         self.keywords = not vectorized and _takes_keywords(f, space, self.reports)
         # Nothing but one number: most of what a cheap trial costs is saved.
-        self.plain = not (constraints or self.reports or self.yields) and signs == (1.0,)
+        one = objectives == 1 and signs == (1.0,)
+        self.plain = one and not (constraints or self.reports or self.yields)
 
     def __getstate__(self) -> dict[str, Any]:
         """For other processes, which get trials as dicts: the space may hold large options."""
@@ -92,30 +93,46 @@ class Objective:
     ) -> tuple[list[float | Outcome], float]:
         """What another process does with several trials: their outcomes, and the seconds."""
         start = time.perf_counter()
-        outcomes = [transportable(self(trial, stop)) for trial in trials]
+        outcomes = [transportable(outcome) for outcome in self.each(trials, stop)]
         return outcomes, time.perf_counter() - start
 
-    def __call__(self, trial: dict[str, Any], stop: Stop | None = None) -> float | Outcome:
-        """f of one trial: a float, or an Outcome where there is more to say. Never raises an
-        Exception."""
-        try:
-            if self.plain:
-                raw = self.f(**trial) if self.keywords else self.f(trial)
-                if type(raw) is float:
-                    return math.nan if raw == -math.inf else raw
-                return self._outcome(raw)
-            reporter = Reporter(self.signs[0], stop)
+    def each(
+        self, trials: Iterable[dict[str, Any]], stop: Stop | None = None
+    ) -> Iterator[float | Outcome]:
+        """Outcome of one trial after the other, each evaluated when it is asked for.
+
+        A float, or an Outcome where there is more to say. Exceptions of f become outcomes.
+        """
+        if not self.plain:
+            for trial in trials:
+                yield self._reported(trial, stop)
+            return
+        f, keywords, worst = self.f, self.keywords, -math.inf
+        for trial in trials:
             try:
-                options = {"report": reporter} if self.reports else {}
-                raw = self.f(**trial, **options) if self.keywords else self.f(trial, **options)
-                if self.yields:
-                    raw = _drive(raw, reporter)
-                return self._outcome(raw, reporter.seen)
-            except TrialStopped:
-                y = reporter.seen[-1][1] if reporter.seen else math.nan
-                return Outcome(y, reports=tuple(reporter.seen), stopped=True)
+                raw = f(**trial) if keywords else f(trial)
+                y = raw if type(raw) is float and raw != worst else self._outcome(raw)
+            except Exception as error:
+                y = _raised(error)
+            yield y
+
+    def __call__(self, trial: dict[str, Any], stop: Stop | None = None) -> float | Outcome:
+        """Outcome of one trial, as from ``each``."""
+        return next(self.each((trial,), stop))
+
+    def _reported(self, trial: dict[str, Any], stop: Stop | None) -> float | Outcome:
+        reporter = Reporter(self.signs[0], stop)
+        try:
+            options = {"report": reporter} if self.reports else {}
+            raw = self.f(**trial, **options) if self.keywords else self.f(trial, **options)
+            if self.yields:
+                raw = _drive(raw, reporter)
+            return self._outcome(raw, reporter.seen)
+        except TrialStopped:
+            y = reporter.seen[-1][1] if reporter.seen else math.nan
+            return Outcome(y, reports=tuple(reporter.seen), stopped=True)
         except Exception as error:
-            return Outcome(math.nan, (), f"{type(error).__name__}: {error}", error)
+            return _raised(error)
 
     def batch(self, values: Matrix) -> tuple[NDArray[np.float64], NDArray[np.float64] | None]:
         """Vectorised f of k trials: (k,) or (k, objectives), and (k, constraints) or None.
@@ -125,7 +142,7 @@ class Objective:
         TrialError
             f returned something else; and whatever f raises.
         """
-        k, m = len(values), self.objectives
+        k = len(values)
         given = self.space.present(values)
         raw = self.f(given.copy() if isinstance(given, np.ndarray) else given)
         limits = None
@@ -134,12 +151,21 @@ class Objective:
             if self.constraints == 1 and np.ndim(limits) == 1:
                 limits = as_numbers(limits, (k,))[:, None]
             limits = as_numbers(limits, (k, self.constraints))
-        y = as_numbers(raw, (k,) if m == 1 else (k, m))
-        y = y * (self.signs[0] if m == 1 else np.array(self.signs))
-        y[y == -math.inf] = math.nan
-        if m > 1:
-            y[np.isnan(y).any(axis=1)] = math.nan
+        if self.objectives == 1:
+            y = as_numbers(raw, (k,)) * self.signs[0]
+            y[y == -math.inf] = math.nan
+        else:
+            y = self._several(as_numbers(raw, (k, self.objectives or None)))
         return y, limits
+
+    def _several(self, y: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Several objectives as they are minimised, (k, m); their number is noted."""
+        if y.shape[1] < 2:
+            raise TrialError(f"objective: expected several numbers, got {y.shape[1]}")
+        self.objectives = y.shape[1]
+        y = y * np.array(self.signs)
+        y[(np.isnan(y) | (y == -math.inf)).any(axis=1)] = math.nan
+        return y
 
     def _outcome(self, raw: Any, seen: Iterable[tuple[int, float]] = ()) -> float | Outcome:
         limits: tuple[float, ...] = ()
@@ -154,10 +180,12 @@ class Objective:
             y = math.nan if y == -math.inf else y
             seen = tuple(seen)
             return Outcome(y, limits, reports=seen) if limits or seen else y
-        ys = (as_numbers(raw, (self.objectives,)) * np.array(self.signs)).tolist()
-        if any(math.isnan(v) or v == -math.inf for v in ys):
-            ys = [math.nan] * self.objectives
+        ys = self._several(as_numbers(raw, (self.objectives or None,))[None])[0].tolist()
         return Outcome(tuple(ys), limits, reports=tuple(seen))
+
+
+def _raised(error: Exception) -> Outcome:
+    return Outcome(math.nan, (), f"{type(error).__name__}: {error}", error)
 
 
 class Reporter:
@@ -251,9 +279,10 @@ def _real(raw: Any) -> float:
     return value
 
 
-def as_numbers(raw: Any, shape: tuple[int, ...]) -> NDArray[np.float64]:
-    """What f returned, as a new float64 array of that shape."""
-    wanted = "a number" if shape == () else f"{shape[0]} numbers, shape {shape}"
+def as_numbers(raw: Any, shape: tuple[int | None, ...]) -> NDArray[np.float64]:
+    """What f returned, as a new float64 array of that shape (None: any length)."""
+    known = str(shape).replace("None", "any")
+    wanted = "a number" if shape == () else f"numbers of shape {known}"
     if raw is None or isinstance(raw, (str, bytes, complex)):
         raise TrialError(f"objective: expected {wanted}, got {raw!r}")
     try:

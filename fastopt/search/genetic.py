@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fastopt import _kernels
-from fastopt._options import integer, number
+from fastopt._options import choice, integer, number
 from fastopt._random import Seed
 from fastopt._threads import resolve
 from fastopt.search.engine import Engine, fingerprint, hypercube
 from fastopt.search.operators import MUTATIONS, SBX, SERIAL_BELOW
-from fastopt.search.space import Matrix, Space
+from fastopt.search.orders import CROSSOVERS, moved, reversed_part
+from fastopt.search.space import Matrix, Permutation, Space
 
 __all__ = ["Genetic"]
 
@@ -22,9 +23,11 @@ __all__ = ["Genetic"]
 HYPERCUBE_BELOW = 1 << 20
 # Tries to turn a child that was seen before into a new one, with a rising mutation rate.
 RETRIES = 8
-POOL = 256  # draws from which a new one is picked after that
+FINITE = 1 << 16  # points up to which a space's trials are all remembered
+POOL = 256  # draws from which a new one is picked after that, in such spaces
+REVERSED = 0.7  # share of the mutations of an order that reverse a part; the others move one
 # Streams of uniform draws, apart from those of random trials and the hypercube (0 to 2).
-EXCHANGE, RESET, CHANCE, STRIDE, RETRY = 3, 4, 5, 6, 7
+EXCHANGE, RESET, CHANCE, STRIDE, RETRY, CROSS, CHANGE = 3, 4, 5, 6, 7, 8, 9
 
 
 class Genetic(Engine):
@@ -33,7 +36,8 @@ class Genetic(Engine):
     The first ``population`` trials are the given points and a Latin hypercube; every later child
     comes from two tournament winners of the best ``population`` trials told so far: SBX on real
     and integer variables, exchange of options, then polynomial mutation, steps of integers and
-    fresh options, each with probability 1 / d.
+    fresh options, each with probability 1 / d. Orders are crossed half the time, then a part is
+    reversed or moved.
 
     Parameters
     ----------
@@ -46,9 +50,13 @@ class Genetic(Engine):
         Contestants for each parent.
     eta, mutation_eta : float
         Distribution indices of SBX and of the polynomial mutation.
+    order_crossover : "ox", "pmx" or "edge"
+        How two orders are crossed: order crossover, partially mapped crossover, or edge
+        recombination, which keeps neighbours (round trips).
     unique : bool
-        Never propose a point of the space twice (while new ones can be found): for objectives
-        that take longer than some microseconds.
+        No child is equal to one of the population or to a trial not told yet, and in spaces of up
+        to 65,536 points none is proposed twice while new ones can be found: for objectives that
+        take longer than some microseconds.
     seed : int, SeedSequence or Generator
     threads : int, optional
         For large populations; the proposals do not depend on it.
@@ -72,7 +80,15 @@ class Genetic(Engine):
     """
 
     method = "genetic"
-    _state_names = ("_genomes", "_fitness", "_generation", "_children", "_first", "_seen")
+    _state_names: ClassVar[tuple[str, ...]] = (
+        "_genomes",
+        "_fitness",
+        "_generation",
+        "_children",
+        "_first",
+        "_seen",
+        "_waiting",
+    )
 
     def __init__(
         self,
@@ -83,6 +99,7 @@ class Genetic(Engine):
         tournament: int = 2,
         eta: float = 3.0,
         mutation_eta: float = 20.0,
+        order_crossover: str = "ox",
         unique: bool = False,
         seed: Seed = 0,
         threads: int | None = None,
@@ -92,6 +109,7 @@ class Genetic(Engine):
         self.tournament = integer(tournament, "tournament", low=1)
         self.eta = number(eta, "eta", low=0, high=1000)
         self.mutation_eta = number(mutation_eta, "mutation_eta", low=0, high=1000)
+        self.order_crossover = choice(order_crossover, "order_crossover", tuple(CROSSOVERS))
         self.unique = bool(unique)
         self.threads = threads
         d = self.space.n_columns
@@ -102,7 +120,13 @@ class Genetic(Engine):
         self._fitness: NDArray[np.float64] = np.empty(0)
         self._generation = 0
         self._children = 0  # proposed in this generation
-        self._seen: set[int] = set()
+        self._seen: set[int] = set()  # all trials of a small finite space
+        self._waiting: Matrix = np.empty((0, d))  # asked and not told, where ``unique``
+        self._orders = [
+            self.space.slices[name]
+            for name, v in self.space.variables.items()
+            if isinstance(v, Permutation)
+        ]
 
     def options(self) -> dict[str, Any]:
         return {
@@ -110,44 +134,60 @@ class Genetic(Engine):
             "tournament": self.tournament,
             "eta": self.eta,
             "mutation_eta": self.mutation_eta,
+            "order_crossover": self.order_crossover,
             "unique": self.unique,
         }
 
     def propose(self, k: int) -> Matrix:
         first, self._asked = self._asked, self._asked + k
-        if first >= self.population and len(self._fitness) >= 2:
-            return self._offspring(k)
-        values = self._opening(first, k)
-        if first + k > self.population and len(self._fitness) >= 2:
-            n = self.population - first
-            values[n:] = self._offspring(k - n)
-        return values
+        n = k if len(self._fitness) < 2 else min(k, max(0, self.population - first))
+        parts = []
+        if n:
+            parts.append(self._noted(self._opening(first, n)))
+        if n < k:
+            parts.append(self._noted(self._offspring(k - n)))
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
     def absorb(self, values: Matrix, y: NDArray[np.float64]) -> None:
         self._generation += 1
         self._children = 0
         if self.unique:
-            self._seen.update(fingerprint(row) for row in values)
-        good = ~np.isnan(y)
+            if self.space.size <= FINITE:
+                self._seen.update(fingerprint(row) for row in values)
+            if np.array_equal(self._waiting, values):
+                self._waiting = self._waiting[:0]
+            else:
+                told = {row.tobytes() for row in values}
+                left = [row.tobytes() not in told for row in self._waiting]
+                self._waiting = self._waiting[left]
+        good = ~np.isnan(y).reshape(len(y), -1).any(axis=1)
         if not good.all():
             values, y = values[good], y[good]
-        new = self.space.genomes_of(values)
-        room = self.population - len(y)
-        if not len(self._fitness) or room < 0:
-            keep = np.argsort(np.concatenate([self._fitness, y]), kind="stable")[: self.population]
-            self._genomes = np.concatenate([self._genomes, new])[keep]
-            self._fitness = np.concatenate([self._fitness, y])[keep]
-            return
-        self._survive(new, y)
+        self._keep(self.space.genomes_of(values), y)
 
     # --- inside
 
-    def _survive(self, new: Matrix, y: NDArray[np.float64]) -> None:
-        """Keep the best ``population`` of old and new; only the rows that change are written."""
+    def _keep(self, new: Matrix, y: NDArray[np.float64]) -> None:
+        """Keep the best ``population`` of old and new; only the rows that change are written.
+
+        Among orders two of the same value are mostly one tour read from another place, so only
+        the first of them stays.
+        """
+        if self._orders:
+            both = np.concatenate([self._fitness, y])
+            fresh = np.zeros(len(both), bool)
+            fresh[np.unique(both, return_index=True)[1]] = True
+            fresh = fresh[len(self._fitness) :]
+            if fresh.sum() + len(self._fitness) >= 2:
+                new, y = new[fresh], y[fresh]
         old = len(self._fitness)
         both = np.concatenate([self._fitness, y])
         order = np.argsort(both, kind="stable")
         keep, drop = order[: self.population], order[self.population :]
+        if not old or self.population < len(y):
+            self._genomes = np.concatenate([self._genomes, new])[keep]
+            self._fitness = both[keep]
+            return
         arrive = np.sort(keep[keep >= old]) - old
         leave = np.sort(drop[drop < old])
         n = len(leave)
@@ -200,10 +240,12 @@ class Genetic(Engine):
             threads,
         )
         child, mates = child[before : self._children], winners.reshape(-1, 2)
-        if not (self.unique or len(self.space.categorical) or len(self.space.ordered)):
+        space = self.space
+        if not (self.unique or len(space.categorical) or len(space.ordered) or self._orders):
             return self.space.values_of(child)
         rows = np.arange(before, self._children)
         self._exchange(child, mates[rows // 2], rows)
+        self._cross_orders(child, mates, rows)
         rate = 1.0 / self.space.n_columns
         self._step(child, rows, rate, 0)
         values = self.space.values_of(child)
@@ -211,10 +253,10 @@ class Genetic(Engine):
             self._renew(values, child, rows)
         return values
 
-    def _draw(self, rows: NDArray[np.intp], stream: int, attempt: int) -> Matrix:
+    def _draw(self, rows: NDArray[np.intp], stream: int, attempt: int, columns: int = 0) -> Matrix:
         """One row of uniforms for each child, by (generation, child, stream, attempt)."""
         first = (self._generation & 0xFFFFF) << 12 | attempt << 8 | stream
-        u = self._uniform(int(rows[0]), int(rows[-1] - rows[0]) + 1, first)
+        u = self._uniform(int(rows[0]), int(rows[-1] - rows[0]) + 1, first, columns)
         drawn: Matrix = u[rows - rows[0]]
         return drawn
 
@@ -229,9 +271,36 @@ class Genetic(Engine):
         genomes = self._genomes
         child[:, c] = np.where(second, genomes[mates[:, 1]][:, c], genomes[mates[:, 0]][:, c])
 
+    def _cross_orders(
+        self, child: Matrix, mates: NDArray[np.intp], rows: NDArray[np.intp]
+    ) -> None:
+        """In place: half of the orders are crossings, the others those of one parent."""
+        cross = CROSSOVERS[self.order_crossover]
+        for which, where in enumerate(self._orders):
+            u = self._draw(rows, CROSS, which, 4)
+            for i, row in enumerate(rows.tolist()):
+                a, b = mates[row // 2, row % 2], mates[row // 2, 1 - row % 2]
+                order = np.argsort(self._genomes[a, where], kind="stable")
+                if u[i, 3] < 0.5 and a != b:
+                    other = np.argsort(self._genomes[b, where], kind="stable")
+                    order = cross(order, other, u[i])
+                _write_order(child[i, where], order)
+
+    def _change_orders(self, child: Matrix, rows: NDArray[np.intp], attempt: int) -> None:
+        """In place: a part of each order is reversed, or moved."""
+        for which, where in enumerate(self._orders):
+            u = self._draw(rows, CHANGE + 2 * which, attempt, 4)
+            for i in range(len(rows)):
+                order = np.argsort(child[i, where], kind="stable")
+                change = reversed_part if u[i, 3] < REVERSED else moved
+                _write_order(child[i, where], change(order, u[i]))
+
     def _step(self, child: Matrix, rows: NDArray[np.intp], rate: float, attempt: int) -> None:
         """In place: fresh options and steps of whole numbers, each with probability ``rate``."""
         space = self.space
+        self._change_orders(child, rows, attempt)
+        if not (len(space.categorical) or len(space.ordered)):
+            return
         chance = self._draw(rows, CHANCE, attempt) < rate
         fresh = self._draw(rows, RESET, attempt)
         c = space.categorical
@@ -254,40 +323,60 @@ class Genetic(Engine):
             child[:, o] = np.where(chance[:, o], np.clip(moved, low, high), child[:, o])
 
     def _renew(self, values: Matrix, child: Matrix, rows: NDArray[np.intp]) -> None:
-        """In place: children that were seen before are mutated harder until they are new."""
+        """In place: children that are not new are mutated harder until they are.
+
+        New is what neither the population nor a waiting trial has; in a small finite space, what
+        was never told.
+        """
         space = self.space
-        taken: set[int] = set()
-        for i in range(len(values)):
-            row = slice(i, i + 1)
-            attempt = 0
-            key = fingerprint(values[i])
-            while (key in self._seen or key in taken) and attempt <= RETRIES:
-                attempt += 1
-                if attempt > RETRIES:
-                    number = (self._asked + int(rows[i])) * POOL
-                    pool = space.values_of(self._random(number, POOL))
-                    keys = [fingerprint(v) for v in pool]
-                    new = [
-                        v
-                        for v, h in zip(pool, keys, strict=True)
-                        if h not in self._seen and h not in taken
-                    ]
-                    values[i] = (new or list(pool))[0]
-                else:
-                    rate = min(1.0, (1 + attempt) / space.n_columns)
-                    fresh = child[row].copy()
-                    _kernels.genetic.mutate(
-                        fresh,
-                        space.low,
-                        space.high,
-                        MUTATIONS["polynomial"],
-                        rate,
-                        self.mutation_eta,
-                        self._key ^ (RETRY + attempt),
-                        (self._generation * 4099 + int(rows[i])) & 0xFFFFFFFF,
-                        1,
-                    )
-                    self._step(fresh, rows[row], rate, attempt)
-                    values[i] = space.values_of(fresh)[0]
-                key = fingerprint(values[i])
-            taken.add(key)
+        finite = space.size <= FINITE
+        present = np.concatenate([space.values_of(self._genomes), self._waiting])
+        known = {row.tobytes() for row in present}
+
+        def old() -> list[int]:
+            taken, found = set(known), []
+            for i, value in enumerate(values):
+                key = value.tobytes()
+                if key in taken or (finite and fingerprint(value) in self._seen):
+                    found.append(i)
+                taken.add(key)
+            return found
+
+        for attempt in range(1, RETRIES + 1):
+            clones = old()
+            if not clones:
+                return
+            fresh = child[clones]
+            rate = min(1.0, (1 + attempt) / space.n_columns)
+            _kernels.genetic.mutate(
+                fresh,
+                space.low,
+                space.high,
+                MUTATIONS["polynomial"],
+                rate,
+                self.mutation_eta,
+                self._key ^ (RETRY + attempt),
+                (self._generation * 4099 + int(rows[0])) & 0xFFFFFFFF,
+                1,
+            )
+            self._step(fresh, rows[clones], rate, attempt)
+            values[clones] = space.values_of(fresh)
+        for i in old() if finite else ():
+            number = (self._asked + int(rows[i])) * POOL
+            here = {row.tobytes() for row in values}
+            for point in space.values_of(self._random(number, POOL)):
+                key = point.tobytes()
+                if key not in known and key not in here and fingerprint(point) not in self._seen:
+                    values[i] = point
+                    break
+
+    def _noted(self, values: Matrix) -> Matrix:
+        """The same values, remembered until they are told where ``unique``."""
+        if self.unique:
+            self._waiting = np.concatenate([self._waiting, values])
+        return values
+
+
+def _write_order(keys: Matrix, order: NDArray[np.intp]) -> None:
+    """In place: keys whose order is ``order``."""
+    keys[order] = (np.arange(len(order)) + 0.5) / len(order)

@@ -16,8 +16,8 @@ from fastopt.search.space import Matrix, Permutation, Space
 
 __all__ = ["Greedy"]
 
-# Cells that the neighbours of one round may fill; larger spaces see a random part of them.
-ROUND_CELLS = 1 << 21
+# Cells that the neighbours of one round fill; larger spaces see a random part of them in turns.
+ROUND_CELLS = 1 << 17
 # Rounds in a row without any new neighbour after which a finite space counts as searched.
 EMPTY_ROUNDS = 64
 RETRIES = 8  # times that unseen draws are looked for
@@ -76,6 +76,8 @@ class Greedy(Engine):
         "_opening_left",
         "_seen",
         "_empty",
+        "_idle",
+        "_total",
     )
 
     def __init__(
@@ -112,6 +114,12 @@ class Greedy(Engine):
         self._restarts = 0
         self._seen: set[int] = set()
         self._empty = 0
+        self._idle = 0  # neighbours told in a row that did not help
+        self._total = 0  # neighbours that the point has
+        c = self.space.categorical
+        counts = np.rint(self.space.high[c] - self.space.low[c]).astype(np.intp)
+        self._option_columns: NDArray[np.intp] = np.repeat(c, counts)
+        self._option_values = np.concatenate([[], *(np.arange(n) for n in counts)])
 
     def options(self) -> dict[str, Any]:
         return {"step": self.step, "n_start": self._n_start}
@@ -125,7 +133,7 @@ class Greedy(Engine):
             given = self._first[first : first + k]
             done = len(given)
         elif self._opening_left <= 0 and self._cursor >= len(self._queue):
-            self._turn(first)
+            self._turn(k)
         if self._opening_left <= 0 and done < k:
             part = self._queue[self._cursor : self._cursor + k - done]
             genomes[done : done + len(part)] = part
@@ -151,36 +159,40 @@ class Greedy(Engine):
             self._learn_moves(new[order], best)
         self._point, self._value = best.copy(), float(y[good[order[0]]])
         self._queue, self._cursor = self._queue[:0], 0  # neighbours of the old point are stale
-        self._empty = 0
+        self._empty = self._idle = 0
 
     # --- inside
 
     def _learn_moves(self, improving: Matrix, best: Matrix) -> None:
         """Longer steps for what helped; the same move again, and the sum of the moves."""
         moves = improving - self._point
-        moves[:, self.space.categorical] = 0.0
+        c = self.space.categorical
+        alone = np.flatnonzero((moves != 0).sum(axis=1) == 1)
+        total = self._point.copy()
+        for row in alone[::-1]:  # of several options of one variable the best stays
+            total[c] = np.where(moves[row, c] != 0, improving[row, c], total[c])
+        moves[:, c] = 0.0
+        total += moves[alone].sum(axis=0)
         helped = moves[0] != 0
         self._steps[helped] = np.minimum(self._steps[helped] * 2.0, 0.5)
-        again = best + moves[0]
-        tries = [again]
-        if len(moves) > 1:
-            single = moves[(moves != 0).sum(axis=1) == 1]
-            total = self._point + single.sum(axis=0)
-            total[self.space.categorical] = best[self.space.categorical]
-            tries.insert(0, total)
+        tries = [total, best + moves[0]] if len(alone) > 1 else [best + moves[0]]
         self._helped = np.clip(np.array(tries), self.space.low, self.space.high)
 
-    def _turn(self, first: int) -> None:
-        """Begin a round: new neighbours, after shorter steps or a restart where none helped."""
+    def _turn(self, k: int) -> None:
+        """Begin a round: new neighbours, at least k of them where there are; shorter steps or a
+        restart first where no neighbour helped."""
         for _ in range(EMPTY_ROUNDS):
             if not len(self._point):  # every trial so far failed
                 return
             if self._cursor and self._cursor >= len(self._queue):  # the last round did not help
-                self._shrink()
+                self._idle += max(len(self._queue), 1)
+                if self._idle >= self._total:
+                    self._idle = 0
+                    self._shrink()
                 if not len(self._point):
                     break
             self._round += 1
-            self._queue, self._cursor = self._fresh(self._neighbours()), 0
+            self._queue, self._cursor = self._fresh(self._neighbours(k)), 0
             self._helped = self._helped[:0]
             if len(self._queue):
                 return
@@ -222,42 +234,42 @@ class Greedy(Engine):
         self._point = fresh
         self._value = math.inf
 
-    def _neighbours(self) -> Matrix:
+    def _neighbours(self, k: int) -> Matrix:
+        """Changed points in random order, up to ``ROUND_CELLS`` cells; moves that helped first."""
         space, point = self.space, self._point
-        d = space.n_columns
         if self._value == math.inf and math.isfinite(self._best_y):  # a restart's own point
             head = point[None]
         else:
             head = self._helped
-        rows: list[Matrix] = []
-        limit = max(16, ROUND_CELLS // d)
         columns = self._movable()
-        if 2 * len(columns) > limit:
-            u = self._uniform(self._round, 1, ORDER + 100)[0]
-            columns = np.sort(columns[np.argsort(u[columns])[: limit // 2]])
         steps = self._steps * (space.high - space.low)
         o = space.ordered
         if len(o):
             steps[o] = np.maximum(steps[o], space.cell(point[None, o], o)[0])
-        for sign in (-1.0, 1.0):
-            moved = np.repeat(point[None], len(columns), axis=0)
-            at = np.arange(len(columns))
-            moved[at, columns] = np.clip(
-                point[columns] + sign * steps[columns], space.low[columns], space.high[columns]
-            )
-            rows.append(moved)
-        for c in space.categorical:
-            n = round(space.high[c] - space.low[c])
-            others = [i for i in range(n) if i != round(point[c])]
-            moved = np.repeat(point[None], len(others), axis=0)
-            moved[:, c] = others
-            rows.append(moved)
-        for name, v in space.variables.items():
-            if isinstance(v, Permutation) and v.n > 1:
-                rows.append(self._swaps(space.slices[name], v.n))
-        every = np.concatenate(rows)
-        order = np.argsort(self._shuffle(len(every)))
-        return np.concatenate([head, every[order][:limit]])
+        other = self._option_values != np.rint(point[self._option_columns])
+        where = np.concatenate([columns, columns, self._option_columns[other]])
+        move = np.concatenate(
+            [
+                np.maximum(point[columns] - steps[columns], space.low[columns]),
+                np.minimum(point[columns] + steps[columns], space.high[columns]),
+                self._option_values[other],
+            ]
+        )
+        swaps = [
+            self._swaps(space.slices[name], v.n)
+            for name, v in space.variables.items()
+            if isinstance(v, Permutation) and v.n > 1
+        ]
+        self._total = len(where) + sum(len(part) for part in swaps)
+        limit = max(16, k, ROUND_CELLS // space.n_columns)
+        order = np.argsort(self._shuffle(self._total))[:limit]
+        single = order < len(where)
+        rows = np.repeat(point[None], len(order), axis=0)
+        chosen = order[single]
+        rows[np.flatnonzero(single), where[chosen]] = move[chosen]
+        if swaps:
+            rows[~single] = np.concatenate(swaps)[order[~single] - len(where)]
+        return np.concatenate([head, rows])
 
     def _shuffle(self, n: int) -> Matrix:
         """n uniforms of this round."""

@@ -330,12 +330,15 @@ def _sync(file: int) -> None:
 def _trial(number: int, values: Matrix, outcome: Outcome, asked: int | None) -> bytes:
     """One trial's line, put together by hand: this is most of what a journaled trial costs."""
     y, constraints, message, _, reports, stopped = outcome
-    hexed = f'"{y.hex()}"' if isinstance(y, float) else json.dumps([v.hex() for v in y])
-    if hexed == '"nan"':
-        hexed = "null"
-    body = f'{{"trial":{number},"x":"{fingerprint(values):016x}","y":{hexed}'
-    if len(values) <= VALUES:
-        body += f',"values":{values.tolist()!r}'
+    if isinstance(y, float):
+        hexed = f'"{y.hex()}"' if y == y else "null"
+    else:
+        hexed = json.dumps([v.hex() for v in y])
+    shown = f',"values":{values.tolist()}' if len(values) <= VALUES else ""
+    body = f'{{"trial":{number},"x":"{fingerprint(values):016x}","y":{hexed}{shown}'
+    if not (constraints or message or reports or stopped) and asked is None:
+        data = (body + "}").encode()
+        return b"%08x %b\n" % (zlib.crc32(data), data)
     rest: dict[str, Any] = {}
     if constraints:
         rest["constraints"] = [c.hex() for c in constraints]

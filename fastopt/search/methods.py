@@ -10,16 +10,24 @@ from fastopt._options import choice
 from fastopt._random import Seed
 from fastopt.errors import OptionError
 from fastopt.search.cma import CMA
+from fastopt.search.de import DE
 from fastopt.search.engine import Engine, Random
 from fastopt.search.genetic import Genetic
+from fastopt.search.gp import GP
 from fastopt.search.greedy import Greedy
+from fastopt.search.nsga2 import NSGA2
 from fastopt.search.portfolio import Portfolio, is_real
-from fastopt.search.space import Space
+from fastopt.search.space import Float, Int, Permutation, Space, Vector
+from fastopt.search.tpe import TPE
 
 __all__ = ["METHODS", "engine_for"]
 
-ENGINES: dict[str, type[Engine]] = {e.method: e for e in (Random, Greedy, Genetic, CMA, Portfolio)}
+ENGINES: dict[str, type[Engine]] = {
+    e.method: e for e in (Random, Greedy, Genetic, CMA, Portfolio, GP, TPE, DE, NSGA2)
+}
 METHODS = ("auto", *ENGINES)
+# Most trials for which the models are worth their time: all spaces, and those of reals alone.
+GP_BUDGET, GP_REAL, TPE_BUDGET = 100, 60, 1000
 # Cells of one vectorised batch of random trials.
 BATCH_CELLS = 1 << 16
 
@@ -48,7 +56,9 @@ def engine_for(
         return method, "given"
     choice(method, "method", METHODS)
     budget = max_evals if max_evals is not None else 10_000
-    name, reason = (method, "asked for") if method != "auto" else _chosen(space, budget)
+    name, reason = (
+        (method, "asked for") if method != "auto" else _chosen(space, budget, vectorized)
+    )
     options: dict[str, Any] = {}
     if stored and (method == "auto" or stored.get("method") == method):
         name, options = stored["method"], dict(stored["options"])
@@ -59,9 +69,13 @@ def engine_for(
             raise OptionError("x0: random search takes no first trials; use another method")
     else:
         options["x0"] = x0
-    if name == "genetic" and "population" not in options:
+    if name in ("genetic", "nsga2") and "population" not in options:
         mu = 50 if vectorized else max(8, min(50, round(math.sqrt(budget))))
+        if name == "genetic" and _orders(space):
+            mu = 10  # 6.0 against 7.1 with 50 on a tour of 50 points, 20,000 trials
         options.update(population=mu, unique=not vectorized)
+    if name == "de":
+        options.setdefault("budget", budget)
     engine = ENGINES[name](space, seed=seed, **options)
     d = space.n_columns
     if name == "random" and vectorized:
@@ -71,13 +85,30 @@ def engine_for(
     elif isinstance(engine, Genetic):
         mu = engine.population
         engine.batch = mu if vectorized else max(2, min(mu, budget // 16))
+        if name == "genetic" and _orders(space):
+            engine.batch = 4
     if stored and stored.get("method") == name:
         engine.batch = stored.get("own_batch", engine.batch)
     return engine, reason
 
 
-def _chosen(space: Space, budget: int) -> tuple[str, str]:
-    """What "auto" stands for."""
+def _orders(space: Space) -> bool:
+    """Whether most columns are those of orders."""
+    columns = sum(v.n for v in space.variables.values() if isinstance(v, Permutation))
+    return 2 * columns > space.n_columns
+
+
+def _chosen(space: Space, budget: int, vectorized: bool) -> tuple[str, str]:
+    """What "auto" stands for: measured in benchmarks/search_quality.py."""
+    kinds = {type(v) for v in space.variables.values()}
+    if space.conditional and not vectorized and budget <= TPE_BUDGET:
+        return "tpe", "variables under conditions"
     if is_real(space):
+        if budget <= GP_REAL and not vectorized:
+            return "gp", f"at most {GP_REAL} trials"
         return "portfolio", "every variable is real"
-    return "genetic", "the default"
+    if budget <= GP_BUDGET and not vectorized and Permutation not in kinds:
+        return "gp", f"at most {GP_BUDGET} trials of mixed variables"
+    if kinds <= {Float, Int, Vector} and not space.conditional and budget >= 50 * space.n_columns:
+        return "cma", "reals and integers, at least 50 trials per variable"
+    return "genetic", "mixed variables and many trials"

@@ -20,7 +20,7 @@ CROSSOVERS = {"none": 0, "uniform": 1, "one_point": 2, "two_point": 3, "sbx": 4}
 SBX = CROSSOVERS["sbx"]
 MUTATIONS = {"none": 0, "gaussian": 1, "polynomial": 2}
 # Genes of one call below which a second thread costs more than it saves.
-SERIAL_BELOW = 1 << 17
+SERIAL_BELOW = 1 << 15
 
 
 def tournament(
@@ -126,13 +126,14 @@ def variation(
     NaN genes stay NaN.
     """
     parents = as_array(parents, "parents", ndim=2)
+    mates = as_array(mates, "mates", dtypes=(np.dtype(np.intp).name,), ndim=1)
     d = parents.shape[1]
     lows, highs = _bound(low, "low", parents), _bound(high, "high", parents)
     if not (lows <= highs).all():
         raise ArrayError("low, high: expected low <= high for each gene, and no NaN")
-    if ((parents < lows) | (parents > highs)).any():
+    workers = resolve(threads, len(mates) * d, SERIAL_BELOW)
+    if _kernels.genetic.outside(parents, lows, highs, workers):
         raise ArrayError("parents: expected genes within low and high")
-    mates = as_array(mates, "mates", dtypes=(np.dtype(np.intp).name,), ndim=1)
     child = out_for(out, "out", (len(mates), d), parents.dtype.name)
     check_disjoint([("out", child)], [("parents", parents), ("low", lows), ("high", highs)])
     if mutation_rate is None:
@@ -154,16 +155,15 @@ def variation(
         number(mutation_scale, "mutation_scale", low=0),
         key_of(seed),
         integer(generation, "generation") & 0xFFFFFFFF,
-        resolve(threads, child.size, SERIAL_BELOW),
+        workers,
     )
     return child
 
 
 def _bound(value: Any, name: str, parents: NDArray[Any]) -> NDArray[Any]:
     """One bound a gene, of the parents' dtype."""
-    bound = as_array(
-        value, name, dtypes=(parents.dtype.name,), cast=parents.dtype.name, ndim=(0, 1)
-    )
+    dtype = parents.dtype.name
+    bound = as_array(value, name, dtypes=(dtype,), cast=dtype, ndim=(0, 1))
     if bound.ndim == 0:
         return np.full(parents.shape[1], bound)
     if bound.shape != (parents.shape[1],):

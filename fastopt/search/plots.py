@@ -38,6 +38,7 @@ class Panel:
     x_label: str = ""
     y_label: str = ""
     log_x: bool = False
+    log_y: bool = False
     x_ticks: list[tuple[float, str]] | None = None
     y_ticks: list[tuple[float, str]] | None = None
     dots: list[tuple[Matrix, Matrix, Any]] = field(default_factory=list)  # x, y, colour(s)
@@ -147,7 +148,8 @@ def _contour(result: Result, x: str | None, y: str | None) -> list[Panel]:
     mean = (weight * rank).sum(axis=2) / np.maximum(weight.sum(axis=2), 1e-300)
     edges = [_values_at(space, c, np.linspace(0, 1, CELLS + 1)) for c in columns]
     panel = _axis(space, chosen[0], chosen[1])
-    panel.y_ticks = _axis(space, chosen[1], "").x_ticks
+    upright = _axis(space, chosen[1], "")
+    panel.log_y, panel.y_ticks = upright.log_x, upright.x_ticks
     panel.cells = (edges[0], edges[1], _shades(mean))
     values = result.values[rows][:, columns]  # type: ignore[index]
     keep = _some(np.arange(len(values)))
@@ -307,7 +309,7 @@ def _svg_axes(panel: Panel, w: float, h: float) -> str:
         xs, ys = [panel.cells[0]], [panel.cells[1]]
     if panel.x_ticks:
         xs.append(np.array([v for v, _ in panel.x_ticks]))
-    x, y = _Scale(xs, left, right, panel.log_x), _Scale(ys, bottom, top, False)
+    x, y = _Scale(xs, left, right, panel.log_x), _Scale(ys, bottom, top, panel.log_y)
     out = []
     if panel.cells is not None:
         gx, gy = x(panel.cells[0]), y(panel.cells[1])
@@ -393,6 +395,8 @@ def _figure(panels: list[Panel], width: int, height: int) -> Any:
             axes.plot(a, b, color=colour, linewidth=1)
         if panel.log_x:
             axes.set_xscale("log")
+        if panel.log_y:
+            axes.set_yscale("log")
         if panel.x_ticks:
             axes.set_xticks([v for v, _ in panel.x_ticks], [t for _, t in panel.x_ticks])
         if panel.y_ticks:

@@ -140,7 +140,7 @@ class Result:
         """The feasible trials that no other feasible trial dominates."""
         if self.values is None:
             raise OptionError("pareto: trials were not kept; pass keep_trials=True to minimize")
-        y = self.history.reshape(self.n_evals, -1) * self._signs()
+        y = np.atleast_2d(self.history.T).T * self._signs()
         counted = ~np.isnan(y).any(axis=1)
         if self.violations is not None:
             counted &= self.violations <= 0
@@ -149,12 +149,11 @@ class Result:
         rows = np.flatnonzero(counted)
         rows = rows[nondominated(y[rows])]
         rows = rows[np.argsort(y[rows, 0], kind="stable")]
-        fun = self.history.reshape(self.n_evals, -1)[rows]
+        fun = np.atleast_2d(self.history.T).T[rows]
         return Pareto(self.space.dicts_of(self.values[rows]), fun, self.numbers[rows])
 
     def _signs(self) -> NDArray[np.float64]:
-        flags = self.maximize if isinstance(self.maximize, tuple) else (self.maximize,)
-        return np.where(flags, -1.0, 1.0)
+        return np.where(self.maximize, -1.0, 1.0)
 
     def with_compromise(self) -> Result:
         """The same with ``x`` and ``fun`` of the trial of the front that is nearest to the best

@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastopt._random import generator_of
-from fastopt.errors import FormatError
+from fastopt.errors import FormatError, TrialError
 from fastopt.search.engine import Engine, fingerprint
 from fastopt.search.evaluation import Objective, Outcome
 from fastopt.search.journal import Journal
@@ -74,6 +74,7 @@ class Batch:
         self.known: set[int] = set()  # from the journal
         self.missing = len(self.fresh)
         self.settled = 0
+        self.y: NDArray[np.float64] | None = None  # outcomes that are nothing but numbers
         self.stop: Any = None  # rule by which its trials end early
 
 
@@ -108,6 +109,7 @@ class Run:
         self.retry_failed = False
         self.workers: Workers | None = None
         self.stopper: Stopper | None = None
+        self.lookahead: int | None = None
         self.line: Line | None = None
         self.arrived, self.shown = 0, math.inf
         self.vectorized = False
@@ -119,7 +121,12 @@ class Run:
         self.limit = math.inf if limit is None else limit
         self.asked = 0
         self.numbers = array("q")
-        self.history = array("d")  # y of settled trials, objectives side by side
+        self.history = array("d")  # y of settled trials
+        self.several = objective.objectives != 1
+        self.m = objective.objectives  # 0: not known yet
+        if self.m > 1:
+            engine.n_objectives = self.m
+        self.fronts: list[tuple[float, ...] | None] = []  # the same with several objectives
         self.violations = array("d")
         self.kept: list[Matrix] = []
         self.errors: dict[int, str] = {}
@@ -210,7 +217,7 @@ class Run:
         # Batches that the engine may propose before the oldest of them is told.
         finite = self.unseen is not None
         told = finite or self.vectorized or self.stopper is not None
-        ahead = 0 if told else self.engine.lag
+        ahead = 0 if told else self.engine.lag if self.lookahead is None else self.lookahead
         open_: deque[Batch] = deque()
         try:
             while not self.message:
@@ -349,20 +356,26 @@ class Run:
         timed = self.deadline < math.inf
         watched = self.journal is not None or self.line is not None
         careful = timed or self.per_trial or watched
-        if careful:
-            self._settle(batch, ready=True)
-        for i, trial in zip(todo, trials, strict=True):
-            if careful and (self.message or (timed and time.monotonic() >= self.deadline)):
-                return
+        results = objective.each(trials, stop)
+        if not careful:
             self.evaluating = True
-            outcome = objective(trial, stop)
-            self.evaluating = False
-            if careful:
-                self._arrived(batch, i, outcome)
-                self._settle(batch, ready=True)
-            else:
+            for i, outcome in zip(todo, results, strict=True):
                 outcomes[i] = outcome
                 batch.missing -= 1
+                if self.interrupts or (type(outcome) is not float and self._fatal(outcome)):
+                    break
+            self.evaluating = False
+            return
+        self._settle(batch, ready=True)
+        for i in todo:
+            if self.message or (timed and time.monotonic() >= self.deadline):
+                return
+            self.evaluating = True
+            outcome = next(results)
+            self.evaluating = False
+            self._arrived(batch, i, outcome)
+            if self.per_trial:
+                self._settle(batch, ready=True)
             if self.interrupts or (type(outcome) is not float and self._fatal(outcome)):
                 return
 
@@ -372,21 +385,20 @@ class Run:
             return
         batch.known.clear()
         failure: Exception | None = None
-        m, count = self.objective.objectives, len(batch.fresh)
-        limits = None
+        count, limits = len(batch.fresh), None
         self.evaluating = True
         try:
             y, limits = self.objective.batch(batch.fresh)
         except Exception as error:
-            failure, y = error, np.full(count if m == 1 else (count, m), math.nan)
+            failure, y = error, np.full(count, math.nan)
         self.evaluating = False
-        outcomes: list[Any] = y.tolist()
-        if m > 1 or limits is not None or failure is not None:
+        outcomes: list[Any] = y.tolist() if y.ndim == 1 else [tuple(row) for row in y.tolist()]
+        if y.ndim > 1 or limits is not None:
             c = [()] * count if limits is None else [tuple(row) for row in limits.tolist()]
-            outcomes = [Outcome(v if m == 1 else tuple(v), c[i]) for i, v in enumerate(outcomes)]
+            outcomes = [Outcome(v, c[i]) for i, v in enumerate(outcomes)]
         if failure is not None:
             message = f"{type(failure).__name__}: {failure}"
-            outcomes[0] = outcomes[0]._replace(message=message, error=failure)
+            outcomes[0] = Outcome(math.nan, (), message, failure)
             self._fatal(outcomes[0])
         if self.journal is not None:
             self.journal.append(
@@ -441,7 +453,7 @@ class Run:
         """The progress line, which counts trials as they arrive."""
         assert self.line is not None
         self.arrived += 1
-        if self.objective.objectives == 1 and not isinstance(outcome, Outcome):
+        if not isinstance(outcome, Outcome):
             self.shown = min(self.shown, outcome) if outcome == outcome else self.shown
         fun = min(self.shown, self.best[1] if self.best[0] == 0.0 else math.inf)
         self.line.show(self.arrived, self.objective.signs[0] * fun)
@@ -455,7 +467,8 @@ class Run:
         if not self.per_trial:
             if ready:
                 return
-            if self.stopper is None and all(type(o) is float for o in todo):
+            plain = self.stopper is None and not self.several
+            if plain and set(map(type, todo)) <= {float}:
                 self._settle_all(batch, todo)
                 return
         for outcome in todo:
@@ -476,7 +489,9 @@ class Run:
 
     def _settle_all(self, batch: Batch, todo: list[Any]) -> None:
         """The same for plain numbers that nobody waits for."""
-        y = np.array(todo)
+        y = np.array(todo, dtype=np.float64)
+        if batch.rows is None and not batch.settled:
+            batch.y = y
         first, n = batch.first + batch.settled, len(y)
         self.history.frombytes(y.tobytes())
         self.numbers.extend(range(first, first + n))
@@ -497,19 +512,30 @@ class Run:
         if stopped:
             self.stopped.add(number)
         self.numbers.append(number)
-        several = self.objective.objectives
-        ys = y if isinstance(y, tuple) else (y,) * several
-        self.history.extend(ys)
+        if self.several:
+            self.objectives_of(y)
+            self.fronts.append(y if isinstance(y, tuple) else None)
+        else:
+            assert isinstance(y, float)
+            self.history.append(y)
         violation = math.nan if whole.failed else sum(max(c, 0.0) for c in constraints)
         if self.objective.constraints:
             self.violations.append(violation)
         if self.keep:
             self.kept.append(values[None].copy())
-        if self.stopper is not None:
-            self.stopper.tell(reports, ys[0], stopped)
         self.since += 1
-        if several == 1 and not stopped and not whole.failed:
-            self.note_best(violation, ys[0], values)
+        if isinstance(y, float):
+            if self.stopper is not None:
+                self.stopper.tell(reports, y, stopped)
+            if not (self.several or stopped or whole.failed):
+                self.note_best(violation, y, values)
+
+    def objectives_of(self, y: Any) -> None:
+        """Note, from the first result that has them, how many objectives there are."""
+        if isinstance(y, tuple) and self.m != len(y):
+            if self.m:
+                raise TrialError(f"objective: expected {self.m} numbers, got {len(y)}")
+            self.m = self.objective.objectives = self.engine.n_objectives = len(y)
 
     def note_best(self, violation: float, y: float, values: Matrix) -> None:
         """Deb's rules: the smaller violation, then the smaller objective."""
@@ -532,7 +558,9 @@ class Run:
     def _learn(self, batch: Batch) -> None:
         """Tell the engine what of a batch is finished; points that it repeats are answered from
         what is known."""
-        m = self.objective.objectives
+        if batch.y is not None:  # settled at once
+            self.engine.learn(batch.values, batch.y)
+            return
         numbers = range(batch.first, batch.first + len(batch.fresh))
         if batch.rows is not None:
             for number, outcome in zip(numbers, batch.outcomes, strict=True):
@@ -544,22 +572,18 @@ class Run:
             told = [self.told[self.seen[batch.values[i].tobytes()]] for i in rows]
         else:
             rows = [i for i, o in enumerate(batch.outcomes) if o is not None]
-            if self.engine_takes_floats(batch.outcomes):
-                y = np.array([o for o in batch.outcomes if o is not None])
+            plain = rows and not self.several
+            if plain and all(type(batch.outcomes[i]) is float for i in rows):
+                y = np.array([batch.outcomes[i] for i in rows])
                 self.engine.learn(_rows(batch.values, rows), y)
                 return
             told = [_told(o) for o in batch.outcomes if o is not None]
         if not rows:
             return
-        y = np.array([np.broadcast_to(np.array(v), (m,)) for v, _ in told])
-        y = y[:, 0] if m == 1 else y
+        m = self.m or self.engine.n_objectives
+        y = np.array([v if isinstance(v, tuple) or m == 1 else (v,) * m for v, _ in told])
         violation = np.array([v for _, v in told]) if self.objective.constraints else None
         self.engine.learn(_rows(batch.values, rows), y, violation)
-
-    def engine_takes_floats(self, outcomes: list[float | Outcome | None]) -> bool:
-        return all(o is None or type(o) is float for o in outcomes) and any(
-            o is not None for o in outcomes
-        )
 
     # --- asynchronous
 
@@ -649,13 +673,15 @@ class Run:
         return self.objective.signs[0] * self.best[1]
 
     def result(self) -> Result:
-        m = self.objective.objectives
         history: NDArray[np.float64] = np.array(self.history, dtype=np.float64)
-        history = (history.reshape(-1, m) if m > 1 else history) * np.array(self.objective.signs)
+        if self.several:
+            nothing = (math.nan,) * (self.m or 2)
+            history = np.array([y or nothing for y in self.fronts]).reshape(-1, len(nothing))
+        history = history * np.array(self.objective.signs)
         values = None
         if self.keep:
             values = np.concatenate([np.empty((0, self.space.n_columns)), *self.kept])
-        failed = np.isnan(history if m == 1 else history[:, 0])
+        failed = np.isnan(history[:, 0] if self.several else history)
         result = Result(
             x=self._x(),
             fun=self._fun(),
@@ -676,7 +702,7 @@ class Run:
             numbers=np.array(self.numbers, dtype=np.int64),
             values=values,
         )
-        return result.with_compromise() if m > 1 and self.keep else result
+        return result.with_compromise() if self.several and self.keep else result
 
 
 def _whole(outcome: float | Outcome) -> Outcome:

@@ -394,7 +394,7 @@ class Space:
         names = self.names
         rows = zip(*columns, strict=True)
         if not self.conditional:
-            return [dict(zip(names, row, strict=True)) for row in rows]
+            return list(map(dict, map(zip, itertools.repeat(names), rows)))
         starts = [self.slices[name].start for name in names]
         mask = self._active(values)[:, starts].tolist()
         return [

@@ -70,7 +70,10 @@ def _result(
     space: Space, header: dict[str, Any], numbers: list[int], records: list[Record], path: str
 ) -> Result:
     signs = np.array(header["signs"], dtype=np.float64)
-    m = len(signs)
+    found = [len(r.outcome.y) for r in records if isinstance(r.outcome.y, tuple)]
+    m = max([len(signs), *found])
+    if len(signs) not in (1, m) or len(set(found)) > 1:
+        raise FormatError("trials of different numbers of objectives", path)
     values = np.empty((len(records), space.n_columns))
     y = np.full((len(records), m), math.nan)
     violations = np.zeros(len(records))
@@ -101,7 +104,7 @@ def _result(
         method_reason="",
         elapsed_s=math.nan,
         space=space,
-        maximize=maximize[0] if m == 1 else maximize,
+        maximize=maximize[0] if len(maximize) == 1 else maximize,
         violation=math.nan if best is None else float(violations[best]),
         violations=violations if header["constraints"] else None,
         errors={n: e for n, e in errors.items() if e is not None},

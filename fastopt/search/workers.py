@@ -12,13 +12,12 @@ import pickle
 import signal
 import time
 from collections import deque
-from collections.abc import Callable
 from concurrent import futures
 from contextlib import suppress
 from multiprocessing import connection, get_context
 from typing import Any, NamedTuple, Protocol
 
-from fastopt.errors import DTypeError, FastoptError, WorkerDied
+from fastopt.errors import DTypeError, FastoptError, TrialTimeout, WorkerDied
 from fastopt.search.evaluation import Objective, Outcome, Portable, Stop, transportable
 
 __all__ = ["Executor", "Inline", "Processes", "Workers"]
@@ -343,7 +342,7 @@ class Processes:
         self._replace(p)
         if task is None:
             return []
-        return [_failed(number, TimeoutError(f"no result after timeout={self.timeout:g} s"))]
+        return [_failed(number, TrialTimeout(f"no result after timeout={self.timeout:g} s"))]
 
     def _replace(self, p: _Process) -> None:
         self.waiting.extendleft(reversed(p.tasks.values()))
@@ -356,7 +355,7 @@ def _failed(number: int, error: Exception) -> Arrival:
     return number, Outcome(math.nan, (), f"{type(error).__name__}: {error}", error)
 
 
-def _serve(pipe: Any, objective: Callable[..., Any], now: Any, parent: int) -> None:
+def _serve(pipe: Any, objective: Objective, now: Any, parent: int) -> None:
     """What a worker process does. Ctrl-C is its parent's affair."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     monotonic = time.monotonic
@@ -373,10 +372,11 @@ def _serve(pipe: Any, objective: Callable[..., Any], now: Any, parent: int) -> N
             return
         done: list[Arrival] = []
         sent = begun = monotonic()
-        for number, trial in trials:
+        results = objective.each((trial for _, trial in trials), stop)
+        for number, _ in trials:
             now[1] = monotonic()
             now[0] = number
-            outcome = transportable(objective(trial, stop))
+            outcome = transportable(next(results))
             now[0] = -1.0
             done.append((number, outcome))
             if monotonic() - sent >= REPLY_S:

@@ -2,6 +2,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+def outside(x: NDArray[Any], low: NDArray[Any], high: NDArray[Any], threads: int) -> bool: ...
 def breed(
     child: NDArray[Any],
     parents: NDArray[Any],

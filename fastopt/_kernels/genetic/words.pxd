@@ -1,61 +1,57 @@
-"""What the genetic kernels share: words, streams, one call's numbers, exchange of genes."""
+"""What the genetic kernels share: the streams of random words and one call's numbers.
 
-from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
+Every word is Philox4x32-10 of (key, row or pair, stream, generation), so a child does not depend
+on threads, chunks, level or how many of its siblings are made.
+"""
 
-cdef extern from "genetic/genetic.h" nogil:
-    void fo_tile(uint32_t* out, uint64_t key, uint32_t first, uint32_t second,
-                 uint32_t stream, uint32_t step) noexcept
-    float fo_log2f(float x) noexcept
-    float fo_exp2f(float x) noexcept
-    double fo_log2(double x) noexcept
-    double fo_exp2(double x) noexcept
-    double fo_cos(double x) noexcept
+from libc.stdint cimport int32_t, uint32_t, uint64_t
 
-ctypedef fused gene:
-    float
-    double
-    uint8_t
+from fastopt._kernels.genetic.approximate cimport log2_d
+from fastopt._kernels.shared.philox cimport philox_tile
 
-cdef enum:
+cdef enum Stream:
+    SELECT = 1
+    PAIR = 2
+    CROSS = 3
+    MASK = 4
+    SKIP = 5
+    DENSE = 6
+    FILL = 7
+    FLIP = 8
+
+cdef enum Crossover:
     COPY = 0
     UNIFORM = 1
     ONE_POINT = 2
     TWO_POINT = 3
     SBX = 4
+
+cdef enum Mutation:
     GAUSSIAN = 1
     POLYNOMIAL = 2
-    TILE = 64           # genes for which one pass holds its words
-    GROUP = 16          # pairs, slots or rows whose own words come from one tile
-    EARLY = 2           # mutations of a row whose words are drawn for 16 rows at once
-    SITES = 64          # mutations computed together
-    POLL = 1 << 23      # genes between two looks at Ctrl-C, about 30 ms
-    S_SELECT = 1
-    S_PAIR = 2
-    S_CROSS = 3
-    S_MASK = 4
-    S_SKIP = 5
-    S_DENSE = 6
-    S_FILL = 7
-    S_FLIP = 8
 
-
-cdef struct Plan:       # one call's numbers, the same for every row
+cdef struct Variation:  # one call's numbers, the same for every row
     uint64_t key
-    uint32_t step
+    uint32_t generation
     int crossover
-    int mutation
-    double rate         # of pairs that cross
+    double rate  # of pairs that cross
     int32_t gene_limit  # a gene takes part if its word's top 31 bits are <= this
-    float power         # eta + 1 of SBX
-    float root          # 1 / power
+    float power  # eta + 1 of SBX
+    int whole  # the same where it is a whole number, else 0
+    float least  # of what is raised to that power: the result stays a normal number
+    int mutation
     double mutation_rate
-    double mutation_scale
     int32_t mutation_limit
-    double skip         # 1 / log2(1 - mutation_rate)
+    double skip  # 1 / log2(1 - mutation_rate)
+    double eta  # of the polynomial mutation
+    double sigma  # of the Gaussian one, in units of high - low
 
 
-cdef inline int32_t limit_of(double rate) noexcept nogil:
-    return <int32_t> (<double> (rate * 2147483648.0) - 1.0)
+cdef inline void tile(
+    uint32_t* words, uint64_t key, uint32_t index, uint32_t row, Stream stream, uint32_t generation
+) noexcept nogil:
+    """64 words: word k of the blocks (index + l, row) at 16 k + l."""
+    philox_tile(words, key, <uint64_t> row << 32 | index, stream, generation, 10)
 
 
 cdef inline Py_ssize_t scaled(uint32_t word, Py_ssize_t n) noexcept nogil:
@@ -68,75 +64,25 @@ cdef inline double unit_32(uint32_t word) noexcept nogil:
     return (<double> word + 0.5) * (1.0 / 4294967296.0)
 
 
-cdef inline void exchange_uniform(
-    gene* ca, gene* cb, const gene* pa, const gene* pb, Py_ssize_t d, Py_ssize_t pair,
-    const Plan* plan,
-) noexcept nogil:
-    cdef uint32_t words[TILE]
-    cdef Py_ssize_t tile, start, j, m
-    cdef gene a, b
-    cdef int32_t limit = plan.gene_limit
-    for tile in range((d + TILE - 1) // TILE):
-        start = tile * TILE
-        m = min(TILE, d - start)
-        fo_tile(words, plan.key, <uint32_t> (start // 4), <uint32_t> pair, S_CROSS, plan.step)
-        for j in range(m):
-            a = pa[start + j]
-            b = pb[start + j]
-            ca[start + j] = b if <int32_t> (words[j] >> 1) <= limit else a
-            cb[start + j] = a if <int32_t> (words[j] >> 1) <= limit else b
+cdef inline int32_t limit_of(double rate) noexcept nogil:
+    rate = rate if rate > 0 else 0  # also NaN
+    rate = rate if rate < 1 else 1
+    return <int32_t> (<double> (rate * 2147483648.0) - 1.0)
 
 
-cdef inline void exchange_segment(
-    gene* ca, gene* cb, const gene* pa, const gene* pb, Py_ssize_t d,
-    Py_ssize_t first, Py_ssize_t last,
-) noexcept nogil:
-    cdef Py_ssize_t j
-    for j in range(first):
-        ca[j] = pa[j]
-        cb[j] = pb[j]
-    for j in range(first, last):
-        ca[j] = pb[j]
-        cb[j] = pa[j]
-    for j in range(last, d):
-        ca[j] = pa[j]
-        cb[j] = pb[j]
+cdef inline double skip_of(double rate) noexcept nogil:
+    """What log2 of a uniform is multiplied by for the gap between two hits: 1 / log2(1 - rate)."""
+    if not 0 < rate < 1:
+        return 0.0
+    if rate < 1e-9:  # 1 - rate loses its digits, and is 1 below 1e-16: log2's first term
+        return -1.0 / (rate * 1.4426950408889634)
+    return 1.0 / log2_d(1.0 - rate)
 
 
-cdef inline void cuts(
-    Py_ssize_t* first, Py_ssize_t* last, const uint32_t* words, Py_ssize_t d, const Plan* plan
-) noexcept nogil:
-    """The segment that is exchanged: from one cut strictly inside, or between two cuts."""
-    cdef Py_ssize_t a, b
-    if plan.crossover == ONE_POINT:
-        first[0] = 1 + scaled(words[GROUP], d - 1) if d > 1 else d
-        last[0] = d
-        return
-    a = scaled(words[GROUP], d + 1)
-    b = scaled(words[2 * GROUP], d)
-    b += b >= a
-    first[0] = min(a, b)
-    last[0] = max(a, b)
-
-
-cdef inline Plan plan_of(
-    int crossover, double rate, double gene_rate, double eta, int mutation, double mutation_rate,
-    double mutation_scale, uint64_t key, uint32_t generation,
-) noexcept nogil:
-    cdef Plan plan
-    plan.key = key
-    plan.step = generation
-    plan.crossover = crossover
-    plan.mutation = mutation
-    plan.rate = rate
-    plan.gene_limit = limit_of(gene_rate)
-    plan.power = <float> (eta + 1.0)
-    plan.root = <float> 1.0 / plan.power
-    plan.mutation_rate = mutation_rate
-    plan.mutation_scale = mutation_scale
-    plan.mutation_limit = limit_of(mutation_rate)
-    if mutation_rate < 1e-9:  # 1 - rate loses its digits, and is 1 below 1e-16: log2's first term
-        plan.skip = -1.0 / (mutation_rate * 1.4426950408889634) if mutation_rate > 0 else 0.0
-    else:
-        plan.skip = 1.0 / fo_log2(1.0 - mutation_rate) if mutation_rate < 1 else 0.0
-    return plan
+cdef inline bint next_hit(Py_ssize_t* j, double gap, Py_ssize_t d) noexcept nogil:
+    """Move j on by a gap; False where that leads past the row. The gap, which a small rate makes as
+    large as one likes, becomes an integer only inside the row."""
+    if not 0 <= gap < <double> (d - j[0] - 1):
+        return False
+    j[0] += 1 + <Py_ssize_t> gap
+    return True

@@ -1,337 +1,325 @@
 """Magnitude pruning: exact k-th magnitude, zeroing what lies below it, and N of M.
 
-All ranking is done on the bits of |x| (``prune.h``): unsigned integers in the order of the
-magnitudes, NaN above infinity. ``limit`` arguments are such bits. The selection is bracket and
-compact: one pass counts what lies below a bracket and copies out the few elements inside (Floyd
-and Rivest, "Expected time bounds for selection", 1975); the histogram narrows by radix where a
-sampled bracket misses or ties are many.
+All ranking is done on the bits of |x| (magnitude.pxd): integers in the order of the magnitudes,
+NaN above infinity. ``limit`` arguments are such bits. The selection is bracket and compact: one
+pass counts what lies below a bracket and copies out the few elements inside (Floyd and Rivest,
+"Expected time bounds for selection", 1975); the histogram narrows by radix where a sampled bracket
+misses or ties are many.
 """
 
-from cython.parallel cimport prange
-from libc.stdint cimport int64_t, uint32_t, uint64_t, uint8_t
-from libc.string cimport memmove, memset
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
+from libc.string cimport memcpy, memset
 
+from fastopt._kernels.prune.magnitude cimport (
+    TILE, above, bits_t, compress, find, tally, zero_run
+)
+from fastopt._kernels.prune.n_of_m cimport LANES, keep_adjacent, keep_apart
 from fastopt._kernels.shared cimport numpy as cnp
-
 from fastopt._kernels.shared.arguments cimport data_of
-
-
+from fastopt._kernels.shared.pool cimport run_polled
+from fastopt._kernels.shared.stream cimport stream, stream_fence, tile_end
 
 cnp.import_array()
 
-ctypedef fused bits_t:
-    uint32_t
-    uint64_t
-
-cdef extern from "prune/prune.h" nogil:
-    Py_ssize_t fo_compact32(
-        uint32_t*, Py_ssize_t, const uint32_t*, Py_ssize_t, uint32_t, uint32_t, int64_t*
-    ) noexcept
-    Py_ssize_t fo_compact64(
-        uint64_t*, Py_ssize_t, const uint64_t*, Py_ssize_t, uint64_t, uint64_t, int64_t*
-    ) noexcept
-    void fo_zero32(uint32_t*, uint8_t*, const uint32_t*, Py_ssize_t, uint32_t) noexcept
-    void fo_zero64(uint64_t*, uint8_t*, const uint64_t*, Py_ssize_t, uint64_t) noexcept
-    int64_t fo_above32(const uint32_t*, Py_ssize_t, uint32_t) noexcept
-    int64_t fo_above64(const uint64_t*, Py_ssize_t, uint64_t) noexcept
-    Py_ssize_t fo_find32(const uint32_t*, Py_ssize_t, uint32_t, int64_t*) noexcept
-    Py_ssize_t fo_find64(const uint64_t*, Py_ssize_t, uint64_t, int64_t*) noexcept
-    int64_t fo_nm4_32(uint32_t*, uint8_t*, const uint32_t*, Py_ssize_t, int) noexcept
-    int64_t fo_nm4_64(uint64_t*, uint8_t*, const uint64_t*, Py_ssize_t, int) noexcept
-    int64_t fo_nm_32(
-        uint32_t*, uint8_t*, const uint32_t*, Py_ssize_t, Py_ssize_t, Py_ssize_t, int, int
-    ) noexcept
-    int64_t fo_nm_64(
-        uint64_t*, uint8_t*, const uint64_t*, Py_ssize_t, Py_ssize_t, Py_ssize_t, int, int
-    ) noexcept
-    void fo_hist32(int64_t*, const uint32_t*, Py_ssize_t, int, int, uint32_t) noexcept
-    void fo_hist64(int64_t*, const uint64_t*, Py_ssize_t, int, int, uint64_t) noexcept
-
-# Elements a thread takes at a time when zeroing: 256 KiB of float32, inside L2.
 cdef enum:
-    CHUNK = 65536
+    CHUNK = 65536  # elements a thread takes at a time: 256 KiB of float32, inside L2
+    COUNTED = 1 << 20  # the same where each chunk adds a table of 2048 counts to the whole
+    STREAMED = 1024  # elements of a tile that goes past the caches
+
+cdef extern from *:
+    """
+    #define fo_add(sum, n) __atomic_fetch_add(sum, n, __ATOMIC_RELAXED)
+    static inline void fo_raise(int64_t* most, int64_t to)
+    {
+        int64_t seen = __atomic_load_n(most, __ATOMIC_RELAXED);
+        while (seen < to
+               && !__atomic_compare_exchange_n(most, &seen, to, 1, __ATOMIC_RELAXED, __ATOMIC_RELAXED))
+            ;
+    }
+    """
+    int64_t add_to "fo_add" (int64_t* sum, int64_t n) noexcept nogil  # the sum before
+    void raise_to "fo_raise" (int64_t* most, int64_t to) noexcept nogil  # = max(most, to)
+
+cdef struct Work:  # one call, of whichever kind
+    bint single  # float32
+    void* out
+    uint8_t* keep
+    const void* x
+    Py_ssize_t n, room, split, inner
+    int64_t low, high  # bits: a bracket; or the limit, and the limit after ``split``
+    int64_t found, below, most
+    int64_t* counts
+    int shift, width, m, kept
+    bint streamed
+
+cdef uint64_t[256] order  # of the bits of a byte: their positions, one a byte
 
 
-cdef inline Py_ssize_t _part(Py_ssize_t n, int parts, int i) noexcept nogil:
-    """Start of part i of n elements, on a multiple of 64."""
-    return n if i >= parts else (n // parts * i) & ~<Py_ssize_t> 63
+cdef void prepare() noexcept:
+    cdef int mask, bit, at
+    for mask in range(256):
+        order[mask] = at = 0
+        for bit in range(8):
+            if mask >> bit & 1:
+                order[mask] |= <uint64_t> bit << 8 * at
+                at += 1
+
+
+prepare()
+
+
+cdef int source_of(Work* w, cnp.ndarray x, Py_ssize_t size) except -1:
+    """Fill in x, float32 or float64, of ``size`` elements (any if negative)."""
+    cdef int kind = cnp.NPY_FLOAT64 if cnp.PyArray_TYPE(x) == cnp.NPY_FLOAT64 else cnp.NPY_FLOAT32
+    memset(w, 0, sizeof(Work))
+    w.x = data_of(x, kind, size, False, "x")
+    w.single = kind == cnp.NPY_FLOAT32
+    w.n = cnp.PyArray_SIZE(x)
+    return kind
+
+
+cdef int over_chunks(
+    void (*chunk)(void* context, Py_ssize_t index, int worker) noexcept nogil, Work* w,
+    Py_ssize_t n, Py_ssize_t size, int threads,
+) except -1:
+    with nogil:
+        run_polled(chunk, w, (n + size - 1) // size, threads)
+    return 0
 
 
 # ------------------------------------------------------------------------------- compact
-cdef Py_ssize_t _compact_block(
-    bits_t* buf, Py_ssize_t room, const bits_t* x, Py_ssize_t n, bits_t lo, bits_t hi,
-    int64_t* below, int64_t* inside, int threads,
+cdef void compact_span(
+    Work* w, bits_t* out, const bits_t* x, Py_ssize_t start, Py_ssize_t stop
 ) noexcept nogil:
-    """Parts into their own regions of buf, then closed up; -1 when a region is full."""
-    cdef Py_ssize_t share = room // threads, filled = 0, start, stop
-    cdef int i
-    if threads == 1:
-        if bits_t is uint32_t:
-            inside[0] = fo_compact32(buf, room, x, n, lo, hi, below)
-        else:
-            inside[0] = fo_compact64(buf, room, x, n, lo, hi, below)
+    cdef bits_t[TILE + 16] inside
+    cdef Py_ssize_t n, count, below = 0
+    cdef int64_t at
+    while start < stop:
+        n = min(<Py_ssize_t> TILE, stop - start)
+        count = compress(
+            &inside[0], x + start, n, <bits_t> w.low, <bits_t> w.high, &order[0], &below
+        )
+        at = add_to(&w.found, count)
+        if at + count <= w.room:
+            memcpy(out + at, &inside[0], count * sizeof(bits_t))
+        start += n
+    add_to(&w.below, below)
+
+
+cdef void compact_chunk(void* context, Py_ssize_t k, int worker) noexcept nogil:
+    cdef Work* w = <Work*> context
+    cdef Py_ssize_t start = k * CHUNK, stop = min(w.n, start + CHUNK)
+    if w.single:
+        compact_span(w, <int32_t*> w.out, <const int32_t*> w.x, start, stop)
     else:
-        for i in prange(threads, num_threads=threads, schedule="static", chunksize=1):
-            start = _part(n, threads, i)
-            stop = _part(n, threads, i + 1)
-            if bits_t is uint32_t:
-                inside[i] = fo_compact32(
-                    buf + i * share, share, x + start, stop - start, lo, hi, below + i
-                )
-            else:
-                inside[i] = fo_compact64(
-                    buf + i * share, share, x + start, stop - start, lo, hi, below + i
-                )
-    for i in range(threads):
-        if inside[i] < 0:
-            return -1
-        if i:
-            memmove(buf + filled, buf + i * share, inside[i] * sizeof(bits_t))
-        filled += inside[i]
-    return filled
+        compact_span(w, <int64_t*> w.out, <const int64_t*> w.x, start, stop)
 
 
 def compact(
-    cnp.ndarray candidates not None, cnp.ndarray x not None, uint64_t lo, uint64_t hi,
-    int threads,
+    cnp.ndarray candidates not None, cnp.ndarray x not None, int64_t lo, int64_t hi, int threads
 ):
-    """candidates[:inside] <- the |x| bits in [lo, hi], in order; returns (below, inside).
+    """candidates[:inside] <- the |x| bits in [lo, hi], in any order; returns (below, inside).
 
-    ``inside`` is -1 when candidates (uint32 for float32, uint64 for float64) is too small; each
-    thread fills its own share of it and asks for 32 elements of slack.
+    ``inside`` is -1 when candidates (uint32 for float32, uint64 for float64) is too small.
     """
-    cdef Py_ssize_t n = cnp.PyArray_SIZE(x), room = cnp.PyArray_SIZE(candidates), inside
-    cdef int64_t below[64]
-    cdef int64_t counts[64]
-    cdef int64_t total = 0
-    cdef int i
-    cdef void* px
-    cdef void* pb
-    threads = min(max(threads, 1), 64)
-    memset(below, 0, sizeof(below))
-    if cnp.PyArray_TYPE(x) == cnp.NPY_FLOAT32:
-        px = data_of(x, cnp.NPY_FLOAT32, -1, False, "x")
-        pb = data_of(candidates, cnp.NPY_UINT32, -1, True, "candidates")
-        with nogil:
-            inside = _compact_block(
-                <uint32_t*> pb, room, <const uint32_t*> px, n, <uint32_t> lo, <uint32_t> hi,
-                below, counts, threads,
-            )
-    else:
-        px = data_of(x, cnp.NPY_FLOAT64, -1, False, "x")
-        pb = data_of(candidates, cnp.NPY_UINT64, -1, True, "candidates")
-        with nogil:
-            inside = _compact_block(
-                <uint64_t*> pb, room, <const uint64_t*> px, n, lo, hi, below, counts, threads
-            )
-    for i in range(threads):
-        total += below[i]
-    return total, inside
+    cdef Work w
+    cdef int kind = source_of(&w, x, -1)
+    w.out = data_of(
+        candidates, cnp.NPY_UINT32 if kind == cnp.NPY_FLOAT32 else cnp.NPY_UINT64, -1, True,
+        "candidates",
+    )
+    w.room = cnp.PyArray_SIZE(candidates)
+    w.low, w.high = lo, hi
+    over_chunks(compact_chunk, &w, w.n, CHUNK, threads)
+    return w.below, w.found if w.found <= w.room else -1
 
 
 # ------------------------------------------------------------------------------- count, find
-def count_above(cnp.ndarray x not None, uint64_t limit, int threads):
+cdef void above_chunk(void* context, Py_ssize_t k, int worker) noexcept nogil:
+    cdef Work* w = <Work*> context
+    cdef Py_ssize_t start = k * CHUNK, n = min(<Py_ssize_t> CHUNK, w.n - start)
+    if w.single:
+        add_to(&w.found, above(<const int32_t*> w.x + start, n, <int32_t> w.low))
+    else:
+        add_to(&w.found, above(<const int64_t*> w.x + start, n, w.low))
+
+
+def count_above(cnp.ndarray x not None, int64_t limit, int threads):
     """How many |x| have bits > limit (with the bits of infinity: how many are NaN)."""
-    cdef Py_ssize_t n = cnp.PyArray_SIZE(x), start
-    cdef int64_t total = 0
-    cdef int i
-    cdef void* px
-    if cnp.PyArray_TYPE(x) == cnp.NPY_FLOAT32:
-        px = data_of(x, cnp.NPY_FLOAT32, -1, False, "x")
-        with nogil:
-            if threads == 1:
-                total = fo_above32(<const uint32_t*> px, n, <uint32_t> limit)
-            else:
-                for i in prange(threads, num_threads=threads, schedule="static", chunksize=1):
-                    start = _part(n, threads, i)
-                    total += fo_above32(
-                        <const uint32_t*> px + start, _part(n, threads, i + 1) - start,
-                        <uint32_t> limit,
-                    )
-    else:
-        px = data_of(x, cnp.NPY_FLOAT64, -1, False, "x")
-        with nogil:
-            total = fo_above64(<const uint64_t*> px, n, limit)
-    return total
+    cdef Work w
+    source_of(&w, x, -1)
+    w.low = limit
+    over_chunks(above_chunk, &w, w.n, CHUNK, threads)
+    return w.found
 
 
-def find_equal(cnp.ndarray x not None, uint64_t value, int64_t nth):
+def find_equal(cnp.ndarray x not None, int64_t value, int64_t nth):
     """(index of the nth (from 0) element whose |x| bits equal value, or -1; what is left of nth)."""
-    cdef Py_ssize_t n = cnp.PyArray_SIZE(x), at
-    cdef void* px
-    if cnp.PyArray_TYPE(x) == cnp.NPY_FLOAT32:
-        px = data_of(x, cnp.NPY_FLOAT32, -1, False, "x")
-        with nogil:
-            at = fo_find32(<const uint32_t*> px, n, <uint32_t> value, &nth)
-    else:
-        px = data_of(x, cnp.NPY_FLOAT64, -1, False, "x")
-        with nogil:
-            at = fo_find64(<const uint64_t*> px, n, value, &nth)
+    cdef Work w
+    cdef Py_ssize_t at
+    source_of(&w, x, -1)
+    with nogil:
+        if w.single:
+            at = find(<const int32_t*> w.x, w.n, <int32_t> value, &nth)
+        else:
+            at = find(<const int64_t*> w.x, w.n, value, &nth)
     return at, nth
 
 
+cdef void tally_chunk(void* context, Py_ssize_t k, int worker) noexcept nogil:
+    cdef Work* w = <Work*> context
+    cdef Py_ssize_t start = k * COUNTED, n = min(<Py_ssize_t> COUNTED, w.n - start)
+    cdef uint32_t[4 * 2048] table
+    cdef int j
+    memset(&table[0], 0, sizeof(table))
+    if w.single:
+        tally(&table[0], <const int32_t*> w.x + start, n, w.shift, w.width, <int32_t> w.low)
+    else:
+        tally(&table[0], <const int64_t*> w.x + start, n, w.shift, w.width, w.low)
+    for j in range(2048):
+        add_to(w.counts + j, <int64_t> table[j] + table[2048 + j] + table[4096 + j] + table[6144 + j])
+
+
 def histogram(
-    cnp.ndarray counts not None, cnp.ndarray x not None, int shift, int width, uint64_t prefix
+    cnp.ndarray counts not None, cnp.ndarray x not None, int shift, int width, int64_t prefix,
+    int threads,
 ):
     """counts[(|x| bits >> shift) % 2^width] += 1 where the bits above that window are prefix."""
-    cdef int64_t* pc = <int64_t*> data_of(counts, cnp.NPY_INT64, 2048, True, "counts")
-    cdef Py_ssize_t n = cnp.PyArray_SIZE(x)
-    cdef void* px
-    if width < 1 or width > 11 or shift < 0 or shift + width > 63:
+    cdef Work w
+    cdef int kind = source_of(&w, x, -1)
+    if width < 1 or width > 11 or shift < 0 or shift + width > (31 if w.single else 63):
         from fastopt.errors import OptionError
-        raise OptionError(f"width: expected 1..11 bits below bit 63, got {width} at {shift}")
-    if cnp.PyArray_TYPE(x) == cnp.NPY_FLOAT32:
-        px = data_of(x, cnp.NPY_FLOAT32, -1, False, "x")
-        with nogil:
-            fo_hist32(pc, <const uint32_t*> px, n, shift, width, <uint32_t> prefix)
-    else:
-        px = data_of(x, cnp.NPY_FLOAT64, -1, False, "x")
-        with nogil:
-            fo_hist64(pc, <const uint64_t*> px, n, shift, width, prefix)
+        raise OptionError(f"width: expected 1..11 bits below the sign, got {width} at {shift}")
+    w.counts = <int64_t*> data_of(counts, cnp.NPY_INT64, 2048, True, "counts")
+    w.shift, w.width, w.low = shift, width, prefix
+    over_chunks(tally_chunk, &w, w.n, COUNTED, threads)
 
 
 # ------------------------------------------------------------------------------- zero
-cdef void _zero_run(
-    bits_t* out, uint8_t* keep, const bits_t* x, Py_ssize_t start, Py_ssize_t stop, bits_t limit
+cdef void zero_span(
+    Work* w, bits_t* out, const bits_t* x, Py_ssize_t start, Py_ssize_t stop, bits_t limit
 ) noexcept nogil:
-    if stop > start:
-        if bits_t is uint32_t:
-            fo_zero32(out + start, keep + start if keep else NULL, x + start, stop - start, limit)
-        else:
-            fo_zero64(out + start, keep + start if keep else NULL, x + start, stop - start, limit)
+    """Elements [start, stop) under one limit; streamed, tile by tile past the caches."""
+    cdef bits_t[STREAMED] tile
+    cdef Py_ssize_t end
+    cdef uint8_t* keep = w.keep
+    if not w.streamed and start < stop:
+        zero_run(out + start, keep if keep == NULL else keep + start, x + start, stop - start, limit)
+        return
+    while start < stop:
+        end = tile_end(out, start, stop, sizeof(bits_t), STREAMED)
+        zero_run(&tile[0], keep if keep == NULL else keep + start, x + start, end - start, limit)
+        stream(out + start, &tile[0], (end - start) * sizeof(bits_t))
+        start = end
 
 
-cdef void _zero_block(
-    bits_t* out, uint8_t* keep, const bits_t* x, Py_ssize_t n, bits_t limit, Py_ssize_t split,
-    bits_t limit_after, int threads,
+cdef void zero_both(
+    Work* w, bits_t* out, const bits_t* x, Py_ssize_t start, Py_ssize_t stop
 ) noexcept nogil:
-    cdef Py_ssize_t c, a, b
-    cdef Py_ssize_t chunks = (n + CHUNK - 1) // CHUNK
-    if threads == 1:
-        _zero_run(out, keep, x, 0, split, limit)
-        _zero_run(out, keep, x, split, n, limit_after)
+    """Elements [start, stop), on both sides of the split."""
+    zero_span(w, out, x, start, min(stop, w.split), <bits_t> w.low)
+    zero_span(w, out, x, max(start, w.split), stop, <bits_t> w.high)
+    if w.streamed:
+        stream_fence()
+
+
+cdef void zero_chunk(void* context, Py_ssize_t k, int worker) noexcept nogil:
+    cdef Work* w = <Work*> context
+    cdef Py_ssize_t start = k * CHUNK, stop = min(w.n, start + CHUNK)
+    if w.single:
+        zero_both(w, <int32_t*> w.out, <const int32_t*> w.x, start, stop)
     else:
-        for c in prange(chunks, num_threads=threads, schedule="static"):
-            a = c * CHUNK
-            b = min(a + CHUNK, n)
-            _zero_run(out, keep, x, a, min(b, split), limit)
-            _zero_run(out, keep, x, max(a, split), b, limit_after)
+        zero_both(w, <int64_t*> w.out, <const int64_t*> w.x, start, stop)
+
+
+cdef int result_of(
+    Work* w, cnp.ndarray out, cnp.ndarray keep, bint streamed
+) except -1:
+    """Fill in where the result goes: like x, and a bool an element (or None)."""
+    w.out = data_of(out, cnp.NPY_FLOAT32 if w.single else cnp.NPY_FLOAT64, w.n, True, "out")
+    if keep is not None:
+        w.keep = <uint8_t*> data_of(keep, cnp.NPY_BOOL, w.n, True, "keep")
+    w.streamed = streamed and w.out != w.x
+    return 0
 
 
 def zero_below(
-    cnp.ndarray out not None, cnp.ndarray keep, cnp.ndarray x not None, uint64_t limit,
-    Py_ssize_t split, uint64_t limit_after, int threads,
+    cnp.ndarray out not None, cnp.ndarray keep, cnp.ndarray x not None, int64_t limit,
+    Py_ssize_t split, int64_t limit_after, bint streamed, int threads,
 ):
     """out[i] = +0 where |x[i]| bits < limit (i < split) or < limit_after (i >= split), else x[i].
 
-    ``out`` may be ``x``. ``keep`` is None or bool, and gets True where x[i] stays.
+    ``out`` may be ``x``. ``keep`` is None or bool, and gets True where x[i] stays. ``streamed``
+    writes past the caches.
     """
-    cdef Py_ssize_t n = cnp.PyArray_SIZE(x)
-    cdef uint8_t* pk = NULL
-    cdef void* px
-    cdef void* po
-    split = min(max(split, 0), n)
-    if keep is not None:
-        pk = <uint8_t*> data_of(keep, cnp.NPY_BOOL, n, True, "keep")
-    if cnp.PyArray_TYPE(x) == cnp.NPY_FLOAT32:
-        px = data_of(x, cnp.NPY_FLOAT32, n, False, "x")
-        po = data_of(out, cnp.NPY_FLOAT32, n, True, "out")
-        with nogil:
-            _zero_block(
-                <uint32_t*> po, pk, <const uint32_t*> px, n, <uint32_t> limit, split,
-                <uint32_t> limit_after, threads,
-            )
-    else:
-        px = data_of(x, cnp.NPY_FLOAT64, n, False, "x")
-        po = data_of(out, cnp.NPY_FLOAT64, n, True, "out")
-        with nogil:
-            _zero_block(
-                <uint64_t*> po, pk, <const uint64_t*> px, n, limit, split, limit_after, threads
-            )
+    cdef Work w
+    source_of(&w, x, -1)
+    result_of(&w, out, keep, streamed)
+    w.split, w.low, w.high = min(max(split, 0), w.n), limit, limit_after
+    over_chunks(zero_chunk, &w, w.n, CHUNK, threads)
 
 
 # ------------------------------------------------------------------------------- N of M
-cdef int64_t _nm_lanes(
-    bits_t* out, uint8_t* keep, const bits_t* x, Py_ssize_t lanes, Py_ssize_t step,
-    Py_ssize_t apart, int m, int n,
+cdef bits_t rank_span(
+    Work* w, bits_t* out, const bits_t* x, Py_ssize_t start, Py_ssize_t stop
 ) noexcept nogil:
-    if bits_t is uint32_t:
-        return fo_nm_32(out, keep, x, lanes, step, apart, m, n)
-    else:
-        return fo_nm_64(out, keep, x, lanes, step, apart, m, n)
-
-
-cdef int64_t _nm_chunk(
-    bits_t* out, uint8_t* keep, const bits_t* x, Py_ssize_t a, Py_ssize_t b, Py_ssize_t inner,
-    int m, int n,
-) noexcept nogil:
-    cdef Py_ssize_t g, at = a * m * inner
-    cdef int64_t lost = 0
-    if inner == 1 and m == 4:
-        if bits_t is uint32_t:
-            return fo_nm4_32(out + at, keep + at if keep else NULL, x + at, b - a, n)
+    """Groups [start, stop) (of ``inner`` each); the largest magnitude that goes."""
+    cdef bits_t[STREAMED] tile
+    cdef bits_t most = 0
+    cdef Py_ssize_t at, groups, size = w.m * w.inner, step = 1
+    cdef uint8_t* keep = w.keep
+    if w.inner == 1:
+        step = STREAMED // w.m // LANES * LANES
+    while start < stop:
+        at = start * size
+        groups = min(step, stop - start)
+        if w.keep != NULL:
+            keep = w.keep + at
+        if w.inner > 1:
+            most = max(most, keep_apart(out + at, keep, x + at, w.inner, w.m, w.kept))
+        elif not w.streamed:
+            most = max(most, keep_adjacent(out + at, keep, x + at, groups, w.m, w.kept))
         else:
-            return fo_nm4_64(out + at, keep + at if keep else NULL, x + at, b - a, n)
-    if inner == 1:
-        return _nm_lanes(out + at, keep + at if keep else NULL, x + at, b - a, 1, m, m, n)
-    for g in range(a, b):
-        at = g * m * inner
-        lost += _nm_lanes(out + at, keep + at if keep else NULL, x + at, inner, inner, 1, m, n)
-    return lost
+            most = max(most, keep_adjacent(&tile[0], keep, x + at, groups, w.m, w.kept))
+            stream(out + at, &tile[0], groups * size * sizeof(bits_t))
+        start += groups
+    return most
 
 
-cdef int64_t _nm_block(
-    bits_t* out, uint8_t* keep, const bits_t* x, Py_ssize_t groups, Py_ssize_t inner, int m,
-    int n, int threads,
-) noexcept nogil:
-    cdef Py_ssize_t c, step
-    cdef int64_t lost = 0
-    if inner == 1 and m == 4:
-        step = CHUNK // 4
+cdef inline Py_ssize_t groups_of(Work* w) noexcept nogil:
+    """Groups a thread takes at a time."""
+    return max(<Py_ssize_t> 1, CHUNK // (w.m * w.inner))
+
+
+cdef void rank_chunk(void* context, Py_ssize_t k, int worker) noexcept nogil:
+    cdef Work* w = <Work*> context
+    cdef Py_ssize_t step = groups_of(w)
+    cdef Py_ssize_t start = k * step, stop = min(w.n // (w.m * w.inner), start + step)
+    if w.single:
+        raise_to(&w.most, rank_span(w, <int32_t*> w.out, <const int32_t*> w.x, start, stop))
     else:
-        step = max(1, CHUNK // (m * inner))
-    cdef Py_ssize_t chunks = (groups + step - 1) // step
-    if threads == 1:
-        for c in range(chunks):
-            lost += _nm_chunk(out, keep, x, c * step, min(c * step + step, groups), inner, m, n)
-    else:
-        for c in prange(chunks, num_threads=threads, schedule="static"):
-            lost += _nm_chunk(out, keep, x, c * step, min(c * step + step, groups), inner, m, n)
-    return lost
+        raise_to(&w.most, rank_span(w, <int64_t*> w.out, <const int64_t*> w.x, start, stop))
+    if w.streamed:
+        stream_fence()
 
 
 def keep_n_of_m(
     cnp.ndarray out not None, cnp.ndarray keep, cnp.ndarray x not None, Py_ssize_t inner, int n,
-    int m, int threads,
+    int m, bint streamed, int threads,
 ):
-    """out = x with only the n largest |x| of each group of m; returns how many NaN had to go.
+    """out = x with only the n largest |x| of each group of m; the bits of the largest that goes
+    (0: none; above those of infinity: a NaN).
 
     Element i of lane l of group g is x[(g * m + i) * inner + l]. ``out`` may be ``x``; ``keep``
     is None or bool. Of equal magnitudes the later ones stay. m is 1..32.
     """
-    cdef Py_ssize_t size = cnp.PyArray_SIZE(x), groups
-    cdef uint8_t* pk = NULL
-    cdef void* px
-    cdef void* po
-    cdef int64_t lost = 0
+    cdef Work w
+    cdef Py_ssize_t size = cnp.PyArray_SIZE(x)
+    source_of(&w, x, size)
     if m < 1 or m > 32 or inner < 1 or size % (m * inner):
         from fastopt.errors import ArrayError
         raise ArrayError(f"x: expected groups of {m} (1..32) x {inner} elements, got {size}")
-    groups = size // (m * inner)
-    if keep is not None:
-        pk = <uint8_t*> data_of(keep, cnp.NPY_BOOL, size, True, "keep")
-    if cnp.PyArray_TYPE(x) == cnp.NPY_FLOAT32:
-        px = data_of(x, cnp.NPY_FLOAT32, size, False, "x")
-        po = data_of(out, cnp.NPY_FLOAT32, size, True, "out")
-        with nogil:
-            lost = _nm_block(
-                <uint32_t*> po, pk, <const uint32_t*> px, groups, inner, m, n, threads
-            )
-    else:
-        px = data_of(x, cnp.NPY_FLOAT64, size, False, "x")
-        po = data_of(out, cnp.NPY_FLOAT64, size, True, "out")
-        with nogil:
-            lost = _nm_block(
-                <uint64_t*> po, pk, <const uint64_t*> px, groups, inner, m, n, threads
-            )
-    return lost
+    result_of(&w, out, keep, streamed)
+    w.inner, w.m, w.kept = inner, m, n
+    over_chunks(rank_chunk, &w, size // (m * inner), groups_of(&w), threads)
+    return w.most

@@ -3,11 +3,12 @@
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 from fastopt._kernels.quantize.layout cimport Layout
-from fastopt._kernels.quantize.noise cimport noise
 from fastopt._kernels.quantize.floats cimport Spec, narrowed, to_odd
 from fastopt._kernels.quantize.steps cimport (
     BLOCK, EVEN, HALF, RANDOM, Rule, at_once, at_random, limited, quotients, real, rounded, stored
 )
+
+from fastopt._kernels.shared.philox cimport TILE, philox_tile
 
 cdef struct Plan:  # pointers and kinds of one call
     char* out
@@ -43,7 +44,8 @@ cdef inline void block_of(
         rule.wrap or rule.join or plan.narrow
     )
     if rule.mode == RANDOM:
-        noise(&word[0], rule.key, <uint64_t> (start // HALF))
+        for k in range(HALF // TILE):  # 16 counters for every 64 elements of a word each
+            philox_tile(&word[k * TILE], rule.key, <uint64_t> (start // 8 + 16 * k), 0, 0, 7)
     if plan.narrow:
         if real is float:
             f = &v[0]

@@ -4,7 +4,7 @@ import numpy as np
 
 _Array = np.ndarray[Any, np.dtype[Any]]
 
-RULES: dict[str, tuple[int, tuple[bool, ...], int]]
+RULES: dict[str, tuple[tuple[tuple[str, bool], ...], tuple[str, ...]]]
 
 class Tally:
     n_steps: int

@@ -1,16 +1,10 @@
 """Optimiser steps over many arrays at once: pointers bound once, one parallel region a step.
 
 A ``Plan`` binds parameters and their state, cuts them into units of 256 elements and numbers the
-units of all arrays through. A step rebinds and checks the gradients, turns each group's options
-into the scalars of this step (scalars.pxd, in double) and walks the units, shared out to
-the threads. The rules (rules.pxd) are element-wise: any thread count and any cut into
-arrays gives the same bits. Norms are summed for each unit in a fixed order, then over the units.
-Narrow gradients and state, and what is fused into the step, stand in tiles.pxd.
-
-Sources: SGD with momentum, Polyak 1964, Sutskever et al. 2013; Adam, Kingma and Ba 2015; AdamW,
-Loshchilov and Hutter 2019; AMSGrad, Reddi et al. 2018; NAdam, Dozat 2016; RAdam, Liu et al. 2020;
-Lion, Chen et al. 2023; LAMB, You et al. 2020; RMSprop, Hinton 2012; Adagrad, Duchi et al. 2011;
-Adadelta, Zeiler 2012; all in the form and order of torch.optim's loops where it has them.
+units of all arrays through. A step rebinds and checks the gradients (gradients.pxd), turns each
+group's options into the scalars of this step (rules.pxd, in double) and walks the units, shared
+out to the threads (walk.pxd). The rules are element-wise: any thread count and any cut into arrays
+gives the same bits. Norms are summed for each unit in a fixed order, then over the units.
 """
 
 cimport cython
@@ -18,62 +12,68 @@ from fastopt._kernels.shared cimport numpy as cnp
 from cpython.exc cimport PyErr_Clear
 from cpython.mem cimport PyMem_Calloc, PyMem_Free
 from cpython.tuple cimport PyTuple_GET_ITEM, PyTuple_GET_SIZE
-from libc.math cimport isfinite
+from libc.math cimport INFINITY, isfinite
 from libc.stdint cimport uint64_t
 from libc.stdlib cimport qsort
 from libc.string cimport memcmp
 
 from fastopt._kernels.shared.arguments cimport data_of
-from fastopt._kernels.update.dlpack cimport BRAIN_FLOAT, FLOAT, Borrow, Tensor, borrow_of, is_dense
-from fastopt._kernels.update.checks cimport Span, by_address, moved, overlapped, same_shape, usable
-from fastopt._kernels.update.factored cimport BROAD, TALL
-from fastopt._kernels.update.refusals cimport (
-    refuse_change, refuse_count, refuse_overlap, refuse_shape, refuse_type,
+from fastopt._kernels.update.adafactor cimport BROAD, TALL
+from fastopt._kernels.update.arrays cimport *
+from fastopt._kernels.update.gradients cimport (
+    BRAIN_FLOAT, FLOAT, Borrow, Span, Tensor, borrow_of, by_address, is_dense, moved, overlapped,
+    refuse_change, refuse_count, refuse_overlap, refuse_shape, refuse_type, same_shape,
+    usable,
 )
-from fastopt._kernels.update.scalars cimport prepare
-from fastopt._kernels.update.tiles cimport mixed
-from fastopt._kernels.update.types cimport *
-from fastopt._kernels.update.walk cimport STEP, Work, norm_of, run, step_all
+from fastopt._kernels.update.rules cimport (
+    ADAFACTOR_NORMS, N_RULES, NO_NORMS, Options, Rule, list_rules, scalars_of,
+)
+from fastopt._kernels.update.walk cimport STEP, go, grad_norm, overflows, step_all
 
 cnp.import_array()
 
-cdef extern from *:
-    """
-    /* Vectors of 512 bits gain the rules nothing (divisions and roots take twice as long as those
-       of 256, the rest waits for memory) and grow the module by a sixth. */
-    #if defined(__AVX512F__) && defined(__GNUC__) && !defined(__clang__)
-    #pragma GCC target("prefer-vector-width=256")
-    #endif
-    """
+cdef extern from "update/codes.h" nogil:
+    uint64_t mixed "fo_mixed" (uint64_t x)
 
 cdef enum:
     HOLDS_GIL_BELOW = 8192  # elements: shorter steps end before another thread could wake
     FETCHES_FROM = 1 << 19  # elements: with fewer the caches deliver without being asked ahead
 
-# name -> (rule, for each state array whether it has a sign, number of options)
-RULES = {
-    "sgd": (SGD_PLAIN, (), 7),
-    "sgd_momentum": (SGD_MOMENTUM, (True,), 7),
-    "lion": (LION, (True,), 6),
-    "adam": (ADAM, (True, False), 7),
-    "adam_amsgrad": (ADAM_AMSGRAD, (True, False, False), 7),
-    "nadam": (NADAM, (True, False), 8),
-    "radam": (RADAM, (True, False), 7),
-    "adamax": (ADAMAX, (True, False), 7),
-    "rmsprop": (RMSPROP, (False,), 7),
-    "rmsprop_momentum": (RMSPROP_MOMENTUM, (False, True), 7),
-    "rmsprop_centered": (RMSPROP_CENTERED, (False, True), 7),
-    "rmsprop_centered_momentum": (RMSPROP_CENTERED_MOMENTUM, (False, True, True), 7),
-    "adagrad": (ADAGRAD, (False,), 6),
-    "adadelta": (ADADELTA, (False, False), 6),
-    "lamb": (LAMB, (True, False), 7),
-    "adafactor": (ADAFACTOR, (False,), 8),  # two states, means over rows and columns, from 2-d on
-}
+cdef double LARGE = 1e15  # norm of gradients above which a guarded step is tried on copies first
+
+cdef Rule TABLE[N_RULES]
+list_rules(TABLE)
+
+
+cdef dict described():
+    """name -> (the name of each state array and whether it has a sign, the names of the rule's own
+    options)"""
+    cdef Py_ssize_t k
+    found = {}
+    for k in range(N_RULES):
+        states = TABLE[k].states.decode().split()
+        found[TABLE[k].name.decode()] = (
+            tuple([(name.lstrip("+"), not name.startswith("+")) for name in states]),
+            tuple(TABLE[k].options.decode().split()),
+        )
+    return found
+
+
+RULES = described()
+
+
+cdef const Rule* rule_of(str name) except NULL:
+    cdef Py_ssize_t k
+    for k in range(N_RULES):
+        if TABLE[k].name.decode() == name:
+            return TABLE + k
+    raise KeyError(name)
+
 
 cdef int bfloat_typenum = -1  # of ml_dtypes, once seen
 
 
-cdef int narrow_kind(cnp.ndarray g):
+cdef int narrow_storage(cnp.ndarray g):
     """HALF or BFLOAT for a 16-bit float array, else SAME."""
     global bfloat_typenum
     if cnp.PyArray_TYPE(g) == cnp.NPY_FLOAT16:
@@ -108,7 +108,7 @@ cdef class Plan:
     """
 
     cdef Work work
-    cdef double* options
+    cdef Options* options  # of each group
     cdef Span* spans  # what a step writes besides state, sorted
     cdef Py_ssize_t n_spans
     cdef Span* grad_spans  # room to sort the gradients'
@@ -124,51 +124,50 @@ cdef class Plan:
     def __cinit__(self, list rules not None, list params not None, list states not None,
                   list groups not None, list scales=None, uint64_t seed=0, Tally tally=None):
         cdef Py_ssize_t i, n = len(params)
+        cdef Matrices* f
         self.seed = seed
         self.tally = Tally() if tally is None else tally
         self.rules = tuple(rules)
         self.params = tuple(params)
         self.held = (tuple(states), None if scales is None else tuple(scales))
-        self.work.rows = <Row*> PyMem_Calloc(n + 1, sizeof(Row))
-        self.work.slots = <double*> PyMem_Calloc(n + 1, SCALARS * sizeof(double))
-        self.options = <double*> PyMem_Calloc(len(rules) + 1, SCALARS * sizeof(double))
+        self.work.arrays = <Array*> PyMem_Calloc(n + 1, sizeof(Array))
+        self.work.scalars = <Scalars*> PyMem_Calloc(n + 1, sizeof(Scalars))
+        self.options = <Options*> PyMem_Calloc(len(rules) + 1, sizeof(Options))
         self.spans = <Span*> PyMem_Calloc(3 * n + 1, sizeof(Span))
         self.grad_spans = <Span*> PyMem_Calloc(n + 1, sizeof(Span))
         if not (
-            self.work.rows and self.work.slots and self.options and self.spans and self.grad_spans
+            self.work.arrays and self.work.scalars and self.options and self.spans
+            and self.grad_spans
         ):
             raise MemoryError
         if "adafactor" in rules:
-            self.work.factors = <Factors*> PyMem_Calloc(n + 1, sizeof(Factors))
-            if self.work.factors == NULL:
+            self.work.matrices = <Matrices*> PyMem_Calloc(n + 1, sizeof(Matrices))
+            if self.work.matrices == NULL:
                 raise MemoryError
-        self.work.n_rows = n
+        self.work.n_arrays = n
         for i in range(n):
-            self.bind_row(i, groups[i], states[i], () if scales is None else scales[i])
-            if self.work.factors != NULL:
-                self.work.factors[i + 1].tile = self.work.factors[i].tile + (
-                    self.work.factors[i].matrices * self.work.factors[i].blocks
-                    * self.work.factors[i].strips
-                )
-                self.work.factors[i + 1].matrix = self.work.factors[i].matrix + (
-                    self.work.factors[i].matrices if self.work.rows[i].n else 0
-                )
+            self.bind_array(i, groups[i], states[i], () if scales is None else scales[i])
+            if self.work.matrices != NULL:
+                f = &self.work.matrices[i]
+                f[1].first_tile = f.first_tile + f.count * f.blocks * f.strips
+                f[1].first_matrix = f.first_matrix + (f.count if self.work.arrays[i].n else 0)
+        self.work.far = self.size >= FETCHES_FROM
         self.set_spans()
 
     def __dealloc__(self):
         cdef Py_ssize_t i
-        for i in range(self.work.n_rows if self.work.factors != NULL else 0):
-            PyMem_Free(self.work.factors[i].row_sums)
-        PyMem_Free(self.work.factors)
-        PyMem_Free(self.work.rows)
-        PyMem_Free(self.work.slots)
+        for i in range(self.work.n_arrays if self.work.matrices != NULL else 0):
+            PyMem_Free(self.work.matrices[i].row_sums)
+        PyMem_Free(self.work.matrices)
+        PyMem_Free(self.work.arrays)
+        PyMem_Free(self.work.scalars)
         PyMem_Free(self.work.sums)
         PyMem_Free(self.options)
         PyMem_Free(self.spans)
         PyMem_Free(self.grad_spans)
 
-    cdef int bind_row(self, Py_ssize_t i, int group, tuple states, tuple scales) except -1:
-        cdef Row* r = &self.work.rows[i]
+    cdef int bind_array(self, Py_ssize_t i, int group, tuple states, tuple scales) except -1:
+        cdef Array* r = &self.work.arrays[i]
         cdef cnp.ndarray a = self.params[i]
         cdef int k, typenum = cnp.NPY_FLOAT32
         cdef Py_ssize_t size
@@ -176,51 +175,53 @@ cdef class Plan:
             typenum = cnp.NPY_FLOAT64
         r.p = <char*> data_of(a, typenum, -1, True, f"params[{i}]")
         r.n = cnp.PyArray_SIZE(a)
-        r.wide = 8 if typenum == cnp.NPY_FLOAT64 else 4
+        r.item = 8 if typenum == cnp.NPY_FLOAT64 else 4
         r.group, r.product = group, 1.0
         size = r.n
-        r.rule, signs = RULES[self.rules[group]][:2]
-        self.scaled = self.scaled or r.rule >= LAMB
-        if r.rule == ADAFACTOR and cnp.PyArray_NDIM(a) > 1:
-            self.bind_factors(i, a)
-            signs = (False, False)
+        r.rule = rule_of(self.rules[group])
+        signs = [SIGNED if signed else POSITIVE for _, signed in RULES[self.rules[group]][0]]
+        self.scaled = self.scaled or r.rule.norms != NO_NORMS
+        if r.rule.norms == ADAFACTOR_NORMS and cnp.PyArray_NDIM(a) > 1:
+            self.bind_matrices(i, a)
+            signs = [POSITIVE, POSITIVE]  # means over rows and over columns
         r.n_states = len(signs)
+        r.key = mixed(self.seed ^ mixed(<uint64_t> i))
         if len(states) != r.n_states:
             raise IndexError(f"states[{i}]: expected {r.n_states} arrays")
         for k in range(r.n_states):
             r.signs[k] = signs[k]
             s = states[k]
-            if s.dtype.itemsize != r.wide and r.wide == 4:
+            if s.dtype.itemsize != r.item and r.item == 4:
                 typenum = cnp.NPY_UINT16
-                r.state_kind = BFLOAT
+                r.storage = BFLOAT
                 if s.dtype.itemsize == 1:
-                    typenum = cnp.NPY_INT8 if signs[k] else cnp.NPY_UINT8
-                    r.state_kind = BYTE
+                    typenum = cnp.NPY_INT8 if r.signs[k] == SIGNED else cnp.NPY_UINT8
+                    r.storage = CODES
                     r.scales[k] = <float*> data_of(
                         scales[k], cnp.NPY_FLOAT32, (r.n + UNIT - 1) // UNIT, True, "scales"
                     )
-            if r.factors != NULL:
-                size = r.factors.matrices * (r.factors.cols if k else r.factors.rows)
-            r.s[k] = <char*> data_of(s, typenum, size, True, f"states[{i}][{k}]")
+            if r.matrices != NULL:
+                size = r.matrices.count * (r.matrices.cols if k else r.matrices.rows)
+            r.state[k] = <char*> data_of(s, typenum, size, True, f"states[{i}][{k}]")
         r.unit = self.work.units
         self.work.units += (r.n + UNIT - 1) // UNIT
         self.size += r.n
         return 0
 
-    cdef int bind_factors(self, Py_ssize_t i, cnp.ndarray a) except -1:
+    cdef int bind_matrices(self, Py_ssize_t i, cnp.ndarray a) except -1:
         """Adafactor's view of an array: a stack of matrices, their tiles, room for their sums."""
-        cdef Factors* f = &self.work.factors[i]
+        cdef Matrices* f = &self.work.matrices[i]
         cdef int d = cnp.PyArray_NDIM(a)
         cdef Py_ssize_t k, rows, cols
-        f.matrices = 1
+        f.count = 1
         for k in range(d - 2):
-            f.matrices *= cnp.PyArray_DIMS(a)[k]
+            f.count *= cnp.PyArray_DIMS(a)[k]
         f.rows, f.cols = cnp.PyArray_DIMS(a)[d - 2], cnp.PyArray_DIMS(a)[d - 1]
-        self.work.rows[i].factors = f
+        self.work.arrays[i].matrices = f
         if cnp.PyArray_SIZE(a) == 0:
             return 0
         f.blocks, f.strips = (f.rows + TALL - 1) // TALL, (f.cols + BROAD - 1) // BROAD
-        rows, cols = f.matrices * f.rows, f.matrices * f.cols
+        rows, cols = f.count * f.rows, f.count * f.cols
         f.row_sums = <double*> PyMem_Calloc(
             rows * (f.strips + 1) + cols * (f.blocks + 1), sizeof(double)
         )
@@ -232,35 +233,37 @@ cdef class Plan:
         return 0
 
     def set_options(self, Py_ssize_t group, tuple values not None):
-        """Give a group its options, as floats in the order that scalars.pxd reads them."""
-        cdef Py_ssize_t k
-        if len(values) != RULES[self.rules[group]][2]:
-            raise IndexError(f"options of group {group}: wrong count")
-        for k in range(len(values)):
-            self.options[group * SCALARS + k] = values[k]
+        """Give a group its options: lr, sign of the gradient, coupled decay, decoupled decay, then
+        the rule's own in the order that ``RULES`` names them."""
+        names = ("lr", "sign", "coupled", "decoupled", *RULES[self.rules[group]][1])
+        if len(values) != len(names):
+            raise IndexError(f"options of group {group}: expected {names}")
+        cdef dict named = self.options[group]
+        named.update(zip(names, values))
+        self.options[group] = named
 
     def set_fused(self, list emas, double ema_share, list copies, bint zero_grads):
         """What a step does besides: ``emas`` (None or arrays like params) move by ``ema_share``
         towards the weights; ``copies`` (None, or for each float32 array None, a float16 or a
         bfloat16 array) get the weights; gradients become zero."""
         cdef Py_ssize_t i
-        cdef Row* r
+        cdef Array* r
         cdef cnp.ndarray a
         self.emas = None if emas is None else tuple(emas)  # the caller's list may change
         self.copies = None if copies is None else tuple(copies)
-        for i in range(self.work.n_rows):
-            r = &self.work.rows[i]
-            r.ema, r.copy, r.copy_kind = NULL, NULL, SAME
+        for i in range(self.work.n_arrays):
+            r = &self.work.arrays[i]
+            r.ema, r.copy, r.copy_storage = NULL, NULL, SAME
             if emas is not None:
                 a = self.emas[i]
                 r.ema = <char*> data_of(
                     a, cnp.PyArray_TYPE(<cnp.ndarray> self.params[i]), r.n, True, f"emas[{i}]"
                 )
-            if copies is not None and self.copies[i] is not None and r.wide == 4:
+            if copies is not None and self.copies[i] is not None and r.item == 4:
                 a = self.copies[i]
-                r.copy_kind = narrow_kind(a)
+                r.copy_storage = narrow_storage(a)
                 r.copy = <char*> data_of(
-                    a, cnp.PyArray_TYPE(a) if r.copy_kind != SAME else cnp.NPY_FLOAT16, r.n, True,
+                    a, cnp.PyArray_TYPE(a) if r.copy_storage != SAME else cnp.NPY_FLOAT16, r.n, True,
                     f"copies[{i}]",
                 )
         self.work.ema_share, self.work.zero_grads = ema_share, zero_grads
@@ -269,16 +272,16 @@ cdef class Plan:
     cdef void set_spans(self) noexcept:
         """The memory that a step writes besides state, sorted; the arrays are disjoint."""
         cdef Py_ssize_t i, k, m = 0
-        cdef Row* r
+        cdef Array* r
         cdef char* lo
-        for i in range(self.work.n_rows):
-            r = &self.work.rows[i]
+        for i in range(self.work.n_arrays):
+            r = &self.work.arrays[i]
             for k in range(3):
                 lo = r.p if k == 0 else r.ema if k == 1 else r.copy
                 if lo == NULL or r.n == 0:
                     continue
-                self.spans[m].lo, self.spans[m].hi = lo, lo + r.n * (2 if k == 2 else r.wide)
-                self.spans[m].row, self.spans[m].what = i, k
+                self.spans[m].lo, self.spans[m].hi = lo, lo + r.n * (2 if k == 2 else r.item)
+                self.spans[m].array, self.spans[m].what = i, k
                 m += 1
         self.n_spans = m
         qsort(self.spans, m, sizeof(Span), by_address)
@@ -287,22 +290,22 @@ cdef class Plan:
     def counts(self):
         """For each array the steps taken and NAdam's product of momenta."""
         return [
-            (self.work.rows[i].step, self.work.rows[i].product) for i in range(self.work.n_rows)
+            (self.work.arrays[i].step, self.work.arrays[i].product) for i in range(self.work.n_arrays)
         ]
 
     def show_counts(self, cnp.ndarray out not None):
         """``counts`` into the two rows of ``out``, float64; how many have taken a step."""
-        cdef Py_ssize_t i, n = self.work.n_rows, begun = 0
+        cdef Py_ssize_t i, n = self.work.n_arrays, begun = 0
         cdef double* to = <double*> data_of(out, cnp.NPY_FLOAT64, 2 * n, True, "out")
         for i in range(n):
-            to[i], to[n + i] = self.work.rows[i].step, self.work.rows[i].product
-            begun += self.work.rows[i].step > 0
+            to[i], to[n + i] = self.work.arrays[i].step, self.work.arrays[i].product
+            begun += self.work.arrays[i].step > 0
         return begun
 
     @counts.setter
     def counts(self, values):
-        for i in range(self.work.n_rows):
-            self.work.rows[i].step, self.work.rows[i].product = values[i]
+        for i in range(self.work.n_arrays):
+            self.work.arrays[i].step, self.work.arrays[i].product = values[i]
 
     cdef int look(self, object item, Tensor* t) except -1:
         """1 and ``t`` where ``item`` shows its memory through DLPack's table, else 0."""
@@ -315,7 +318,7 @@ cdef class Plan:
             return 0
         return 1
 
-    cdef int bind_tensor(self, Py_ssize_t i, Row* r, cnp.ndarray a, object item) except -1:
+    cdef int bind_tensor(self, Py_ssize_t i, Array* r, cnp.ndarray a, object item) except -1:
         cdef Tensor t
         if not self.look(item, &t) or not is_dense(&t):
             return refuse_type(i, item)
@@ -323,9 +326,9 @@ cdef class Plan:
             t.shape, cnp.PyArray_DIMS(a), t.ndim * sizeof(Py_ssize_t)
         ):
             return refuse_shape(i, a, item)
-        if t.bits == 16 and r.wide == 4 and (t.code == FLOAT or t.code == BRAIN_FLOAT):
-            r.grad_kind = HALF if t.code == FLOAT else BFLOAT
-        elif t.code != FLOAT or t.bits != 8 * r.wide:
+        if t.bits == 16 and r.item == 4 and (t.code == FLOAT or t.code == BRAIN_FLOAT):
+            r.grad_storage = HALF if t.code == FLOAT else BFLOAT
+        elif t.code != FLOAT or t.bits != 8 * r.item:
             return refuse_type(i, item)
         if t.data == NULL and r.n:  # a tensor that only describes itself
             return refuse_type(i, item)
@@ -336,20 +339,20 @@ cdef class Plan:
         """Whether each parameter's memory is that of the tensor in its place."""
         cdef Py_ssize_t i
         cdef Tensor t
-        for i in range(self.work.n_rows):
+        for i in range(self.work.n_arrays):
             if (
                 not self.look(tensors[i], &t) or not is_dense(&t)
-                or (<char*> t.data + t.byte_offset != self.work.rows[i].p and self.work.rows[i].n)
-                or t.bits != 8 * self.work.rows[i].wide
+                or (<char*> t.data + t.byte_offset != self.work.arrays[i].p and self.work.arrays[i].n)
+                or t.bits != 8 * self.work.arrays[i].item
             ):
                 return False
         return True
 
     cdef int bind(self, tuple grads) except -1:
         """Check every gradient and take its pointer; nothing is written to any array."""
-        cdef Py_ssize_t i, n = self.work.n_rows, m = 0
+        cdef Py_ssize_t i, n = self.work.n_arrays, m = 0
         cdef cnp.ndarray a, g
-        cdef Row* r
+        cdef Array* r
         cdef int typenum
         cdef bint writes = self.work.zero_grads
         cdef const Span* met
@@ -357,7 +360,7 @@ cdef class Plan:
             return refuse_count(n, len(grads))
         self.n_missing = 0
         for i in range(n):
-            r = &self.work.rows[i]
+            r = &self.work.arrays[i]
             item = <object> PyTuple_GET_ITEM(grads, i)
             if item is None:
                 r.g = NULL
@@ -370,15 +373,15 @@ cdef class Plan:
                 return refuse_change(f"ema[{i}]")
             if r.copy != NULL and moved(<cnp.ndarray> self.copies[i], r.copy, r.n):
                 return refuse_change(f"copy_out[{i}]")
-            r.grad_kind = SAME
+            r.grad_storage = SAME
             if type(item) is cnp.ndarray:  # a subclass may hide some of its values
                 g = <cnp.ndarray> item
                 if not same_shape(a, g):
                     return refuse_shape(i, a, g)
                 typenum = cnp.PyArray_TYPE(a)
-                if cnp.PyArray_TYPE(g) != typenum and r.wide == 4:
-                    r.grad_kind = narrow_kind(g)
-                    if r.grad_kind != SAME:
+                if cnp.PyArray_TYPE(g) != typenum and r.item == 4:
+                    r.grad_storage = narrow_storage(g)
+                    if r.grad_storage != SAME:
                         typenum = cnp.PyArray_TYPE(g)
                 if not usable(g, typenum, writes):
                     data_of(g, typenum, r.n, writes, f"grads[{i}]")  # raises
@@ -388,11 +391,11 @@ cdef class Plan:
             if r.n == 0:
                 continue
             self.grad_spans[m].lo = r.g
-            self.grad_spans[m].hi = r.g + r.n * (2 if r.grad_kind != SAME else r.wide)
+            self.grad_spans[m].hi = r.g + r.n * (2 if r.grad_storage != SAME else r.item)
             met = overlapped(self.spans, self.n_spans, self.grad_spans[m])
             if met != NULL:
                 return refuse_overlap(
-                    i, f"{('params', 'ema', 'copy_out')[met.what]}[{met.row}]"
+                    i, f"{('params', 'ema', 'copy_out')[met.what]}[{met.array}]"
                 )
             m += 1
         if writes:
@@ -408,7 +411,8 @@ cdef class Plan:
 
         Returns the norm of the scaled gradients, or -1.0 where nobody asked for it. Asked for are
         ``max_norm`` > 0, above which they are scaled down to it, and ``guard``: nothing is done
-        and the norm (NaN or infinite) returned where a gradient is not finite. ``moves`` False
+        and the norm (NaN or infinite) returned where a gradient is not finite, and infinity where
+        the step would leave a weight or state that is not. ``moves`` False
         leaves the arrays where they are and holds the plan, for ``step_into`` and ``release``.
         """
         cdef double norm = -1.0
@@ -420,12 +424,14 @@ cdef class Plan:
                 self.make_room()
             if max_norm > 0 or guard:
                 with nogil:
-                    norm = norm_of(&self.work, threads) * abs(scale)
+                    norm = grad_norm(&self.work, threads) * abs(scale)
                 if guard and not isfinite(norm):
                     return norm
                 if max_norm > 0:  # as torch.nn.utils.clip_grad_norm_
                     scale *= min(1.0, max_norm / (norm + 1e-6)) if norm == norm else norm
-            self.prepare_rows(scale)
+            self.prepare(scale)
+            if guard and norm > LARGE and self.would_overflow(norm, threads):
+                return INFINITY
             if not moves:
                 held = True
                 return norm
@@ -449,15 +455,15 @@ cdef class Plan:
     def step_into(self, Py_ssize_t i, cnp.ndarray out not None, int threads):
         """The step of array ``i`` taken by ``out``, like it, instead: of what belongs to the
         array only the state moves. The gradient is that of the last ``step``, not None."""
-        cdef Row* r = &self.work.rows[i]
-        cdef Row kept = r[0]
+        cdef Array* r = &self.work.arrays[i]
+        cdef Array kept = r[0]
         cdef bint zero_grads = self.work.zero_grads
-        cdef int typenum = cnp.NPY_FLOAT64 if r.wide == 8 else cnp.NPY_FLOAT32
+        cdef int typenum = cnp.NPY_FLOAT64 if r.item == 8 else cnp.NPY_FLOAT32
         cdef char* p = <char*> data_of(out, typenum, r.n, True, "out")
-        r.p, r.ema, r.copy_kind, self.work.zero_grads = p, NULL, SAME, False
+        r.p, r.ema, r.copy_storage, self.work.zero_grads = p, NULL, SAME, False
         with nogil:
-            run(&self.work, r.unit, r.unit + (r.n + UNIT - 1) // UNIT, STEP, threads)
-        r.p, r.ema, r.copy_kind, self.work.zero_grads = kept.p, kept.ema, kept.copy_kind, zero_grads
+            go(&self.work, r.unit, r.unit + (r.n + UNIT - 1) // UNIT, STEP, threads)
+        r[0], self.work.zero_grads = kept, zero_grads
 
     def hold(self):
         """Refuse steps, and other holders, until ``release``."""
@@ -481,26 +487,36 @@ cdef class Plan:
                 raise MemoryError
         return 0
 
-    cdef void prepare_rows(self, double scale) noexcept:
-        """Count the step and compute its scalars, once for rows that share them."""
-        cdef Py_ssize_t i, slot = -1
+    cdef void prepare(self, double scale) noexcept:
+        """Count the step and compute its scalars, once for arrays that share them."""
+        cdef Py_ssize_t i
         cdef int group = -1
         cdef long long t = -1
-        cdef double product = -1.0, before
-        cdef Row* r
-        for i in range(self.work.n_rows):
-            r = &self.work.rows[i]
+        cdef double product = -1.0
+        cdef Scalars* s = self.work.scalars - 1
+        cdef Array* r
+        for i in range(self.work.n_arrays):
+            r = &self.work.arrays[i]
             if r.g == NULL:
                 continue
             r.step += 1
-            before = r.product
-            if r.group != group or r.step != t or before != product or r.rule == NADAM:
-                slot += 1
-                group, t, product = r.group, r.step, before
-                prepare(
-                    r, self.options + group * SCALARS, scale, self.work.slots + slot * SCALARS
-                )
-                self.work.slots[slot * SCALARS + FAR] = self.size >= FETCHES_FROM
-            r.slot = slot
-            if r.state_kind != SAME:
-                r.key = mixed(self.seed ^ mixed(<uint64_t> i))
+            r.old_product = r.product
+            if r.group != group or r.step != t or r.old_product != product:
+                group, t, product = r.group, r.step, r.old_product
+                s += 1
+                s.product = product
+                scalars_of(s, r.rule, &self.options[group], scale, <double> t)
+            r.scalars, r.product = s, s.product
+
+    cdef bint would_overflow(self, double norm, int threads) noexcept:
+        """Whether the step that has been prepared would; its count is taken back then."""
+        cdef Py_ssize_t i
+        cdef bint found
+        with nogil:
+            found = overflows(&self.work, norm, threads)
+        if found:
+            for i in range(self.work.n_arrays):
+                if self.work.arrays[i].g != NULL:
+                    self.work.arrays[i].step -= 1
+                    self.work.arrays[i].product = self.work.arrays[i].old_product
+        return found

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import numpy as np
 
 from fastopt._arrays import Array
-from fastopt.errors import UnsupportedError
+from fastopt.errors import OptionError, UnsupportedError
 from fastopt.models.onnx.graph import Graph, Node, attribute, new_node
 from fastopt.models.onnx.labels import Labels
 from fastopt.models.onnx.layers import Site
 from fastopt.models.onnx.rules import slice_bounds
 
-__all__ = ["can_split", "split_site", "take_out"]
+__all__ = ["can_split", "set_bias", "split_site", "take_out"]
 
 
 def take_out(graph: Graph, labels: Labels, gone: Mapping[tuple[str, int], Array]) -> None:
@@ -52,7 +53,7 @@ def _mended(
         axes = [k for k in range(labels.rank(y)) if (y, k) in gone]
         if not axes:
             return None
-        return _new_shape(graph, node, {k: size(y, k) for k in axes}, labels.rank(y))
+        return _new_shape(graph, labels, node, {k: size(y, k) for k in axes}, gone)
     if node.op == "Conv" and int(node.get("group", 1)) > 1:
         x, w = node.inputs[:2]
         if labels.shapes[w][1] == 1 and (x, 1) in gone:
@@ -80,9 +81,60 @@ def _constant(graph: Graph, stem: str, value: Array) -> str:
     return name
 
 
-def _new_shape(graph: Graph, node: Node, sizes: Mapping[int, int], rank: int) -> list[Node]:
+def _follows(
+    graph: Graph,
+    labels: Labels,
+    maker: Mapping[str, Node],
+    gone: Mapping[tuple[str, int], Array],
+    name: str,
+    entry: int,
+) -> bool:
+    """Whether an entry of a computed shape is the size of an axis that is cut."""
+    node = maker.get(name)
+    if node is None or name in graph.values:
+        return False
+    if node.op == "Shape":
+        rank = labels.rank(node.inputs[0])
+        start = int(node.get("start", 0))
+        return (node.inputs[0], (start + rank if start < 0 else start) + entry) in gone
+    source = node.inputs[0]
+    if node.op == "Concat":
+        for source in node.inputs:
+            length = math.prod(labels.shapes[source])
+            if entry < length:
+                break
+            entry -= length
+    elif node.op == "Slice":
+        bounds = slice_bounds(node, graph)
+        if bounds is None:
+            return False
+        start, _, step = next(iter(bounds.values()))
+        n = math.prod(labels.shapes[source])
+        entry = min(max(start + n if start < 0 else start, 0), n) + entry * step
+    elif node.op == "Gather":
+        if node.inputs[1] not in graph.values:
+            return False
+        entry = int(graph.values[node.inputs[1]].reshape(-1)[entry])
+        entry += math.prod(labels.shapes[source]) if entry < 0 else 0
+    elif node.op not in ("Unsqueeze", "Squeeze", "Identity", "Cast", "Reshape"):
+        return any(
+            _follows(graph, labels, maker, gone, i, min(entry, math.prod(labels.shapes[i]) - 1))
+            for i in node.inputs
+            if i in labels.shapes
+        )
+    return _follows(graph, labels, maker, gone, source, entry)
+
+
+def _new_shape(
+    graph: Graph,
+    labels: Labels,
+    node: Node,
+    sizes: Mapping[int, int],
+    gone: Mapping[tuple[str, int], Array],
+) -> list[Node]:
     """Reshape or Expand with other entries of its shape, constant or computed."""
     y, shape = node.outputs[0], node.inputs[1]
+    rank = labels.rank(y)
     if shape in graph.values:
         target = graph.values[shape].copy()
         for axis, n in sizes.items():
@@ -90,21 +142,25 @@ def _new_shape(graph: Graph, node: Node, sizes: Mapping[int, int], rank: int) ->
                 target[axis] = n
         name = _constant(graph, f"{y}/shape", target)
         return [replace(node, inputs=(node.inputs[0], name))]
-    mask = np.zeros(rank, bool)
-    values = np.zeros(rank, np.int64)
+    # a computed shape may hold a factor that only a run knows, such as the batch: it is scaled,
+    # where it does not come from the shape of something that has been cut itself
+    maker = graph.producers()
+    old, new = np.ones(rank, np.int64), np.ones(rank, np.int64)
     for axis, n in sizes.items():
-        mask[axis], values[axis] = True, n
-    name = graph.fresh(f"{y}/shape")
-    chosen = new_node(
-        "Where",
-        (
-            _constant(graph, f"{y}/cut", mask),
-            _constant(graph, f"{y}/sizes", values),
-            shape,
-        ),
-        (name,),
-    )
-    return [chosen, replace(node, inputs=(node.inputs[0], name))]
+        if not _follows(graph, labels, maker, gone, shape, axis):
+            old[axis], new[axis] = labels.shapes[y][axis], n
+    if (old == new).all():
+        return [node]
+    zero = _constant(graph, f"{y}/zero", np.array(0, np.int64))
+    names = [graph.fresh(f"{y}/{k}") for k in ("times", "scaled", "open", "shape")]
+    times, scaled, is_open, name = names
+    return [
+        new_node("Mul", (shape, _constant(graph, f"{y}/new", new)), (times,)),
+        new_node("Div", (times, _constant(graph, f"{y}/old", old)), (scaled,)),
+        new_node("Less", (shape, zero), (is_open,)),  # -1 stays
+        new_node("Where", (is_open, shape, scaled), (name,)),
+        replace(node, inputs=(node.inputs[0], name)),
+    ]
 
 
 def _new_slice(
@@ -133,6 +189,37 @@ def _new_slice(
         for k, v in (("starts", starts), ("ends", ends), ("axes", axes), ("steps", steps))
     ]
     return [replace(node, inputs=(x, *names))]
+
+
+def set_bias(graph: Graph, site: Site, bias: Array, found: tuple[str, Node, int] | None) -> bool:
+    """In place: replace the layer's bias, where it has one, or add one.
+
+    Returns True where the graph's nodes change; OptionError where there is no place for it.
+    """
+    n_out = site.view.n_out
+    if found is not None:
+        name = found[0]
+        graph.values[name] = bias.astype(site.dtype).reshape(graph.values[name].shape)
+        return False
+    if not site.direct or len(site.uses) != 1 or site.kind not in ("dense", "conv"):
+        raise OptionError(f"bias: {site.anchor} ({site.kind}) has no place for one")
+    node = site.uses[0].node
+    name = graph.fresh(f"{site.anchor}.bias")
+    change: dict[Node, list[Node]]
+    plain = node.get("alpha", 1.0) == 1.0 and node.get("beta", 1.0) == 1.0
+    if node.op in ("Conv", "Gemm") and plain and len(node.inputs) == 2:
+        change = {node: [replace(node, inputs=(*node.inputs, name))]}
+    else:
+        inner = graph.fresh(f"{node.outputs[0]}.unbiased")
+        shape = (n_out, *[1] * (len(site.view.shape) - 2)) if node.op == "Conv" else (n_out,)
+        if site.uses[0].weight == 0 and node.op != "Einsum":
+            shape = (n_out, 1)
+        bias = bias.reshape(shape)
+        added = new_node("Add", (inner, name), node.outputs)
+        change = {node: [replace(node, outputs=(inner,)), added]}
+    graph.values[name] = bias.astype(site.dtype)
+    graph.rewrite(change)
+    return True
 
 
 def can_split(site: Site) -> bool:
@@ -169,7 +256,7 @@ def split_site(graph: Graph, site: Site, a: Array, b: Array) -> tuple[str, str]:
         graph.values[name] = np.ascontiguousarray(value.astype(dtype))
     middle = graph.fresh(f"{node.outputs[0]}/thin")
     nodes = [
-        Node(node.op, node.domain, (node.inputs[0], names[0]), (middle,), early, name=node.name),
+        Node(node.op, node.domain, (node.inputs[0], names[0]), (middle,), early),
         replace(node, inputs=(middle, names[1], *node.inputs[2:]), attrs=late),
     ]
     graph.rewrite({node: nodes})

@@ -21,7 +21,7 @@ from fastopt._arrays import Array
 from fastopt.models.onnx.graph import Block, Graph, Node, new_node
 from fastopt.models.onnx.layers import View
 
-__all__ = ["LARGEST_SCALE", "Coded", "Narrow", "encode", "scale_kept"]
+__all__ = ["LARGEST_SCALE", "Coded", "Narrow", "encode", "encode_portable", "scale_kept"]
 
 SCALE_UNIT = 2.0**-8  # keeps small scales out of float16's subnormal range
 LARGEST_SCALE = 65504 * SCALE_UNIT
@@ -111,6 +111,41 @@ def encode(graph: Graph, coded: Sequence[Coded], narrow: Sequence[Narrow]) -> Gr
         made.values.pop(name, None)
     block = graph.block
     made.block = Block(block.name, block.inputs, block.outputs, (*writer.nodes, *block.nodes))
+    return made
+
+
+def encode_portable(graph: Graph, coded: Sequence[Coded], narrow: Sequence[Narrow]) -> Graph:
+    """As :func:`encode`, tensor by tensor: DequantizeLinear with one scale a row, or Cast."""
+    made, nodes = graph.copy(), []
+    for n in narrow:
+        half = f"{n.name}/float16"
+        made.values[half] = made.values.pop(n.name).astype(np.float16)
+        nodes.append(new_node("Cast", (half,), (n.name,), to=_FLOAT))
+    for c in coded:
+        if c.bare:
+            made.values[c.name] = c.view.tensor(_signed(c.codes))
+            continue
+        axis = c.view.row_axis
+        assert axis is not None  # forms_of offers nothing else
+        del made.values[c.name]
+        codes, scale = f"{c.name}/codes", f"{c.name}/scale"
+        made.values[codes] = c.view.tensor(_signed(c.codes))
+        made.values[scale] = c.scale[:, 0]
+        wide = c.name if c.dtype == "float32" else f"{c.name}/wide"
+        if graph.opset >= 13:
+            zero = f"{c.name}/zero"  # optional, but some run-times want it
+            made.values[zero] = np.zeros(len(c.scale), np.int8)
+            nodes.append(new_node("DequantizeLinear", (codes, scale, zero), (wide,), axis=axis))
+        else:
+            shape = [1] * len(c.view.shape)
+            shape[axis] = -1
+            made.values[scale] = made.values[scale].reshape(shape)
+            nodes.append(new_node("Cast", (codes,), (f"{codes}/wide",), to=_FLOAT))
+            nodes.append(new_node("Mul", (f"{codes}/wide", scale), (wide,)))
+        if wide != c.name:
+            nodes.append(new_node("Cast", (wide,), (c.name,), to=_FLOAT16))
+    block = graph.block
+    made.block = Block(block.name, block.inputs, block.outputs, (*nodes, *block.nodes))
     return made
 
 
@@ -259,8 +294,12 @@ class _Writer:
         wide = self.add("Cast", packed, to=_FLOAT)
         wide = self.add("Reshape", wide, self.shape(-1, 1))
         whole = self.add("Floor", self.add("Mul", wide, self.constant(scales)))
-        above = self.add("Floor", self.add("Mul", whole, self.constant(np.array(1 / width))))
-        found = self.add("Sub", whole, self.add("Mul", above, self.constant(np.array(width))))
+        above = self.add(
+            "Floor", self.add("Mul", whole, self.constant(np.array(1 / width, np.float32)))
+        )
+        found = self.add(
+            "Sub", whole, self.add("Mul", above, self.constant(np.array(width, np.float32)))
+        )
         if shift:
             found = self.add("Mul", found, self.constant(np.array(1 << shift, np.float32)))
         if low:

@@ -50,6 +50,7 @@ def ending_of(graph: Graph) -> Ending:
                 axes[output] = -1
         elif node.op == "ZipMap":
             labels = _labels(node)
+            axes[output] = -1
     return Ending(axes, logits, labels)
 
 

@@ -10,9 +10,19 @@ from fastopt._arrays import Array
 from fastopt.errors import ArrayError, OptionError
 from fastopt.models.base import FLOAT32, Form
 from fastopt.models.onnx.encode import LARGEST_SCALE
+from fastopt.models.onnx.graph import Graph
+from fastopt.models.onnx.layers import Site
 from fastopt.quantization import QuantizedArray, quantize
 
-__all__ = ["GROUP", "code_bytes", "forms_of", "group_near", "round_plainly", "unsigned_codes"]
+__all__ = [
+    "GROUP",
+    "code_bytes",
+    "forms_of",
+    "group_near",
+    "own_form",
+    "round_plainly",
+    "unsigned_codes",
+]
 
 GROUP = 32  # weights that share a scale, about
 BITS = (2, 3, 4, 5, 6, 8)
@@ -27,7 +37,9 @@ def group_near(n_in: int, wanted: int = GROUP) -> int | None:
     return min(near, key=lambda g: max(g / wanted, wanted / g), default=None)
 
 
-def forms_of(matrix: Array, *, dynamic: bool, static: bool, portable: bool) -> tuple[Form, ...]:
+def forms_of(
+    matrix: Array, *, dynamic: bool, static: bool, portable: bool, by_row: bool = True
+) -> tuple[Form, ...]:
     """The forms of a layer with this (n_out, n_in) weight.
 
     Parameters
@@ -36,6 +48,8 @@ def forms_of(matrix: Array, *, dynamic: bool, static: bool, portable: bool) -> t
         Whether its operator can run in int8.
     portable : bool
         Only what run-times that do not fold constants run well.
+    by_row : bool
+        Whether codes can have one scale a row.
     """
     n_out, n_in = matrix.shape
     size = matrix.size
@@ -44,7 +58,7 @@ def forms_of(matrix: Array, *, dynamic: bool, static: bool, portable: bool) -> t
     peak = np.abs(matrix).max(initial=0.0)
     if not peak <= LARGEST_SCALE:  # infinite or NaN, or its scale would not fit
         return tuple(found[: 1 if not peak <= 65504 else 2])
-    for bits in (8,) if portable else BITS:
+    for bits in (8,) * by_row if portable else BITS:
         found.append(Form(f"int{bits}", bits, nbytes=code_bytes(bits, n_out, n_in, None)))
         if group is not None and not portable:
             nbytes = code_bytes(bits, n_out, n_in, group)
@@ -64,6 +78,23 @@ def forms_of(matrix: Array, *, dynamic: bool, static: bool, portable: bool) -> t
                     )
                 )  # fmt: skip
     return tuple(found)
+
+
+def own_form(graph: Graph, site: Site, matrix: Array, forms: tuple[Form, ...]) -> Form:
+    """The form that a layer has in the file as it was read."""
+    if site.anchor in graph.values:
+        name = {"float32": FLOAT32, "float16": "float16"}.get(site.dtype, "float64")
+        known = {form.name: form for form in forms}
+        return known.get(name) or Form(name, 64, nbytes=8 * matrix.size)
+    maker = graph.producers()
+    nbytes, stack = 0, [site.anchor]
+    while stack:
+        name = stack.pop()
+        if name in maker:
+            stack += [i for i in maker[name].inputs if i]
+        elif name in graph.values:
+            nbytes += graph.values[name].nbytes
+    return Form("as is", 8 * nbytes // max(1, matrix.size), nbytes=nbytes)
 
 
 def code_bytes(bits: int, n_out: int, n_in: int, group: int | None) -> int:

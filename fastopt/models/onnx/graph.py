@@ -190,7 +190,7 @@ class Graph:
         model.CopyFrom(self.head)
         _write_block(self.block, model.graph)
         for name, values in self.values.items():
-            model.graph.initializer.append(onnx.numpy_helper.from_array(values, name))
+            model.graph.initializer.append(_tensor(name, values))
         for name, tensor in self.opaque.items():
             added = model.graph.initializer.add()
             added.CopyFrom(tensor)
@@ -358,6 +358,18 @@ def node_error(node: Node, message: str) -> str:
     return f"{node.label}: {message}"
 
 
+def _tensor(name: str, values: Array) -> Any:
+    """The TensorProto; small integers as varints where that is shorter than 8 bytes each."""
+    onnx = load_onnx()
+    if values.dtype == np.int64 and values.size:
+        bits = np.frexp(np.maximum(values.astype(np.float64), 1))[1]
+        lengths = np.where(values < 0, 10, -(-bits // 7))
+        if lengths.sum() < values.nbytes:
+            flat = values.reshape(-1).tolist()
+            return onnx.helper.make_tensor(name, onnx.TensorProto.INT64, values.shape, flat)
+    return onnx.numpy_helper.from_array(values, name)
+
+
 def _own(entry: Any) -> Any:
     """A copy that does not keep the whole file's memory alive."""
     copy = load_onnx().AttributeProto()
@@ -435,12 +447,14 @@ def _write_block(block: Block, graph: Any) -> None:
     graph.name = block.name or "graph"  # the checker wants a name
     graph.input.extend(block.inputs)
     graph.output.extend(block.outputs)
+    named: set[str] = set()
     for node in block.nodes:
         made = graph.node.add(op_type=node.op, domain=node.domain)
         made.input.extend(node.inputs)
         made.output.extend(node.outputs)
-        if node.name:
+        if node.name and node.name not in named:  # nodes made of one keep its name
             made.name = node.name
+            named.add(node.name)
         made.attribute.extend(node.attrs.values())
         for name, inner in node.blocks.items():
             entry = made.attribute.add(name=name, type=load_onnx().AttributeProto.GRAPH)

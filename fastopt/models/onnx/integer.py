@@ -88,9 +88,9 @@ def _int8_view(site: Site) -> View:
     return View(shape, shape, (1, 0), n_out)
 
 
-def can_run_dynamic(graph: Graph, site: Site) -> bool:
+def can_run_dynamic(graph: Graph, site: Site, *, portable: bool = False) -> bool:
     """Whether the layer's operator has an int8 form."""
-    if graph.opset < 11 or not site.direct or len(site.uses) != 1:
+    if site.dtype != "float32" or graph.opset < 11 or not site.direct or len(site.uses) != 1:
         return False
     use = site.uses[0]
     node = use.node
@@ -98,7 +98,7 @@ def can_run_dynamic(graph: Graph, site: Site) -> bool:
         plain = node.get("alpha", 1.0) == 1.0 and node.get("beta", 1.0) == 1.0
         plain = plain and node.op in ("MatMul", "Gemm") and not node.get("transA")
         return use.weight == 1 and len(site.view.shape) == 2 and plain
-    if site.kind == "recurrent" and node.op == "LSTM":
+    if site.kind == "recurrent" and node.op == "LSTM" and not portable:
         known = {"direction", "hidden_size", "activations", "input_forget", "clip"}
         return not set(node.attrs) - known
     return False

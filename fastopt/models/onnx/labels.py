@@ -19,9 +19,10 @@ from fastopt.models.base import Group, Member
 from fastopt.models.onnx.graph import Graph, Node
 from fastopt.models.onnx.layers import Site
 
-__all__ = ["Labels", "Rule", "groups_of", "propagate", "reshaped"]
+__all__ = ["INSIDE", "Labels", "Rule", "groups_of", "propagate", "reshaped"]
 
 LONGEST_AXIS = 1 << 17
+INSIDE = "inside a block"
 
 
 @dataclass
@@ -34,15 +35,22 @@ class Labels:
         Shape of each tensor for one run.
     start : dict
         First element of each (tensor, axis).
+    pick : dict
+        For an axis that a Reshape cuts into factors, or makes of them, which of them may shrink;
+        0, the outermost, where nothing is said. By (node, tensor, axis).
+    cuts : list
+        What was picked: (key, elements of the factor, number of factors).
     unit : array of int
         The unit of each element, once :meth:`settle` has run: the least element tied to it.
     """
 
-    shapes: Mapping[str, tuple[int, ...]]
+    shapes: dict[str, tuple[int, ...]]
     start: dict[tuple[str, int], int] = field(default_factory=dict)
     n: int = 0
     ties: list[tuple[Array, Array]] = field(default_factory=list)
     frozen: list[tuple[Array, str]] = field(default_factory=list)
+    pick: dict[tuple[Node, str, int], int] = field(default_factory=dict)
+    cuts: list[tuple[tuple[Node, str, int], Array, int]] = field(default_factory=list)
     unit: Array = field(default_factory=lambda: np.zeros(0, np.intp))
 
     def rank(self, tensor: str) -> int:
@@ -120,8 +128,34 @@ Rule = Callable[[Node, Labels, Graph], None]
 def propagate(
     graph: Graph, shapes: Mapping[str, tuple[int, ...]], rules: Mapping[str, Rule]
 ) -> tuple[Labels, list[str]]:
-    """Ties of all operators; and a note for each kind of operator that has no rule."""
-    labels = Labels(shapes)
+    """Ties of all operators; and a note for each kind of operator that has no rule.
+
+    Where the axis that a Reshape picked cannot shrink (the three of query, key and value), the
+    next one is tried.
+    """
+    pick: dict[tuple[Node, str, int], int] = {}
+    while True:
+        labels, notes = _tied(graph, shapes, rules, pick)
+        # what a cut itself holds fast is no reason: that changes with the pick
+        frozen = [labels.unit[e] for e, why in labels.frozen if not why.endswith(INSIDE)]
+        stuck = np.unique(np.concatenate(frozen)) if frozen else np.zeros(0, np.intp)
+        more = {
+            key: pick.get(key, 0) + 1
+            for key, elements, n in labels.cuts
+            if pick.get(key, 0) + 1 < n and np.isin(labels.unit[elements], stuck).all()
+        }
+        if not more:
+            return labels, notes
+        pick |= more
+
+
+def _tied(
+    graph: Graph,
+    shapes: Mapping[str, tuple[int, ...]],
+    rules: Mapping[str, Rule],
+    pick: dict[tuple[Node, str, int], int],
+) -> tuple[Labels, list[str]]:
+    labels = Labels(dict(shapes), pick=pick)
     unknown: dict[str, int] = {}
     for info in (*graph.block.inputs, *graph.block.outputs):
         labels.freeze_all(info.name, f"{info.name} is an input or output")
@@ -222,11 +256,15 @@ def _in_matrix(site: Site, axis: int, index: Array) -> tuple[int, Array]:
     shape = site.view.shape
     along = np.arange(shape[axis]).reshape(-1, *[1] * (len(shape) - 1 - axis))
     seen = site.view.matrix(np.broadcast_to(along, shape))
-    side = 0 if (seen == seen[:, :1]).all() else 1
-    line = seen[:, 0] if side == 0 else seen[0]
+    if (seen == seen[:, :1]).all():
+        side, line = 0, seen[:, 0]
+    elif (seen == seen[:1]).all():
+        side, line = 1, seen[0]
+    else:  # a grouped convolution: the same column in the rows of several blocks
+        columns = [np.unique(np.nonzero(np.isin(seen, unit))[1]) for unit in index]
+        return 1, np.array(columns, np.intp)
     order = np.argsort(line, kind="stable")
-    each = line.size // shape[axis]
-    spread = order.reshape(shape[axis], each)
+    spread = order.reshape(shape[axis], line.size // shape[axis])
     return side, spread[index].reshape(len(index), -1)
 
 

@@ -21,7 +21,6 @@ from fastopt.models.onnx.moves import MOVES, moved
 
 __all__ = ["Site", "Use", "View", "find_sites"]
 
-SMALLEST = 8  # elements; below, a layer is not worth its overhead
 CODED = 64  # elements; integers that a few operators decode are a weight from here on
 _FLOATS = ("float32", "float16", "float64")
 _DECODERS = {"Cast", "Mul", "Div", "Sub", "Add", "DequantizeLinear"}
@@ -51,6 +50,13 @@ class View:
     def plain(self) -> bool:
         """Whether the matrix is the tensor's own order."""
         return self.perm == tuple(range(len(self.perm)))
+
+    @property
+    def row_axis(self) -> int | None:
+        """The stored tensor's axis whose positions are the rows; None where there is none."""
+        if self.plain and self.shape[0] == self.n_out:
+            return 0
+        return 1 if self.split == self.shape and self.perm == (1, 0) else None
 
     @staticmethod
     def rows(shape: tuple[int, ...], n_out: int) -> View:
@@ -85,6 +91,8 @@ class Site:
     axes : tuple of str
     direct : bool
         The operator reads the anchor itself, in one place: its arithmetic can be replaced.
+    dtype : str
+        Of the anchor.
     """
 
     anchor: str
@@ -94,6 +102,7 @@ class Site:
     n_blocks: int = 1
     axes: tuple[str, ...] = ("out", "in")
     direct: bool = True
+    dtype: str = "float32"
 
 
 def find_sites(graph: Graph, value: Callable[[str], Array]) -> tuple[dict[str, Site], set[str]]:
@@ -137,13 +146,14 @@ class _Finder:
             alone = len(consumers.get(anchor, [])) == len(entries)
             sites[anchor] = Site(
                 anchor, kind, view, tuple(e[0] for e in entries), blocks, axes,
-                direct=anchor not in moved_anchors and alone,
+                direct=anchor not in moved_anchors and alone, dtype=self.value(anchor).dtype.name,
             )  # fmt: skip
         for name in self.graph.values:  # tables that no known operator multiplies with
             if name not in found and self._large(name, 1024) and self._leaf(name):
                 sites[name] = Site(
-                    name, "embedding", self._table(name), (), axes=("row", "feature"), direct=False
-                )
+                    name, "embedding", self._table(name), (), axes=("row", "feature"),
+                    direct=False, dtype=self.graph.values[name].dtype.name,
+                )  # fmt: skip
         return sites
 
     def _table(self, name: str) -> View:
@@ -155,7 +165,7 @@ class _Finder:
         a = self.graph.values[name]
         return a.dtype.name in _FLOATS and a.ndim > 1 and 1 < a.shape[-1] < a.size
 
-    def _large(self, name: str, smallest: int = SMALLEST) -> bool:
+    def _large(self, name: str, smallest: int = 1) -> bool:
         if name in self.graph.values:
             a = self.graph.values[name]
             return a.size >= smallest and name not in self.graph.overridable
@@ -166,7 +176,7 @@ class _Finder:
         if name in self.graph.values:
             a = self.graph.values[name]
             fits = a.dtype.name in _FLOATS and name not in self.graph.overridable
-            return [name] if fits and a.size >= SMALLEST else []
+            return [name] if fits and a.size else []
         node = self.maker.get(name)
         if node is None or node.domain not in ("", "ai.onnx"):
             return []
@@ -180,6 +190,9 @@ class _Finder:
     def _decodes(self, name: str) -> bool:
         """Whether a constant expression decodes integers or narrow floats, value by value."""
         stack, integers = [name], 0
+        total = self.value(name).size
+        if total < CODED:
+            return False
         while stack:
             node = self.maker.get(stack[-1])
             current = stack.pop()
@@ -188,7 +201,7 @@ class _Finder:
                 if a is None or current in self.graph.overridable:
                     return False
                 narrow = a.dtype.kind in "iu" or a.dtype.name == "float16"
-                integers += narrow and a.size >= CODED
+                integers += narrow and a.size == total
             elif node.op in _DECODERS | set(MOVES):
                 stack += (
                     [i for i in node.inputs if i] if node.op in _DECODERS else [node.inputs[0]]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,45 +15,28 @@ from fastopt._files import write_whole
 from fastopt._options import choice, flag, integer
 from fastopt.errors import ArrayError, OptionError, UnsupportedError
 from fastopt.models.base import FLOAT32, Form, Group, Input, Layer
+from fastopt.models.onnx.build import Stored, encoded, half_biases, put_values, stored_as
 from fastopt.models.onnx.compact import compact
-from fastopt.models.onnx.edit import can_split, split_site, take_out
-from fastopt.models.onnx.encode import LARGEST_SCALE, Coded, Narrow, encode, scale_kept
+from fastopt.models.onnx.edit import can_split, set_bias, split_site, take_out
 from fastopt.models.onnx.endings import Ending, ending_of
 from fastopt.models.onnx.files import load_onnx, read_model
 from fastopt.models.onnx.fold import fold
-from fastopt.models.onnx.forms import forms_of, round_plainly, unsigned_codes
-from fastopt.models.onnx.graph import Graph, Node
-from fastopt.models.onnx.integer import (
-    Rows8,
-    can_run_dynamic,
-    int8_rows,
-    rows_to_int8,
-    run_dynamic,
-)
+from fastopt.models.onnx.forms import forms_of, own_form
+from fastopt.models.onnx.graph import Graph
+from fastopt.models.onnx.integer import can_run_dynamic
 from fastopt.models.onnx.labels import Labels, groups_of, propagate
-from fastopt.models.onnx.layers import Site, View, bias_of, find_sites
+from fastopt.models.onnx.layers import Site, bias_of, find_sites
 from fastopt.models.onnx.rows import input_rows, output_positions
 from fastopt.models.onnx.rules import RULES
 from fastopt.models.onnx.run import Feeds, evaluate, execute, inputs_of, session, tensor_info
 from fastopt.models.onnx.shapes import shapes_of, synthetic_feed
-from fastopt.models.onnx.static import Static, can_run_static, check_ranges, run_static
+from fastopt.models.onnx.static import can_run_static
+from fastopt.models.onnx.trees import thin_trees
 from fastopt.quantization import QuantizedArray
 
 __all__ = ["OnnxModel"]
 
 OLDEST_OPSET = 7  # before, operators broadcast by an attribute
-
-
-@dataclass(frozen=True)
-class Stored:
-    """How a layer is kept, and the values that it computes with."""
-
-    form: Form
-    matrix: Array
-    codes: QuantizedArray | None = None
-    coded: Coded | None = None
-    rows8: Rows8 | None = None
-    ranges: Mapping[str, tuple[float, float]] | None = None
 
 
 class OnnxModel:
@@ -270,46 +252,7 @@ class OnnxModel:
         site = self._site(layer)
         chosen = self._form(layer, form)
         matrix = self.layers[layer].weight
-        if not chosen.integer and codes is not None:
-            raise OptionError(f"codes: {form} takes none")
-        if not chosen.integer:
-            if chosen.bits == 16:
-                matrix = matrix.astype(np.float16).astype(np.float32)
-            self._stored[layer] = Stored(chosen, matrix)
-        else:
-            codes = round_plainly(matrix, chosen) if codes is None else codes
-            unsigned, scale = unsigned_codes(codes, chosen, matrix.shape)
-            if scale.size and not np.abs(scale).max() <= LARGEST_SCALE:
-                raise ArrayError(f"codes: scales above {LARGEST_SCALE:.0f} cannot be stored")
-            dtype = self._value(site.anchor).dtype.name
-            scale = scale_kept(scale)
-            coded = Coded(site.anchor, site.view, dtype, chosen.bits, unsigned, scale)
-            matrix, rows8 = coded.matrix(), None
-            if chosen.activations == "static":
-                check_ranges(site, ranges)
-            if chosen.activations is not None:
-                bare = chosen.bits == 8 and chosen.group_size is None
-                signed = (unsigned.astype(np.int16) - 128).astype(np.int8)
-                rows8 = (
-                    int8_rows(site, signed, scale[:, 0]) if bare else rows_to_int8(site, matrix)
-                )
-                matrix = rows8.matrix()
-                coded = replace(
-                    coded,
-                    name=rows8.name,
-                    view=rows8.view,
-                    dtype="int8",
-                    rows=None if bare else rows8.scale_kept,
-                    rows_shape=rows8.scale_shape,
-                )
-            self._stored[layer] = Stored(
-                chosen,
-                matrix,
-                codes,
-                coded,
-                rows8,
-                ranges if chosen.activations == "static" else None,
-            )
+        self._stored[layer] = stored_as(site, chosen, matrix, codes, ranges)
         self._forget(layer)
 
     def keep_units(
@@ -397,8 +340,13 @@ class OnnxModel:
             return ()
         self._settle()
         done = fold(self._graph, frozenset(self._stored))
+        saved = thin_trees(self._graph)
+        self._constants = {}
         self._forget()
-        return tuple(f"{n} {what}" for what, n in done.items())
+        notes = [f"{n} {what}" for what, n in done.items()]
+        if saved:
+            notes.append(f"tree ensembles thinned by {saved} bytes")
+        return tuple(notes)
 
     def copy(self) -> OnnxModel:
         """An independent copy; arrays and nodes are shared."""
@@ -432,7 +380,7 @@ class OnnxModel:
         """In place: put new float values into the graph itself, before its structure changes."""
         plain = {k: s for k, s in self._stored.items() if s.form.name == FLOAT32}
         if plain:
-            self._float_values(self._graph, plain)
+            put_values(self._graph, self._sites, plain)
             self._stored = {k: s for k, s in self._stored.items() if k not in plain}
 
     def _forget(self, layer: str | None = None) -> None:
@@ -484,9 +432,14 @@ class OnnxModel:
         )
         matrix = np.ascontiguousarray(matrix)
         matrix.flags.writeable = False
-        dynamic, static = self._int8_runs(site)
-        forms = forms_of(matrix, dynamic=dynamic, static=static, portable=self.portable)
-        own = self._own_form(site, matrix, forms)
+        forms = forms_of(
+            matrix,
+            dynamic=can_run_dynamic(self._graph, site, portable=self.portable),
+            static=can_run_static(self._graph, site),
+            portable=self.portable,
+            by_row=not self.portable or site.view.row_axis is not None,
+        )
+        own = own_form(self._graph, site, matrix, forms)
         if own not in forms:
             forms = (own, *forms)
         bias = bias_of(self._graph, site, self._consumers)
@@ -516,131 +469,44 @@ class OnnxModel:
 
     def _bias(self, name: str, stored: Stored | None) -> Array:
         bias = np.asarray(self._graph.values[name], np.float32).ravel()
-        if stored is not None and name in self._half_biases():
+        if stored is not None and name in self._halved():
             bias = bias.astype(np.float16).astype(np.float32)
         return bias
 
-    def _int8_runs(self, site: Site) -> tuple[bool, bool]:
-        if self._value(site.anchor).dtype != np.float32:
-            return False, False
-        return can_run_dynamic(self._graph, site), can_run_static(self._graph, site)
-
-    def _own_form(self, site: Site, matrix: Array, forms: tuple[Form, ...]) -> Form:
-        """The form that the file has now."""
-        if site.anchor in self._graph.values:
-            name = {"float32": FLOAT32, "float16": "float16"}.get(
-                self._graph.values[site.anchor].dtype.name, "float64"
-            )
-            known = {form.name: form for form in forms}
-            return known.get(name) or Form(name, 64, nbytes=8 * matrix.size)
-        parts = self._expression(site.anchor)
-        nbytes = sum(self._graph.values[p].nbytes for p in parts if p in self._graph.values)
-        return Form("as is", 8 * nbytes // max(1, matrix.size), nbytes=nbytes)
-
-    def _expression(self, name: str) -> set[str]:
-        """Constants that a constant expression is made of."""
-        maker = self._graph.producers()
-        found, stack = set(), [name]
-        while stack:
-            current = stack.pop()
-            if current in maker:
-                stack += [i for i in maker[current].inputs if i]
-            else:
-                found.add(current)
-        return found
-
     def _set_bias(self, site: Site, bias: Array) -> bool:
         """Replace the layer's bias, or give it one: True where that changes the graph."""
-        n_out = site.view.n_out
-        fresh = as_array(bias, "bias", cast="float32", shape=(n_out,))
+        fresh = as_array(bias, "bias", cast="float32", shape=(site.view.n_out,))
         fresh = np.ascontiguousarray(fresh, np.float32)
         check_finite(fresh, "bias")
-        found = bias_of(self._graph, site, self._consumers)
-        dtype = self._value(site.anchor).dtype
-        if found is not None:
-            name = found[0]
-            self._graph.values[name] = fresh.astype(dtype).reshape(self._graph.values[name].shape)
-            return False
-        if not site.direct or len(site.uses) != 1 or site.kind not in ("dense", "conv"):
-            raise OptionError(f"bias: {site.anchor} ({site.kind}) has no place for one")
-        node = site.uses[0].node
-        name = self._graph.fresh(f"{site.anchor}.bias")
-        change: dict[Node, list[Node]]
-        plain = node.get("alpha", 1.0) == 1.0 and node.get("beta", 1.0) == 1.0
-        if node.op != "MatMul" and plain and len(node.inputs) == 2:
-            change = {node: [replace(node, inputs=(*node.inputs, name))]}
-        else:
-            inner = self._graph.fresh(f"{node.outputs[0]}.unbiased")
-            shape = (n_out, *[1] * (len(site.view.shape) - 2)) if node.op == "Conv" else (n_out,)
-            if site.uses[0].weight == 0:
-                shape = (n_out, 1)
-            fresh = fresh.reshape(shape)
-            added = Node("Add", "", (inner, name), node.outputs)
-            change = {node: [replace(node, outputs=(inner,)), added]}
-        self._graph.values[name] = fresh.astype(dtype)
-        self._graph.rewrite(change)
-        return True
+        return set_bias(self._graph, site, fresh, bias_of(self._graph, site, self._consumers))
 
-    def _float_values(self, graph: Graph, stored: Mapping[str, Stored]) -> None:
-        """In place: put layers' values in ``graph`` as plain constants."""
-        change: dict[Node, list[Node]] = {}
-        maker = self._graph.producers()
-        for name, entry in stored.items():
-            site = self._sites[name]
-            dtype = self._value(name).dtype
-            if name in maker:  # the expression that made it goes
-                node = maker[name]
-                change[node] = []
-            tensor = site.view.tensor(entry.matrix).astype(dtype, copy=False)
-            graph.values[name] = tensor
-        for name in self._half_biases():
-            graph.values[name] = graph.values[name].astype(np.float16).astype(np.float32)
-        graph.rewrite(change)
-        integer = {k: s for k, s in stored.items() if s.rows8 is not None}
-        dynamic = {k: s.rows8 for k, s in integer.items() if s.rows8 and not s.ranges}
-        static = {k: Static(s.rows8, s.ranges) for k, s in integer.items() if s.rows8 and s.ranges}
-        run_static(graph, self._sites, static)
-        run_dynamic(graph, self._sites, dynamic)
-
-    def _half_biases(self) -> list[str]:
-        """Biases of layers stored in fewer bits, which float16 holds well: it keeps them."""
-        found = []
-        for layer, stored in self._stored.items():
-            bias = bias_of(self._graph, self._sites[layer], self._consumers)
-            if stored.form.bits > 16 or bias is None or self.portable:
-                continue
-            a = self._graph.values[bias[0]]
-            if a.dtype == np.float32 and a.size >= 16 and np.abs(a).max() < 65504:
-                found.append(bias[0])
-        return found
+    def _halved(self) -> list[str]:
+        """Biases that are kept in float16."""
+        if self.portable:
+            return []
+        return half_biases(self._graph, self._sites, self._stored, self._consumers)
 
     def _run_graph(self) -> Graph:
+        """The graph that is run: weights decoded, where decoding at load gives the same bits."""
         graph = self._graph.copy()
         if self._stored:
-            self._float_values(graph, self._stored)
+            put_values(graph, self._sites, self._stored, self._halved())
             graph.prune()
-        return graph
+        # a DequantizeLinear may be merged into what follows, so it is run as it will be saved
+        return encoded(graph, self._sites, self._stored, portable=True) if self.portable else graph
 
     def _file_proto(self) -> Any:
         graph = self._run_graph()
         if not self._changed:
             return graph.to_proto()
-        coded = [s.coded for s in self._stored.values() if s.coded is not None]
-        narrow = [
-            Narrow(name, self._sites[name].view, s.matrix)
-            for name, s in self._stored.items()
-            if s.form.name == "float16" and self._value(name).dtype.name == "float32"
-        ]
-        for name in self._half_biases():
-            if name in graph.values:
-                bias = graph.values[name]
-                narrow.append(Narrow(name, View.rows(bias.shape, 1), bias))
-        return compact(encode(graph, coded, narrow)).to_proto()
+        if not self.portable:
+            graph = encoded(graph, self._sites, self._stored, self._halved())
+        return compact(graph).to_proto()
 
     def _tried(self, layer: str, weight: Array) -> Array:
         site, shape = self._site(layer), self.layers[layer].weight.shape
         fresh = as_array(weight, "weights", cast="float32", shape=shape)
-        return site.view.tensor(fresh).astype(self._value(layer).dtype, copy=False)
+        return site.view.tensor(fresh).astype(site.dtype, copy=False)
 
     def _session(self, taps: tuple[str, ...], threads: int, *, probe: bool = False) -> Any:
         """A session for the model as it is; with ``probe`` every weight can be fed."""
@@ -649,7 +515,7 @@ class OnnxModel:
             if probe:
                 graph = self._graph.copy()
                 every = {k: Stored(v.form, v.weight) for k, v in self.layers.items()}
-                self._float_values(graph, every)
+                put_values(graph, self._sites, every)
                 proto = graph.to_proto()
                 for name in every:
                     proto.graph.input.append(tensor_info(name, graph.values[name]))
@@ -666,10 +532,8 @@ class OnnxModel:
         """Note the shapes for one small feed; they give the multiply-adds and the groups."""
         if self._feed is not None:
             return
-        self._feed = next(feeds.batches(1))
-        first = next((i for i in self.inputs if i.shape and i.name not in feeds.fixed), None)
-        if first is not None and first.name not in feeds.whole and feeds.parts is None:
-            self._seen_rows = max(1, len(self._feed[first.name]))
+        # two rows: what holds for one alone (a shape with the batch in it) is found out
+        self._feed, self._seen_rows = feeds.small(2)
         self._shapes = {}
         self._layers = self._found = None
 
@@ -677,6 +541,8 @@ class OnnxModel:
         """The shapes for the feed seen, or for one made up."""
         if self._feed is None:
             self._feed = synthetic_feed(self._graph, self.inputs)
+            free = [i.name for i in self.inputs if i.shape[:1] == (None,)]
+            self._seen_rows = len(self._feed[free[0]]) if free else 1
         if not self._shapes:
             self._shapes = shapes_of(self._graph, self._feed)
         return self._shapes

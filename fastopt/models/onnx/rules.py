@@ -8,7 +8,7 @@ import numpy as np
 
 from fastopt._arrays import Array
 from fastopt.models.onnx.graph import Graph, Node
-from fastopt.models.onnx.labels import Labels, Rule, reshaped
+from fastopt.models.onnx.labels import INSIDE, Labels, Rule, reshaped
 
 __all__ = ["RULES"]
 
@@ -125,39 +125,52 @@ def _transpose(node: Node, labels: Labels, graph: Graph) -> None:
 
 
 def _reshape(node: Node, labels: Labels, graph: Graph) -> None:
-    """Axes that stay are tied; one that is cut into several, or made of several, is tied block by
-    block to the outermost of them, and the inner ones stay whole.
+    """Axes that stay are tied; others are products of common factors, and each is tied to one of
+    its factors while the rest of them stay whole.
     """
     x, y = node.inputs[0], node.outputs[0]
     sx, sy = labels.shapes[x], labels.shapes[y]
     if math.prod(sx) != math.prod(sy) or 0 in sx:
         return _unknown(node, labels)
-    seen_x, seen_y = set(), set()
-    for left, right in reshaped(sx, sy):
-        seen_x |= set(left)
-        seen_y |= set(right)
-        if len(left) == 1 and len(right) == 1:
+    for number, (left, right) in enumerate(reshaped(sx, sy)):
+        if len(left) == len(right) == 1:
             labels.tie(labels.axis(x, left[0]), labels.axis(y, right[0]))
-        elif len(left) == 1 or len(right) == 1:
-            whole, parts = (x, left[0]), [(y, k) for k in right]
-            if len(right) == 1:
-                whole, parts = (y, right[0]), [(x, k) for k in left]
-            outer = labels.axis(*parts[0])
-            elements = labels.axis(*whole)
-            if outer.size == 0 or elements.size % outer.size:
+            continue
+        axes = [(x, k) for k in left] + [(y, k) for k in right]
+        spans = _spans([sx[k] for k in left]) + _spans([sy[k] for k in right])
+        marks = sorted({end for _, end in spans})
+        if any(b % a for a, b in zip([1, *marks], marks, strict=False)):
+            for name, axis in axes:
+                labels.freeze(labels.axis(name, axis), f"{node.label} mixes axes")
+            continue
+        factors = [b // a for a, b in zip([1, *marks], marks, strict=False)]
+        inside = f"{y}/factors/{number}"
+        labels.shapes[inside] = tuple(factors)
+        for (name, axis), (start, end) in zip(axes, spans, strict=True):
+            own = [k for k, mark in enumerate(marks) if start < mark <= end]
+            key = (node, name, axis)
+            chosen = own[labels.pick.get(key, 0)]
+            elements, along = labels.axis(name, axis), labels.axis(inside, chosen)
+            if along.size == 0:
                 labels.freeze(elements, f"{node.label} cuts it")
                 continue
-            labels.tie(np.repeat(outer, elements.size // outer.size), elements)
-            for name, axis in parts[1:]:
-                labels.freeze(labels.axis(name, axis), f"{node.label}: inside a block")
-        else:
-            for name, axes in ((x, left), (y, right)):
-                for axis in axes:
-                    labels.freeze(labels.axis(name, axis), f"{node.label} mixes axes")
-    for name, shape, seen in ((x, sx, seen_x), (y, sy, seen_y)):
-        for axis in set(range(len(shape))) - seen:
-            labels.freeze(labels.axis(name, axis), f"{node.label} mixes axes")
+            within = math.prod(factors[k] for k in own if k > chosen)
+            labels.tie(along[np.arange(elements.size) // within % along.size], elements)
+            if len(own) > 1:
+                labels.cuts.append((key, along, len(own)))
+                for k in own:
+                    if k != chosen:
+                        labels.freeze(labels.axis(inside, k), f"{node.label}: {INSIDE}")
     return None
+
+
+def _spans(sizes: list[int]) -> list[tuple[int, int]]:
+    """For each axis the product of the sizes before it, and with it."""
+    found, total = [], 1
+    for n in sizes:
+        found.append((total, total * n))
+        total *= n
+    return found
 
 
 def _concat(node: Node, labels: Labels, graph: Graph) -> None:
@@ -357,6 +370,26 @@ def _expand(node: Node, labels: Labels, graph: Graph) -> None:
             labels.freeze(labels.axis(y, axis), f"{node.label} repeats it")
 
 
+def _quantize(node: Node, labels: Labels, graph: Graph) -> None:
+    """To codes and back: scales and zero points go with their axis."""
+    x, rank = node.inputs[0], labels.rank(node.inputs[0])
+    _same(labels, x, node.outputs[0], range(rank))
+    for name in node.inputs[1:]:
+        if name and labels.rank(name) == 1:
+            axis = int(node.get("axis", 1)) % max(1, rank)
+            labels.tie(labels.axis(name, 0), labels.axis(x, axis))
+        elif name:
+            labels.freeze_all(x, f"{node.label} has blocks")
+            labels.freeze_all(name, f"{node.label} has blocks")
+
+
+def _integer_product(node: Node, labels: Labels, graph: Graph) -> None:
+    _matmul(node, labels, graph)
+    for name in node.inputs[2:]:
+        if name and labels.rank(name):
+            labels.tie(labels.axis(name, -1), labels.axis(node.outputs[0], -1))
+
+
 def _nothing(node: Node, labels: Labels, graph: Graph) -> None:
     """Shape and Size: they follow by themselves."""
 
@@ -387,6 +420,8 @@ RULES: dict[str, Rule] = {
         _layer_norm, ["LayerNormalization", "SimplifiedLayerNormalization", "RMSNormalization"]
     ),
     **_each(_nothing, ["Shape", "Size", "Constant"]),
+    **_each(_quantize, ["QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"]),
+    "MatMulInteger": _integer_product,
     "BatchNormalization": _batch_norm,
     "Gemm": _gemm,
     "Gather": _gather,

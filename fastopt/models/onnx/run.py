@@ -60,10 +60,17 @@ def execute(loaded: Any, names: Sequence[str], feed: Mapping[str, Array]) -> lis
     options = onnxruntime.RunOptions()
     options.log_severity_level = 4
     try:
-        found: list[Any] = loaded.run(list(names), dict(feed), options)
+        found = [_plain(a) for a in loaded.run(list(names), dict(feed), options)]
     except Exception as error:  # onnxruntime's own errors are no common class
         raise ArrayError(f"data: the model cannot run on them: {_first_line(error)}") from error
     return found
+
+
+def _plain(output: Any) -> Any:
+    """A ZipMap's list of dicts as an array, a column for each class in its order."""
+    if isinstance(output, list) and output and all(isinstance(row, dict) for row in output):
+        return np.array([list(row.values()) for row in output], np.float32)
+    return output
 
 
 def _first_line(error: Exception) -> str:
@@ -150,6 +157,19 @@ class Feeds:
                 )
                 for name, a in self.arrays.items()
             }  # fmt: skip
+
+    def small(self, rows: int) -> tuple[dict[str, Array], int]:
+        """A feed of that many rows where the graph allows it, and how many rows it has."""
+        if self.parts is not None or self.whole:
+            return next(self.batches(None)), 1
+        feed = next(self.batches(rows))
+        n = max((len(a) for k, a in feed.items() if k not in self.fixed), default=1)
+        if n < rows and all(
+            i.shape[:1] == (None,) for i in self.inputs if i.name not in self.fixed
+        ):
+            tiled = {k: a if k in self.fixed else a.repeat(rows, axis=0) for k, a in feed.items()}
+            return tiled, rows
+        return feed, n
 
     def take(self, index: Any) -> Any:
         """The data with these rows only."""

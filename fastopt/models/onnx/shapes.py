@@ -79,7 +79,7 @@ def synthetic_feed(graph: Graph, inputs: Sequence[Input]) -> dict[str, Array]:
         for i in inputs:
             shape = [size if n is None else n for n in i.shape]
             if i.shape and i.shape[0] is None:
-                shape[0] = 1
+                shape[0] = 2
             kind = np.dtype(i.dtype)
             feed[i.name] = np.ones(shape, kind)
         try:

@@ -34,7 +34,7 @@ class Static:
 
 def can_run_static(graph: Graph, site: Site) -> bool:
     """Whether the layer's operator has a static int8 form."""
-    if graph.opset < 11 or not site.direct or len(site.uses) != 1:
+    if site.dtype != "float32" or graph.opset < 11 or not site.direct or len(site.uses) != 1:
         return False
     node = site.uses[0].node
     if node not in graph.block.nodes:

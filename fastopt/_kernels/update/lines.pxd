@@ -1,0 +1,357 @@
+"""A formula along an array: lines of 16 elements that the compiler turns into vectors.
+
+``each`` is the one loop of all optimiser rules. It loads a line of weights, gradients and state,
+hands every element to the formula and stores what it has made of them. The formula is a constant
+function pointer and every function here is inlined (CYTHON_INLINE, setup.py), so each rule becomes
+a loop of its own; restrict pointers spare it checks for overlap.
+
+Narrow state (``codes.h`` says what its numbers mean) is decoded a line at a time in front of the
+formula and encoded behind it. The codes of a block need its largest value first: a block is encoded
+while the next one takes its step, so that the instructions of both fill each other's gaps.
+"""
+
+from libc.stdint cimport int8_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.string cimport memset
+
+cdef extern from *:
+    """
+    typedef float *__restrict fo_f32;
+    typedef double *__restrict fo_f64;
+    #if defined(__AVX2__) /* asks for the line as its owner; a processor without it does nothing */
+    #define fo_prefetch_write(p) \\
+        __asm__ volatile("prefetchw %0" : : "m"(*(const char *)(p)))
+    #else
+    #define fo_prefetch_write(p) __builtin_prefetch(p, 1)
+    #endif
+    """
+    ctypedef float* f32 "fo_f32"
+    ctypedef double* f64 "fo_f64"
+    void prefetch "__builtin_prefetch" (const void* p) noexcept nogil
+    void prefetch_write "fo_prefetch_write" (const void* p) noexcept nogil
+
+ctypedef fused real:
+    float
+    double
+
+ctypedef fused reals:  # of the same precision as ``real`` wherever both are used
+    f32
+    f64
+
+cdef enum:
+    LINE = 16
+    UNIT = 256  # elements: threads never split one; 8-bit state has a scale for each
+    STATES = 3  # arrays of state at most
+    AHEAD = 2048  # bytes: pages of 4 KiB end the processor's own prefetching
+
+cdef enum Storage:  # how an array's numbers are stored
+    SAME  # as the parameter's
+    HALF  # float16
+    BFLOAT  # bfloat16
+    CODES  # 8 bits and a scale for each unit
+
+cdef enum Sign:  # of a state array
+    ABSENT  # the rule has no such state
+    SIGNED
+    POSITIVE  # never negative: stored without a sign, and stochastically rounded
+
+cdef struct Scalars:  # of one step: what the options of a group come to, by rules.pxd
+    double scale  # multiplies every gradient: sign, loss scale, clipping
+    double coupled  # weight decay that is added to the gradient
+    double left  # what decoupled weight decay leaves of the weight
+    double lr, step, grad_step
+    double beta1, take1, beta2, take2  # take = 1 - beta, of what is new
+    double momentum, take, ahead
+    double eps, root_scale, eps1, eps2, d
+    double decay, correction
+    double trust  # what an array's norms make of its step
+    double product  # NAdam: of the momenta so far
+    bint nesterov, rectified
+
+cdef struct Stretch:  # of one array, for one call of a rule
+    const void* g
+    void* state[STATES]
+    float* scales[STATES]  # CODES only
+    Py_ssize_t n
+    Py_ssize_t first  # where it begins in the array
+    uint64_t key  # random bits of the array
+    uint64_t turn  # the number of its step
+    int storage  # of the state
+    bint far  # the arrays lie in memory rather than in a cache
+
+ctypedef void (*Formula32)(
+    float* w, float x, float* a, float* b, float* c, const Scalars* s
+) noexcept nogil
+ctypedef void (*Formula64)(
+    double* w, double x, double* a, double* b, double* c, const Scalars* s
+) noexcept nogil
+
+cdef extern from "update/codes.h" nogil:
+    void decode_codes "fo_decode_codes" (float* line, const void* codes, float unit, bint signed_)
+    void encode_codes "fo_encode_codes" (
+        void* codes, const float* line, float inverse, uint32_t noise, bint signed_
+    )
+    void decode_words "fo_decode_words" (float* line, const void* words)
+    void encode_words "fo_encode_words" (void* words, const float* line)
+    void encode_words_noisy "fo_encode_words_noisy" (
+        void* words, const float* line, uint32_t noise
+    )
+    ctypedef struct Tops "fo_tops":
+        pass
+    void clear_tops "fo_clear_tops" (Tops* tops)
+    void raise_tops "fo_raise_tops" (Tops* tops, const float* line)
+    float scale_of "fo_scale_of" (const Tops* tops)
+    float inverse_of "fo_inverse_of" (float scale)
+    float unit_of "fo_unit_of" (float scale)
+    uint32_t phase_of "fo_phase_of" (
+        uint64_t key, uint64_t turn, uint64_t block, int state, bint signed_
+    )
+    uint32_t GOLDEN "FO_GOLDEN"
+
+
+cdef inline void same_lines(
+    void* formula, int sign0, int sign1, int sign2, bint decays, reals p, reals g, reals a, reals b,
+    reals c, Py_ssize_t n, bint far, const Scalars* scalars, real zero,
+) noexcept nogil:
+    """n elements, whole lines, with state in the parameter's own precision."""
+    cdef Scalars s = scalars[0]
+    cdef real scale = <real> s.scale, coupled = <real> s.coupled
+    cdef real w, x, s0 = zero, s1 = zero, s2 = zero
+    cdef Py_ssize_t i = 0, j
+    while i < n:
+        if far:
+            prefetch(<const char*> (g + i) + AHEAD)
+            prefetch_write(<const char*> (p + i) + AHEAD)
+            if sign0:
+                prefetch_write(<const char*> (a + i) + AHEAD)
+            if sign1:
+                prefetch_write(<const char*> (b + i) + AHEAD)
+            if sign2:
+                prefetch_write(<const char*> (c + i) + AHEAD)
+        for j in range(LINE):
+            w = p[i + j]
+            x = scale * g[i + j]
+            if decays:
+                x = x + coupled * w
+            if sign0:
+                s0 = a[i + j]
+            if sign1:
+                s1 = b[i + j]
+            if sign2:
+                s2 = c[i + j]
+            if real is float:
+                (<Formula32> formula)(&w, x, &s0, &s1, &s2, &s)
+            else:
+                (<Formula64> formula)(&w, x, &s0, &s1, &s2, &s)
+            p[i + j] = w
+            if sign0:
+                a[i + j] = s0
+            if sign1:
+                b[i + j] = s1
+            if sign2:
+                c[i + j] = s2
+        i += LINE
+
+
+cdef inline void wide_line(
+    void* formula, int sign0, int sign1, int sign2, bint decays, f32 p, f32 g, float* a, float* b,
+    float* c, float* new_a, float* new_b, float* new_c, const Scalars* s,
+) noexcept nogil:
+    """One line whose state has been decoded; the new state goes to lines of its own."""
+    cdef float scale = <float> s.scale, coupled = <float> s.coupled
+    cdef float w, x, s0 = 0, s1 = 0, s2 = 0
+    cdef int j
+    for j in range(LINE):
+        w = p[j]
+        x = scale * g[j]
+        if decays:
+            x = x + coupled * w
+        if sign0:
+            s0 = a[j]
+        if sign1:
+            s1 = b[j]
+        if sign2:
+            s2 = c[j]
+        (<Formula32> formula)(&w, x, &s0, &s1, &s2, s)
+        p[j] = w
+        if sign0:
+            new_a[j] = s0
+        if sign1:
+            new_b[j] = s1
+        if sign2:
+            new_c[j] = s2
+
+
+cdef inline void decode_word_line(
+    int sign, int k, const Stretch* a, Py_ssize_t at, float* line
+) noexcept nogil:
+    if sign:
+        if at % (2 * LINE) == 0:
+            prefetch_write(<const char*> a.state[k] + 2 * at + AHEAD // 2)
+        decode_words(line, <const uint16_t*> a.state[k] + at)
+
+
+cdef inline void encode_word_line(
+    int sign, int k, const Stretch* a, Py_ssize_t i, const float* line, uint32_t* noise
+) noexcept nogil:
+    cdef Py_ssize_t at = a.first + i
+    if sign == SIGNED:
+        encode_words(<uint16_t*> a.state[k] + i, line)
+    elif sign == POSITIVE:
+        if at % UNIT == 0 or i == 0:
+            noise[0] = phase_of(a.key, a.turn, at // UNIT, k, False) + (
+                <uint32_t> (at % UNIT) * GOLDEN
+            )
+        encode_words_noisy(<uint16_t*> a.state[k] + i, line, noise[0])
+        noise[0] += LINE * GOLDEN
+
+
+cdef inline void word_lines(
+    void* formula, int sign0, int sign1, int sign2, bint decays, f32 p, f32 g, const Stretch* a,
+    const Scalars* scalars,
+) noexcept nogil:
+    """Whole lines with bfloat16 state."""
+    cdef Scalars s = scalars[0]
+    cdef float old[STATES][LINE]
+    cdef float new[STATES][LINE]
+    cdef uint32_t noise0 = 0, noise1 = 0, noise2 = 0
+    cdef Py_ssize_t i = 0
+    while i < a.n:
+        prefetch(<const char*> (g + i) + AHEAD)
+        prefetch_write(<const char*> (p + i) + AHEAD)
+        decode_word_line(sign0, 0, a, i, old[0])
+        decode_word_line(sign1, 1, a, i, old[1])
+        decode_word_line(sign2, 2, a, i, old[2])
+        wide_line(
+            formula, sign0, sign1, sign2, decays, p + i, g + i, old[0], old[1], old[2],
+            new[0], new[1], new[2], &s,
+        )
+        encode_word_line(sign0, 0, a, i, new[0], &noise0)
+        encode_word_line(sign1, 1, a, i, new[1], &noise1)
+        encode_word_line(sign2, 2, a, i, new[2], &noise2)
+        i += LINE
+
+
+cdef struct Block:  # one array's 8-bit state between a block's step and its encoding
+    float unit  # of the codes that it had
+    float inverse  # of the scale of those that it gets
+    uint32_t noise
+    Tops tops
+
+
+cdef inline void begin_block(
+    int sign, int k, const Stretch* a, Py_ssize_t b, Block* block
+) noexcept nogil:
+    if sign:
+        block.unit = unit_of(a.scales[k][b])
+        clear_tops(&block.tops)
+
+
+cdef inline void end_block(
+    int sign, int k, const Stretch* a, Py_ssize_t b, Block* block
+) noexcept nogil:
+    """Block b has taken its step: its scale, and what its encoding needs."""
+    if sign:
+        a.scales[k][b] = scale_of(&block.tops)
+        block.inverse = inverse_of(a.scales[k][b])
+        block.noise = phase_of(a.key, a.turn, a.first // UNIT + b, k, sign == SIGNED)
+
+
+cdef inline void decode_code_line(
+    int sign, int k, const Stretch* a, Py_ssize_t at, float* line, const Block* block
+) noexcept nogil:
+    if sign:
+        if at % (4 * LINE) == 0:
+            prefetch_write(<const char*> a.state[k] + at + AHEAD // 4)
+        decode_codes(line, <const char*> a.state[k] + at, block.unit, sign == SIGNED)
+
+
+cdef inline void encode_code_line(
+    int sign, int k, const Stretch* a, Py_ssize_t at, const float* values, Block* block
+) noexcept nogil:
+    if sign:
+        encode_codes(
+            <char*> a.state[k] + at, values + at % UNIT, block.inverse, block.noise, sign == SIGNED
+        )
+        block.noise += LINE * GOLDEN
+
+
+cdef inline void code_lines(
+    void* formula, int sign0, int sign1, int sign2, bint decays, f32 p, f32 g, const Stretch* a,
+    const Scalars* scalars,
+) noexcept nogil:
+    """Whole units with 8-bit state."""
+    cdef Scalars s = scalars[0]
+    cdef float even[STATES][UNIT]  # values between their step and their encoding
+    cdef float odd[STATES][UNIT]
+    cdef float old[STATES][LINE]
+    cdef Block block0, block1, block2
+    cdef Py_ssize_t b = 0, blocks = a.n // UNIT, i, j, end
+    cdef float* now
+    cdef float* before
+    while b <= blocks:
+        now = &odd[0][0] if b & 1 else &even[0][0]
+        before = &even[0][0] if b & 1 else &odd[0][0]
+        if b > 0:
+            end_block(sign0, 0, a, b - 1, &block0)
+            end_block(sign1, 1, a, b - 1, &block1)
+            end_block(sign2, 2, a, b - 1, &block2)
+        if b < blocks:
+            begin_block(sign0, 0, a, b, &block0)
+            begin_block(sign1, 1, a, b, &block1)
+            begin_block(sign2, 2, a, b, &block2)
+        i, end = b * UNIT, (b + 1) * UNIT
+        while i < end:
+            if b < blocks:
+                j = i % UNIT
+                prefetch(<const char*> (g + i) + AHEAD)
+                prefetch_write(<const char*> (p + i) + AHEAD)
+                decode_code_line(sign0, 0, a, i, old[0], &block0)
+                decode_code_line(sign1, 1, a, i, old[1], &block1)
+                decode_code_line(sign2, 2, a, i, old[2], &block2)
+                wide_line(
+                    formula, sign0, sign1, sign2, decays, p + i, g + i, old[0], old[1], old[2],
+                    now + j, now + UNIT + j, now + 2 * UNIT + j, &s,
+                )
+                if sign0:
+                    raise_tops(&block0.tops, now + j)
+                if sign1:
+                    raise_tops(&block1.tops, now + UNIT + j)
+                if sign2:
+                    raise_tops(&block2.tops, now + 2 * UNIT + j)
+            if b > 0:
+                encode_code_line(sign0, 0, a, i - UNIT, before, &block0)
+                encode_code_line(sign1, 1, a, i - UNIT, before + UNIT, &block1)
+                encode_code_line(sign2, 2, a, i - UNIT, before + 2 * UNIT, &block2)
+            i += LINE
+        b += 1
+
+
+cdef inline void each(
+    void* formula, int sign0, int sign1, int sign2, real* p, const Stretch* a, const Scalars* s
+) noexcept nogil:
+    """The formula along a stretch of whole lines (8-bit state: whole units)."""
+    if real is double:
+        if s.coupled != 0:
+            same_lines(
+                formula, sign0, sign1, sign2, True, <f64> p, <f64> a.g, <f64> a.state[0],
+                <f64> a.state[1], <f64> a.state[2], a.n, a.far, s, <double> 0,
+            )
+        else:
+            same_lines(
+                formula, sign0, sign1, sign2, False, <f64> p, <f64> a.g, <f64> a.state[0],
+                <f64> a.state[1], <f64> a.state[2], a.n, a.far, s, <double> 0,
+            )
+    elif a.storage == BFLOAT:
+        word_lines(formula, sign0, sign1, sign2, s.coupled != 0, <f32> p, <f32> a.g, a, s)
+    elif a.storage == CODES:
+        code_lines(formula, sign0, sign1, sign2, s.coupled != 0, <f32> p, <f32> a.g, a, s)
+    elif s.coupled != 0:
+        same_lines(
+            formula, sign0, sign1, sign2, True, <f32> p, <f32> a.g, <f32> a.state[0],
+            <f32> a.state[1], <f32> a.state[2], a.n, a.far, s, <float> 0,
+        )
+    else:
+        same_lines(
+            formula, sign0, sign1, sign2, False, <f32> p, <f32> a.g, <f32> a.state[0],
+            <f32> a.state[1], <f32> a.state[2], a.n, a.far, s, <float> 0,
+        )
