@@ -12,7 +12,7 @@ import pytest
 from fastopt import optim
 from fastopt.errors import ArrayError, DivergedError, OptionError
 from tests.conftest import sample
-from tests.test_optim_fused import loss_of
+from tests.optim.test_optim_fused import loss_of
 
 
 def matrices(dtype="float64"):

@@ -19,7 +19,7 @@ from fastopt.errors import (  # noqa: E402
     UnsupportedError,
 )
 from fastopt.integrations import torch as fast  # noqa: E402
-from tests.test_optim import CASES, ids  # noqa: E402
+from tests.optim.test_optim import CASES, ids  # noqa: E402
 
 
 def tensors(dtype=torch.float64):
