@@ -19,6 +19,7 @@ _PARTITION_BELOW = 1 << 14
 # Draws for the bracket of n elements: n to this power. More draws cost more than what a narrower
 # bracket spares.
 _SAMPLE = 0.55
+_SERIAL_BELOW = 1 << 20  # elements of a pass
 _INFINITY = {4: 0x7F800000, 8: 0x7FF0000000000000}
 _WINDOWS = {
     4: ((20, 11), (10, 10), (0, 10)),
@@ -63,7 +64,9 @@ def _bracket(arrays: Sequence[Array], total: int, k: int) -> tuple[int, int, int
 
 
 def _used(a: Array, threads: int) -> int:
-    return threads if a.size >= _threads.SERIAL_BELOW else 1
+    """Threads for a pass over ``a``: passes are short and several follow one another, so a second
+    thread pays only on large arrays."""
+    return threads if a.size >= _SERIAL_BELOW else 1
 
 
 def _within(
