@@ -45,7 +45,7 @@ KERNEL_TESTS = tests/test_update.py tests/test_quantize.py tests/test_genetic.py
 	tests/test_matmul.py tests/test_linear_kernels.py tests/test_gptq.py
 
 asan: | .venv/bin/python
-	$(call sanitized,asan,address$(comma)undefined) ASAN_OPTIONS=detect_leaks=0 \
+	$(call sanitized,asan,address$(comma)undefined) ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 \
 	UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1 \
 	LD_PRELOAD="$(call CC_LIB,asan):$(call CC_LIB,ubsan)" sh -c '\
 	$(abspath $(PY)) -m tests.damage --only calls --calls $(CALLS) && \
