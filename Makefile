@@ -2,7 +2,7 @@
 PYTHON ?= python3
 PY := .venv/bin/python
 
-.PHONY: test demo bench build lint clean
+.PHONY: test demo bench build lint asan tsan clean
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
@@ -31,6 +31,32 @@ bench: .venv/.test
 
 lint:
 	$(PY) -m ruff check . && $(PY) -m ruff format --check . && $(PY) -m mypy && .venv/bin/cython-lint fastopt/_kernels
+
+# The kernels under gcc's sanitizers, one level in a copy of the tree: kernel tests and damaged
+# calls. LEVEL=v2 for another level, CALLS=20000 for more calls.
+LEVEL ?= v3
+CALLS ?= 3000
+CC_LIB = $$(gcc -print-file-name=lib$1.so)
+sanitized = rm -rf build/$1 && mkdir -p build/$1 && cp -r fastopt tests setup.py pyproject.toml build/$1 && \
+	rm -f build/$1/fastopt/_kernels/*/*.so && cd build/$1 && \
+	FASTOPT_LEVELS=$(LEVEL) FASTOPT_SANITIZE=$2 $(abspath $(PY)) setup.py -q build_ext --inplace && \
+	FASTOPT_ISA=$(LEVEL) PYTHONPATH=. PYTHONMALLOC=malloc OPENBLAS_NUM_THREADS=1
+KERNEL_TESTS = tests/test_update.py tests/test_quantize.py tests/test_genetic.py tests/test_prune.py \
+	tests/test_matmul.py tests/test_linear_kernels.py tests/test_gptq.py
+
+asan: | .venv/bin/python
+	$(call sanitized,asan,address$(comma)undefined) ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 \
+	UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1 \
+	LD_PRELOAD="$(call CC_LIB,asan):$(call CC_LIB,ubsan)" sh -c '\
+	$(abspath $(PY)) -m tests.damage --only calls --calls $(CALLS) && \
+	$(abspath $(PY)) -m pytest -q -x -p no:cacheprovider $(KERNEL_TESTS)'
+
+tsan: | .venv/bin/python
+	$(call sanitized,tsan,thread) TSAN_OPTIONS=exitcode=66 \
+	LD_PRELOAD="$(call CC_LIB,tsan)" setarch -R \
+	$(abspath $(PY)) -m pytest -q -x -p no:cacheprovider tests/test_pool.py tests/test_update.py
+
+comma := ,
 
 clean:
 	rm -rf build dist *.egg-info fastopt/_kernels/*/*.so

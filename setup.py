@@ -4,7 +4,9 @@ Compiler flags and Cython directives stand here and nowhere else. Never -march=n
 travel) and never -ffast-math (linked into a shared object it sets flush-to-zero for the whole
 process). -ffp-contract=off keeps the bits equal on every level.
 
-FASTOPT_KERNELS="update quantize" builds only those kernels, for work on one of them.
+FASTOPT_KERNELS="update quantize" builds only those kernels, for work on one of them;
+FASTOPT_LEVELS="v3" only those levels; FASTOPT_SANITIZE="address,undefined" or "thread" builds with
+those checks (make asan, make tsan).
 """
 
 import copy
@@ -26,10 +28,19 @@ X86_LEVELS = {
 }
 IS_X86 = platform.machine().lower() in {"x86_64", "amd64"}
 LEVELS = X86_LEVELS if IS_X86 else {"plain": []}
+if os.environ.get("FASTOPT_LEVELS"):
+    LEVELS = {name: LEVELS[name] for name in os.environ["FASTOPT_LEVELS"].split()}
 
 FLAGS = ["-O3", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off", "-g0"]
 FLAGS += ["-ffunction-sections", "-fvisibility=hidden"]
 LDFLAGS = ["-pthread", "-Wl,--strip-all,--gc-sections"] if sys.platform == "linux" else []
+SANITIZE = os.environ.get("FASTOPT_SANITIZE", "")
+if SANITIZE:
+    CHECKS = [f"-fsanitize={SANITIZE}", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"]
+    if "undefined" in SANITIZE:  # (int) of a NaN is not part of "undefined"
+        CHECKS.append("-fsanitize=float-cast-overflow")
+    FLAGS = [*CHECKS, "-O1", "-g", "-ffp-contract=off", "-fno-math-errno"]
+    LDFLAGS = [*CHECKS, "-pthread"]
 MACROS = [("NPY_NO_DEPRECATED_API", "NPY_1_7_API_VERSION")]
 DIRECTIVES = {
     "language_level": 3,

@@ -7,11 +7,19 @@ from __future__ import annotations
 
 import os
 from importlib import import_module
+from pathlib import Path
 from types import ModuleType
 
-from fastopt._kernels.shared.cpu import levels
+from fastopt._kernels.shared import cpu
 
 __all__ = ["isa", "levels"]
+
+
+def levels() -> tuple[str, ...]:
+    """The builds that this CPU can run, the best one first, of those that were made."""
+    here, able = Path(__file__).parent, cpu.levels()
+    return tuple(name for name in able if any((here / name).glob("update.*"))) or able
+
 
 isa: str = os.environ.get("FASTOPT_ISA") or levels()[0]
 
