@@ -31,6 +31,8 @@ __all__ = [
     "sizes_of",
 ]
 
+_MOST_ROUNDS, _TIMED_S = 500, 0.1
+
 UNITS = {"size": "bytes", "macs": "multiply-adds", "latency": "of the latency"}
 
 
@@ -353,10 +355,19 @@ def sizes_of(before: Model, after: Model) -> tuple[tuple[str, int, int, str], ..
     return tuple((name, old, new, form) for name, (old, new, form) in found.items())
 
 
+@dataclass(frozen=True)
+class Timed:
+    """Seconds for one batch, the median and the least, and seconds to load."""
+
+    median_s: float
+    least_s: float
+    load_s: float
+
+
 def latencies(
     models: Sequence[Model], rows: Rows, batch: int, threads: int, rounds: int = 21
-) -> list[tuple[float, float]]:
-    """(median seconds for one batch, seconds to load) of each model, interleaved."""
+) -> list[Timed]:
+    """Time models interleaved; short runs are repeated for a tenth of a second or so."""
     feed = next(rows.feeds(batch))
     runs, loads = [], []
     for model in models:
@@ -366,13 +377,16 @@ def latencies(
         loads.append(time.perf_counter() - start)
         runs.append(run)
     times: list[list[float]] = [[] for _ in models]
-    for _ in range(rounds):
+    begin = time.perf_counter()
+    for k in range(_MOST_ROUNDS):
+        if k >= rounds and time.perf_counter() - begin > _TIMED_S:
+            break
         for taken, run in zip(times, runs, strict=True):
             start = time.perf_counter()
             run()
             taken.append(time.perf_counter() - start)
     return [
-        (float(np.median(taken)), load - float(np.median(taken)))
+        Timed(float(np.median(taken)), min(taken), max(0.0, load - min(taken)))
         for taken, load in zip(times, loads, strict=True)
     ]
 

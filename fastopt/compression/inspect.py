@@ -121,7 +121,7 @@ def compare_models(
         "n_rows": len(rows),
         "max_error": largest,
         **{
-            key: _facts(m, given, judge.score(out, rows, outputs[0]), seconds[0])
+            key: _facts(m, given, judge.score(out, rows, outputs[0]), seconds.median_s)
             for key, given, m, out, seconds in zip(
                 "ab", (a, b), (first, second), outputs, timed, strict=True
             )

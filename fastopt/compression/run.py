@@ -272,7 +272,7 @@ class _Job:
         first, ours = latencies(
             [self.original, model], self.check, self.options.batch, self.options.threads, 11
         )
-        return ours[0] / first[0] + self.per_byte * model.nbytes
+        return ours.least_s / first.least_s + self.per_byte * model.nbytes
 
     @property
     def per_byte(self) -> float:
@@ -581,24 +581,22 @@ def _explained(job: _Job, give_back: Callable[[Model], Any], started: float) -> 
     base = job.metric.score(job.check_outputs, job.check, job.check_outputs)
     model = applied.model.copy()
     rounds = 3 if job.interrupted else 21
-    (old, old_load), (new, new_load) = latencies(
-        [job.original, model], job.check, options.batch, options.threads, rounds
-    )
+    old, new = latencies([job.original, model], job.check, options.batch, options.threads, rounds)
     facts = [(m.n_params, m.nbytes, m.macs) for m in (job.original, model)]
     notes = [*job.notes, *model.notes]
     if job.failures:
         notes.append(f"{len(job.failures)} recipes could not be applied: {job.failures[0]}")
-    if new_load > max(_LOAD_S, 2 * old_load):
+    if new.load_s > max(_LOAD_S, 2 * old.load_s):
         notes.append(
-            f"it loads in {new_load:.1f} s instead of {old_load:.1f} s, decoding its weights"
+            f"it loads in {new.load_s:.1f} s instead of {old.load_s:.1f} s, decoding its weights"
         )
     if job.n_left_out:
         notes.append(f"{job.n_left_out} rows were left out: the original gives NaN there")
     return Compressed(
         model=give_back(model),
         recipe=recipe,
-        before=Measures(base, *facts[0], old, old_load),
-        after=Measures(base - drop.value, *facts[1], new, new_load),
+        before=Measures(base, *facts[0], old.median_s, old.load_s),
+        after=Measures(base - drop.value, *facts[1], new.median_s, new.load_s),
         max_drop=options.limit,
         drop=drop.value,
         search_drop=0.0 if found is None else found[0].drop,
