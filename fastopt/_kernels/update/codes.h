@@ -50,6 +50,7 @@ typedef struct { float at[FO_LINE]; } __attribute__((aligned(64))) fo_line;
 typedef struct { float at[256]; } __attribute__((aligned(64))) fo_block;
 typedef float fo_f __attribute__((vector_size(4 * FO_W)));
 typedef uint32_t fo_u __attribute__((vector_size(4 * FO_W)));
+typedef int32_t fo_i __attribute__((vector_size(4 * FO_W)));
 
 FO_INLINE fo_f fo_load(const float *p) { fo_f x; memcpy(&x, p, sizeof x); return x; }
 FO_INLINE void fo_store(float *p, fo_f x) { memcpy(p, &x, sizeof x); }
@@ -58,10 +59,6 @@ FO_INLINE uint32_t fo_bits(float x) { uint32_t u; memcpy(&u, &x, 4); return u; }
 FO_INLINE float fo_float(uint32_t u) { float x; memcpy(&x, &u, 4); return x; }
 
 #if FO_W == 16
-FO_INLINE fo_u fo_select(uint32_t mask, fo_u a, fo_u b) { /* bits of a where mask has ones */
-    return (fo_u)_mm512_ternarylogic_epi32(_mm512_set1_epi32((int)mask), (__m512i)a, (__m512i)b,
-                                           0xCA);
-}
 FO_INLINE fo_u fo_larger(fo_u a, fo_u b) { return (fo_u)_mm512_max_epu32((__m512i)a, (__m512i)b); }
 FO_INLINE fo_f fo_of_signed(const int8_t *p) {
     return (fo_f)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)p)));
@@ -84,7 +81,6 @@ FO_INLINE fo_u fo_at_least(fo_u t, fo_f y, uint32_t least) { /* max(t, least) wh
                                        _mm512_set1_epi32((int)least));
 }
 #else
-FO_INLINE fo_u fo_select(uint32_t mask, fo_u a, fo_u b) { return (a & mask) | (b & ~mask); }
 #if FO_W == 8
 FO_INLINE fo_u fo_larger(fo_u a, fo_u b) { return (fo_u)_mm256_max_epu32((__m256i)a, (__m256i)b); }
 FO_INLINE fo_f fo_of_signed(const int8_t *p) {
@@ -110,9 +106,9 @@ FO_INLINE void fo_to_bytes(void *p, const fo_u *x) {
 }
 #else
 FO_INLINE fo_u fo_larger(fo_u a, fo_u b) { fo_u m = (fo_u)(a > b); return (a & m) | (b & ~m); }
-FO_INLINE fo_f fo_of_signed(const int8_t *p) { fo_f x; for (int k = 0; k < FO_W; k++) x[k] = p[k]; return x; }
-FO_INLINE fo_f fo_of_unsigned(const uint8_t *p) { fo_f x; for (int k = 0; k < FO_W; k++) x[k] = p[k]; return x; }
-FO_INLINE fo_u fo_of_words(const uint16_t *p) { fo_u x; for (int k = 0; k < FO_W; k++) x[k] = p[k]; return x; }
+FO_INLINE fo_f fo_of_signed(const int8_t *p) { return (fo_f){p[0], p[1], p[2], p[3]}; }
+FO_INLINE fo_f fo_of_unsigned(const uint8_t *p) { return (fo_f){p[0], p[1], p[2], p[3]}; }
+FO_INLINE fo_u fo_of_words(const uint16_t *p) { return (fo_u){p[0], p[1], p[2], p[3]}; }
 FO_INLINE void fo_to_bytes(void *p, const fo_u *x) {
     for (int k = 0; k < FO_LINE; k++) ((uint8_t *)p)[k] = (uint8_t)x[k / FO_W][k % FO_W];
 }
@@ -173,7 +169,7 @@ FO_INLINE void fo_decode_codes(float *line, const void *codes, float unit, int h
         fo_u u;
         if (has_sign) {
             u = (fo_u)(fo_of_signed((const int8_t *)codes + i) * (0x1p-63f / 128.0f));
-            u = fo_select(0x80000000u, u, u << 1);
+            u = (u & 0x80000000u) | (u << 1); /* below 2 the bit under the sign is clear */
         } else
             u = (fo_u)(fo_of_unsigned((const uint8_t *)codes + i) * (0x1p-95f / 256.0f)) << 2;
         fo_store(line + i, (fo_f)u * unit);
@@ -188,12 +184,12 @@ FO_INLINE void fo_encode_codes(void *codes, const float *line, float inverse, ui
     for (int i = 0; i < FO_LINE; i += FO_W, noise += FO_W * FO_GOLDEN) {
         fo_f y = fo_load(line + i) * inverse, drawn, shift;
         if (has_sign) {
-            drawn = (fo_f)fo_select(0xc0000000u, (fo_u)y, (fo_u)y >> 1) * (128.0f * 0x1p63f);
-            shift = (fo_f)fo_select(FO_NOISE, noise, fo_all(FO_SIGNED));
+            drawn = (fo_f)((fo_u)((fo_i)y >> 1) & 0xbfffffffu) * (128.0f * 0x1p63f);
+            shift = (fo_f)((noise & FO_NOISE) | FO_SIGNED);
             t[i / FO_W] = (fo_u)(drawn + shift) >> 11;
         } else {
             drawn = (fo_f)((fo_u)y >> 2) * (256.0f * 0x1p95f);
-            shift = (fo_f)fo_select(FO_NOISE, noise, fo_all(FO_UNSIGNED));
+            shift = (fo_f)((noise & FO_NOISE) | FO_UNSIGNED);
             t[i / FO_W] = fo_at_least((fo_u)(drawn + shift), y, FO_UNSIGNED + FO_NOISE + 1) >> 11;
         }
     }
@@ -204,9 +200,11 @@ FO_INLINE void fo_encode_codes(void *codes, const float *line, float inverse, ui
 typedef struct { fo_u lane; } fo_tops;
 
 FO_INLINE void fo_clear_tops(fo_tops *tops) { tops->lane = fo_all(0); }
-FO_INLINE void fo_raise_tops(fo_tops *tops, const float *line) {
-    for (int i = 0; i < FO_LINE; i += FO_W)
-        tops->lane = fo_larger(tops->lane, (fo_u)fo_load(line + i) & 0x7fffffffu);
+FO_INLINE void fo_raise_tops(fo_tops *tops, const float *line, int has_sign) {
+    for (int i = 0; i < FO_LINE; i += FO_W) {
+        fo_u x = (fo_u)fo_load(line + i);
+        tops->lane = fo_larger(tops->lane, has_sign ? x & 0x7fffffffu : x);
+    }
 }
 FO_INLINE float fo_scale_of(const fo_tops *tops) {
     uint32_t top = 0;

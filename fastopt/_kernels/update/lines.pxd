@@ -113,7 +113,7 @@ cdef extern from "update/codes.h" nogil:
     ctypedef struct Tops "fo_tops":
         pass
     void clear_tops "fo_clear_tops" (Tops* tops)
-    void raise_tops "fo_raise_tops" (Tops* tops, const float* line)
+    void raise_tops "fo_raise_tops" (Tops* tops, const float* line, bint signed_)
     float scale_of "fo_scale_of" (const Tops* tops)
     float inverse_of "fo_inverse_of" (float scale)
     float unit_of "fo_unit_of" (float scale)
@@ -277,7 +277,7 @@ cdef inline void end_block(
 
 cdef inline void raise_block(int sign, const float* line, Block* block) noexcept nogil:
     if sign:
-        raise_tops(&block.tops, line)
+        raise_tops(&block.tops, line, sign == SIGNED)
 
 
 cdef inline void ask_ahead_codes(int sign, int k, const Stretch* a, Py_ssize_t at) noexcept nogil:

@@ -117,7 +117,7 @@ cdef inline void store_state(
                     m = min(LINE, n - j)
                     memset(line, 0, sizeof(line))
                     memcpy(line, x + j, m * sizeof(float))
-                    raise_tops(&tops, line)
+                    raise_tops(&tops, line, True)
                     j += m
                 a.scales[k][i // UNIT] = scale_of(&tops)
                 inverse = inverse_of(a.scales[k][i // UNIT])
