@@ -33,7 +33,8 @@ cdef inline void block_of(
     char* out, Plan* plan, Rule rule, const char* x, const real* scale, const real* inverse,
     const real* zero, float* one, uint8_t* mask, Py_ssize_t start,
 ) noexcept nogil:
-    """BLOCK codes or values, and the mask, of the elements from ``start`` on; ``one`` holds ones."""
+    """BLOCK codes or values, and the mask, of the elements from ``start`` on; ``one`` holds
+    ones."""
     cdef real[BLOCK] v
     cdef float[BLOCK] odd
     cdef uint32_t[HALF] word

@@ -223,7 +223,8 @@ def decode(
     d.kind = cnp.PyArray_TYPE(zero_point if packed else codes)
     if d.kind not in CODES or (packed and d.kind != cnp.NPY_UINT8):
         d.kind = cnp.NPY_INT8  # refused just below, with the wanted dtype named
-    d.single, d.n, d.lay, d.packed, d.streamed = floats == cnp.NPY_FLOAT32, n, lay, packed, streamed
+    d.single = floats == cnp.NPY_FLOAT32
+    d.n, d.lay, d.packed, d.streamed = n, lay, packed, streamed
     d.out = data_of(out, floats, n, True, "out")
     d.scale = data_of(scale, floats, parts, False, "scale")
     d.codes = data_of(
@@ -298,7 +299,8 @@ def widen(
     cdef Layout lay = Layout(rows, depth, width, group)
     cdef Spec s = spec_of(bits, man, bias, max_code, over, nan)
     cdef int item = 2 if bits > 8 else 1
-    cdef int kind = cnp.NPY_FLOAT64 if cnp.PyArray_TYPE(out) == cnp.NPY_FLOAT64 else cnp.NPY_FLOAT32
+    cdef bint wide = cnp.PyArray_TYPE(out) == cnp.NPY_FLOAT64
+    cdef int kind = cnp.NPY_FLOAT64 if wide else cnp.NPY_FLOAT32
     cdef Py_ssize_t n = cnp.PyArray_SIZE(out)
     cdef Py_ssize_t parts = scales_of(n, lay) if n else cnp.PyArray_SIZE(scale)
     cdef void* o = data_of(out, kind, n, True, "out")

@@ -1,4 +1,5 @@
-"""Quantise to integers, fixed point and narrow floats, per tensor, axis or group; or there and back.
+"""Quantise to integers, fixed point and narrow floats, per tensor, axis or group; or there and
+back.
 
 code = overflow(round(x / scale) + zero_point), and for ``fake`` (code - zero_point) * scale: no
 array of codes in between. The layout (``rows``, ``depth``, ``width``, ``group``) is explained in

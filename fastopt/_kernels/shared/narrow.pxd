@@ -52,14 +52,16 @@ cdef inline float float_of(uint32_t u) noexcept nogil:
 
 
 cdef inline uint32_t close_code(uint32_t c, uint32_t u, Spec s) noexcept nogil:
-    """A code that is too large becomes ``over``, max_code or the one above it; NaN keeps its sign."""
+    """A code that is too large becomes ``over``, max_code or the one above it; NaN keeps its
+    sign."""
     c = c if <int32_t> c < <int32_t> s.over else s.over
     c = s.nan if (u & 0x7fffffffu) > 0x7f800000u else c
     return c | (u >> (31 - s.sign) & <uint32_t> 1 << s.sign)
 
 
 cdef inline uint32_t narrow_even(float x, Spec s) noexcept nogil:
-    """Half to even. Below the smallest normal value the addition of ``magic`` rounds in hardware."""
+    """Half to even. Below the smallest normal value the addition of ``magic`` rounds in
+    hardware."""
     cdef uint32_t u = bits_of(x), a = u & 0x7fffffffu
     cdef uint32_t half = (<uint32_t> 1 << (s.shift - 1)) - 1 - (s.rebias << s.shift)
     cdef uint32_t normal = (a + half + (a >> s.shift & 1)) >> s.shift
