@@ -146,6 +146,14 @@ def _numbers(keys: Array) -> Array:
     return u.view(np.float32).astype(np.float64)
 
 
+def _spans(top: Array) -> Array:
+    """From the first to the last number of each leading half; 0 for those of no number."""
+    with np.errstate(invalid="ignore"):
+        span = _numbers((top << 16) + 0xFFFF) - _numbers(top << 16)
+    result: Array = np.where(np.isfinite(span), span, 0.0)
+    return result
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class _Points:
     """Sorted points: how many weights each stands for and their sum (of y)."""
@@ -165,21 +173,20 @@ class _Points:
     def of_bins(cls, flat: Array, n: int, scale: _Scale, threads: int) -> _Points:
         """About n bins, or as many as there are leading halves of keys."""
         sample = scale.keys(flat[:: max(1, flat.size // _SAMPLE)])
-        top = np.arange(_KEYS, dtype=np.int64) << 16
-        with np.errstate(invalid="ignore"):
-            span = _numbers(top + 0xFFFF) - _numbers(top)
-        span[~np.isfinite(span)] = 0.0
         lead, rest = sample >> np.uint32(16), (sample & np.uint32(0xFFFF)) / 65536.0
-        seen, mean, square = (
-            np.bincount(lead, weights=v, minlength=_KEYS) for v in (None, rest, rest * rest)
-        )
+        counted = np.bincount(lead, minlength=_KEYS)
+        top = np.flatnonzero(counted)
+        seen = counted[top].astype(np.float64)
+        mean, square = (np.bincount(lead, v, _KEYS)[top] / seen for v in (rest, rest * rest))
         # what part of its span a half uses: that of a uniform distribution of this variance
-        spread = np.sqrt(np.maximum(square - mean * mean / np.maximum(seen, 1), 0) * 12)
-        spread = np.where(seen > 1, spread / np.sqrt(np.maximum(seen, 1)), 1.0).clip(2.0**-16, 1)
-        share = np.cbrt(seen * (spread * span) ** 2)
-        with np.errstate(divide="ignore"):
-            bits = np.ceil(np.log2(share / spread * (n / max(share.sum(), 1e-300))))
-        bits = np.clip(bits, 0, 16).astype(np.int64)
+        spread = np.sqrt(12 * np.maximum(square - mean * mean, 0.0))
+        spread = np.where(seen > 1, spread, 1.0).clip(2.0**-16, 1)
+        share = np.cbrt(seen * (spread * _spans(top)) ** 2)
+        bits = np.zeros(_KEYS, np.int64)
+        if share.any():
+            with np.errstate(divide="ignore"):
+                fine = np.ceil(np.log2(share / spread * (n / share.sum())))
+            bits[top] = np.clip(fine, 0, 16)
         while (1 << bits).sum() > _KEYS + _MOST_BINS:
             bits = np.maximum(bits - 1, 0)
         first = np.concatenate([[0], np.cumsum(1 << bits)])
@@ -187,9 +194,8 @@ class _Points:
         count, low = np.zeros((2, int(first[-1])), np.int64)
         cluster.tally(count, low, flat, *scale, mapped, threads)
         used = np.flatnonzero(count)
-        entry = np.searchsorted(first, used, side="right") - 1
-        start, rate = _numbers(top[entry]), span[entry] / 0xFFFF
-        total = start * count[used] + rate * low[used]
+        entry = np.repeat(np.arange(_KEYS), 1 << bits)[used]
+        total = _numbers(entry << 16) * count[used] + _spans(entry) / 0xFFFF * low[used]
         return cls(count[used].astype(np.float64), total, np.arange(len(used)))
 
     def joined(self, n: int) -> _Points:
