@@ -441,6 +441,25 @@ def test_what_cannot_be_cut_says_why() -> None:
         loaded.keep_units(frozen.name, np.arange(2))
 
 
+def test_without_data_and_without_shapes_there_are_no_groups() -> None:
+    proto = model(
+        [
+            node("Reshape", "x odd", "r"),
+            node("MatMul", "r w1", "h"),
+            node("Relu", "h", "k"),
+            node("MatMul", "k w2", "y"),
+        ],
+        [value("x", ["n", "m"])],
+        ["y"],
+        {"odd": np.array([-1, 77]), "w1": weights(77, 20), "w2": weights(20, 5)},
+    )
+    loaded = OnnxModel(proto)
+    assert loaded.groups == {}
+    assert loaded.notes[0].startswith("no groups")
+    list(loaded.run({"x": np.ones((7, 11), np.float32)}, batch_size=7))
+    assert [g.n_units for g in free(loaded)] == []
+
+
 def test_wrong_units_are_refused_and_nothing_changes() -> None:
     loaded = OnnxModel(mlp())
     (group,) = free(loaded)

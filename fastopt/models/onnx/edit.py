@@ -18,8 +18,13 @@ from fastopt.models.onnx.rules import slice_bounds
 __all__ = ["can_split", "set_bias", "split_site", "take_out"]
 
 
-def take_out(graph: Graph, labels: Labels, gone: Mapping[tuple[str, int], Array]) -> None:
-    """In place: remove the marked positions from constants, and mend the nodes around them."""
+def take_out(
+    graph: Graph, labels: Labels, gone: Mapping[tuple[str, int], Array]
+) -> dict[str, tuple[int, ...]]:
+    """In place: remove the marked positions from constants, and mend the nodes around them.
+
+    Returns the shapes of all tensors after it.
+    """
 
     def size(tensor: str, axis: int) -> int:
         found = labels.shapes[tensor][axis]
@@ -39,6 +44,11 @@ def take_out(graph: Graph, labels: Labels, gone: Mapping[tuple[str, int], Array]
             if mended is not None:
                 change[node] = mended
     graph.rewrite(change)
+    shapes = {
+        tensor: tuple(size(tensor, axis) for axis in range(len(shape)))
+        for tensor, shape in labels.shapes.items()
+    }
+    return shapes | {name: a.shape for name, a in graph.values.items()}
 
 
 def _mended(
@@ -154,6 +164,7 @@ def _new_shape(
     zero = _constant(graph, f"{y}/zero", np.array(0, np.int64))
     names = [graph.fresh(f"{y}/{k}") for k in ("times", "scaled", "open", "shape")]
     times, scaled, is_open, name = names
+    labels.shapes |= dict.fromkeys(names, (rank,))
     return [
         new_node("Mul", (shape, _constant(graph, f"{y}/new", new)), (times,)),
         new_node("Div", (times, _constant(graph, f"{y}/old", old)), (scaled,)),

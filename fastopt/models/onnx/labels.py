@@ -22,6 +22,7 @@ from fastopt.models.onnx.layers import Site
 __all__ = ["INSIDE", "Labels", "Rule", "groups_of", "propagate", "reshaped"]
 
 LONGEST_AXIS = 1 << 17
+LISTED = 4096  # longer axes are no groups where nothing of them can go
 INSIDE = "inside a block"
 
 
@@ -196,6 +197,8 @@ def groups_of(
         if tensor not in constants and tensor not in sites:
             continue
         units = labels.unit[start : start + labels.shapes[tensor][axis]]
+        if units.size > LISTED and all(unit in reason for unit in units.tolist()):
+            continue  # the rows of a vocabulary
         for position, unit in enumerate(units.tolist()):
             places.setdefault(unit, {}).setdefault((tensor, axis), []).append(position)
             order[unit] = min(order.get(unit, len(rank)), rank.get(tensor, len(rank)))

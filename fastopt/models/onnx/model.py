@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ from fastopt import _threads
 from fastopt._arrays import Array, as_array, check_finite
 from fastopt._files import write_whole
 from fastopt._options import choice, flag, integer
-from fastopt.errors import ArrayError, OptionError, UnsupportedError
+from fastopt.errors import ArrayError, FastoptError, OptionError, UnsupportedError
 from fastopt.models.base import FLOAT32, Form, Group, Input, Layer
 from fastopt.models.onnx.build import Stored, encoded, half_biases, put_values, stored_as
 from fastopt.models.onnx.compact import compact
@@ -87,7 +88,7 @@ class OnnxModel:
         self._found: tuple[Labels, dict[str, Group], dict[str, Array], tuple[str, ...]] | None = (
             None
         )
-        self._checked: frozenset[str] = frozenset()
+        self._checked: set[tuple[str, int]] = set()  # shared by copies
         self._seen_rows = 1
         self._constants: dict[str, Array] = {}
         self._layers: dict[str, Layer] | None = None
@@ -289,13 +290,14 @@ class OnnxModel:
             raise UnsupportedError(f"group {group}: {stored[0]} is stored in fewer bits already")
         removed = np.delete(units[group], kept)
         trial = self._graph.copy()
-        take_out(trial, labels, labels.removed(removed))
-        if group not in self._checked:
+        shapes = take_out(trial, labels, labels.removed(removed))
+        if (group, found.n_units) not in self._checked:
             self._check_cut(trial, found, np.delete(np.arange(found.n_units), kept))
-        self._checked |= {group}
+            self._checked.add((group, found.n_units))
         self._graph = trial
         self._constants = {}
         self._forget()
+        self._shapes = shapes
         for name, (weight, bias) in (weights or {}).items():
             self.set_weight(name, weight, bias)
 
@@ -450,7 +452,10 @@ class OnnxModel:
         if site.kind == "embedding" or tap not in self._main_names or tap in self._constant:
             tap = None
         output = None if use is None else use.node.outputs[0]
-        positions = 0 if self._feed is None else output_positions(site, self._known_shapes())
+        positions = 0
+        if self._feed is not None:
+            with contextlib.suppress(ArrayError):  # two rows alone do not run: nothing is known
+                positions = output_positions(site, self._known_shapes())
         return Layer(
             site.anchor,
             site.kind,
@@ -550,7 +555,11 @@ class OnnxModel:
     def _labelled(self) -> tuple[Labels, dict[str, Group], dict[str, Array], tuple[str, ...]]:
         """Labels, groups, the groups' units, and notes."""
         if self._found is None:
-            labels, notes = propagate(self._graph, self._known_shapes(), RULES)
+            try:
+                shapes = self._known_shapes()
+            except FastoptError as error:
+                return Labels({}), {}, {}, (f"no groups: {error}",)
+            labels, notes = propagate(self._graph, shapes, RULES)
             groups, units = groups_of(labels, self._sites, self._graph.values)
             self._found = (labels, groups, units, tuple(notes))
         return self._found

@@ -74,7 +74,7 @@ def synthetic_feed(graph: Graph, inputs: Sequence[Input]) -> dict[str, Array]:
         None of the sizes tried works.
     """
     loaded: Any = session(graph.to_proto().SerializeToString())
-    for size in (32, 64, 16, 8, 128, 1):
+    for size in (32, 64, 16, 8, 128, 512, 4096, 1):
         feed = {}
         for i in inputs:
             shape = [size if n is None else n for n in i.shape]
