@@ -26,7 +26,7 @@ class NSGA2(Genetic):
     objectives : int
         Numbers that an objective returns, all minimised; y is told as (k, objectives).
     population : int
-    x0, tournament, unique, seed, threads
+    x0, tournament, order_crossover, unique, seed, threads
         As in ``Genetic``.
     eta, mutation_eta : float
         Distribution indices of SBX and of the polynomial mutation, by default those of the paper.
@@ -61,6 +61,7 @@ class NSGA2(Genetic):
         tournament: int = 2,
         eta: float = 15.0,
         mutation_eta: float = 20.0,
+        order_crossover: str = "ox",
         unique: bool = False,
         seed: Seed = 0,
         threads: int | None = None,
@@ -72,6 +73,7 @@ class NSGA2(Genetic):
             tournament=tournament,
             eta=eta,
             mutation_eta=mutation_eta,
+            order_crossover=order_crossover,
             unique=unique,
             seed=seed,
             threads=threads,
@@ -95,7 +97,8 @@ class NSGA2(Genetic):
     def _keep(self, genomes: Matrix, y: NDArray[np.float64]) -> None:
         """The best ``population`` of old and new by front and crowding; fitness is the place."""
         genomes = np.concatenate([self._genomes, genomes])
-        y = np.concatenate([self._objectives, y])
+        if len(self._objectives):  # before, their number may not have been known
+            y = np.concatenate([self._objectives, y])
         if not len(y):
             return
         front = fronts(y)

@@ -11,9 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastopt.errors import OptionError
+from fastopt.search.pareto import fronts
 from fastopt.search.space import Matrix, Space
 
-__all__ = ["Pareto", "Progress", "Result", "nondominated"]
+__all__ = ["Pareto", "Progress", "Result"]
 
 
 @dataclass(frozen=True)
@@ -147,7 +148,7 @@ class Result:
         if self.stopped:
             counted &= ~np.isin(self.numbers, list(self.stopped))
         rows = np.flatnonzero(counted)
-        rows = rows[nondominated(y[rows])]
+        rows = rows[fronts(y[rows]) == 0]
         rows = rows[np.argsort(y[rows, 0], kind="stable")]
         fun = np.atleast_2d(self.history.T).T[rows]
         return Pareto(self.space.dicts_of(self.values[rows]), fun, self.numbers[rows])
@@ -206,21 +207,3 @@ class Result:
         from fastopt.search import plots
 
         return plots.shares(self)
-
-
-def nondominated(y: Matrix) -> NDArray[np.intp]:
-    """Rows of y (n, m) that no other row dominates: is no worse in all columns, better in one.
-
-    Equal rows are kept, all of them. O(n log n + n f) for a front of f rows.
-    """
-    if not len(y):
-        return np.empty(0, dtype=np.intp)
-    order = np.lexsort(y.T[::-1])
-    front: list[int] = []
-    kept: Matrix = np.empty((0, y.shape[1]))
-    for i in order:  # a row can be dominated by earlier ones only
-        worse = (kept <= y[i]).all(axis=1) & (kept < y[i]).any(axis=1)
-        if not worse.any():
-            front.append(int(i))
-            kept = y[front]
-    return np.sort(np.array(front, dtype=np.intp))
