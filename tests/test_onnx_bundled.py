@@ -10,7 +10,7 @@ import pytest
 onnx = pytest.importorskip("onnx")
 ort = pytest.importorskip("onnxruntime")
 
-from fastopt.errors import UnsupportedError  # noqa: E402
+from fastopt.errors import FastoptError  # noqa: E402
 from fastopt.models import OnnxModel  # noqa: E402
 
 DATA = Path(onnx.__file__).parent / "backend" / "test" / "data"
@@ -32,10 +32,12 @@ def feed_of(path: Path, names: list[str]) -> dict[str, np.ndarray] | None:
 @pytest.mark.parametrize("path", FILES, ids=lambda p: p.parent.name)
 def test_a_bundled_graph_makes_the_round_trip(path: Path, tmp_path: Path) -> None:
     try:
-        loaded = OnnxModel(path)
-    except UnsupportedError as error:
-        assert "\n" not in str(error)
-        pytest.skip("onnxruntime does not run it")
+        original = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    except Exception:  # an operator set, or a locale, that this onnxruntime lacks
+        with pytest.raises(FastoptError):
+            OnnxModel(path)
+        return
+    loaded = OnnxModel(path)
     assert all(layer.forms for layer in loaded.layers.values())
     assert isinstance(dict(loaded.groups), dict)
     folded = loaded.copy()
@@ -50,7 +52,10 @@ def test_a_bundled_graph_makes_the_round_trip(path: Path, tmp_path: Path) -> Non
         if feed is None:
             return
         results.append(session.run(None, feed))
-    original = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     for a, b, c in zip(original.run(None, feed), *results):
+        if not isinstance(a, np.ndarray) or a.dtype.kind not in "fiu":
+            assert np.array_equal(a, b)
+            assert np.array_equal(a, c)
+            continue
         np.testing.assert_array_equal(a, b)
         np.testing.assert_allclose(a, c, rtol=1e-5, atol=1e-6)
