@@ -30,7 +30,7 @@ bench: .venv/.test
 	$(PY) -m benchmarks
 
 lint:
-	$(PY) -m ruff check . && $(PY) -m ruff format --check . && $(PY) -m mypy
+	$(PY) -m ruff check . && $(PY) -m ruff format --check . && $(PY) -m mypy && .venv/bin/cython-lint fastopt/_kernels
 
 clean:
 	rm -rf build dist *.egg-info fastopt/_kernels/*/*.so

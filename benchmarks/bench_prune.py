@@ -68,10 +68,10 @@ def into_10m(threads: int) -> dict[str, Any]:
 
 
 def two_of_four(threads: int) -> dict[str, Any]:
-    """2:4 along the last axis of 4096 x 4096."""
-    w, out = normal(4096, 4096), np.empty((4096, 4096), np.float32)
+    """2:4 along the last axis of 4096 x 4096, into an array that is there."""
+    w, out = normal(4096, 4096), np.zeros((4096, 4096), np.float32)
     cases = {
-        "fastopt": lambda: fastopt.prune(w, pattern="2:4", threads=threads),
+        "fastopt": lambda: fastopt.prune(w, pattern="2:4", out=out, masks="none", threads=threads),
         "limit": limit("copy1to1", w.view(np.uint8), out.view(np.uint8), threads=threads),
     }
     if torch := peer("torch"):
@@ -83,6 +83,18 @@ def two_of_four(threads: int) -> dict[str, Any]:
             return t * mask
 
         cases["torch topk + scatter"] = topk
+    return cases
+
+
+def sharing(threads: int) -> dict[str, Any]:
+    """16 shared values of 1M weights with heavy tails."""
+    w = np.random.default_rng(0).standard_t(5, 1_000_000).astype(np.float32)
+    cases = {"fastopt": lambda: fastopt.cluster_weights(w, 16, threads=threads)}
+    if cluster := peer("sklearn.cluster"):
+        column = w[:, None]
+        cases["scikit-learn KMeans"] = lambda: cluster.KMeans(
+            16, n_init=1, max_iter=15, random_state=0
+        ).fit(column)
     return cases
 
 
@@ -116,7 +128,18 @@ CASES = [
         threads=2,
         targets={"NumPy select + where": 5},
     ),
-    Case("2:4 mask, 4096 x 4096 float32", two_of_four, threads=2),
+    Case(
+        "2:4 mask, 4096 x 4096 float32, into a given array",
+        two_of_four,
+        threads=2,
+        targets={"limit": 1 / 1.1, "torch topk + scatter": 74},
+    ),
+    Case(
+        "weight sharing, 16 values, 1M float32",
+        sharing,
+        threads=2,
+        targets={"scikit-learn KMeans": 300},
+    ),
     Case("sparse product 4x1, 80 %, batch 64", product(0.8, "4x1", 64), threads=2),
     Case("sparse product 4x1, 90 %, batch 256", product(0.9, "4x1", 256), threads=2),
     Case("sparse product CSR, 90 %, batch 64", product(0.9, "unstructured", 64), threads=2),

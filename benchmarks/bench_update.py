@@ -226,11 +226,11 @@ CASES = [
         "AdamW, one 10M float32 array",
         adamw_10m,
         threads=2,
-        targets={"torch fused": 1.15, "torch default": 10, "optax": 1.6, "limit": 0.95},
+        targets={"torch fused": 1.1, "torch default": 10, "optax": 1.6, "limit": 1.0},
     ),
     Case("AdamW, one 10M float32 array", adamw_10m, threads=1, targets={"limit": 0.85}),
     Case("SGD with momentum, one 10M float32 array", sgd_10m, threads=2, targets={"limit": 0.95}),
-    Case("AdamW, 200 arrays of 1,000", adamw_200, threads=2, targets={"torch fused": 25}),
+    Case("AdamW, 200 arrays of 1,000", adamw_200, threads=2, targets={"torch fused": 27}),
     Case("AdamW, 200 arrays of 1,000", adamw_200, threads=1, targets={"torch fused": 15}),
     Case("Lion, one 10M float32 array", family_10m("Lion", 1, "lion"), 2, {"limit": 0.95}),
     Case(
@@ -261,7 +261,7 @@ CASES = [
         "AdamW with int8 state, one 10M float32 array",
         narrow_10m,
         threads=2,
-        targets={"float32 state": 1.25, "bitsandbytes": 40},
+        targets={"float32 state": 1.18, "bitsandbytes": 40},
         rounds=5,
     ),
     Case(

@@ -83,6 +83,7 @@ def executors() -> None:
     print("\nefficiency on 2 workers at 5, 50, 500 ms (random search)")
 
     def row(name, **options):
+        minimize(ms5, PLANE, method="random", max_evals=8, **options)
         shares = []
         for f, seconds, n in ((ms5, 0.005, 400), (ms50, 0.05, 60), (ms500, 0.5, 16)):
             start = time.perf_counter()

@@ -72,3 +72,15 @@ def test_example_runs(path: Path, tmp_path: Path) -> None:
         [sys.executable, str(path)], cwd=tmp_path, capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_the_map_names_files_that_exist() -> None:
+    """docs/design.md and docs/index.md: every path and link leads somewhere."""
+    docs = ROOT / "docs"
+    for path in re.findall(
+        r"`((?:fastopt|tests|benchmarks)/[\w./*]*)`", (docs / "design.md").read_text()
+    ):
+        assert list(ROOT.glob(path.rstrip("/"))), path
+    for page in docs.glob("*.md"):
+        for link in re.findall(r"\]\(([\w./]+\.md)\)", page.read_text()):
+            assert (docs / link).exists(), f"{page.name}: {link}"

@@ -79,6 +79,16 @@ def test_the_error_is_the_optimum_on_any_distribution(k: int, dtype: str) -> Non
         assert len(book.centroids) == k
 
 
+@pytest.mark.parametrize("size", [1e12, 1e20, 1e30])
+def test_far_ones_cost_the_others_nothing_but_their_own_values(size: float) -> None:
+    w = np.random.default_rng(0).standard_normal(5000).astype(np.float32)
+    far = np.append(w, np.array([size, -size / 2], np.float32))
+    book, rest = fastopt.cluster_weights(far, 16), fastopt.cluster_weights(w, 14)
+    found = (far.astype(float) - book.decode()) ** 2
+    assert found[-2:].tolist() == [0, 0]
+    assert found[:-2].sum() == pytest.approx(error(w, rest), rel=1e-3)
+
+
 def test_the_codebook_does_not_depend_on_level_or_threads(monkeypatch: Any) -> None:
     w = np.random.default_rng(1).standard_t(5, 200_000).astype(np.float32)
     seen = set()

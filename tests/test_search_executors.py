@@ -18,7 +18,8 @@ from fastopt.search.methods import METHODS
 
 SPACE = Space(x=Float(-2, 2), n=Int(1, 9), kind=Choice("a", "b"), flag=Bool())
 ROOT = str(Path(fastopt.__file__).parents[1])
-ONE = [m for m in METHODS if m not in ("nsga2",)]
+ONE = [m for m in METHODS if m not in ("nsga2", "subset")]
+CHEAP = ("random", "greedy", "genetic")  # the others may spend milliseconds on a proposal
 
 
 def objective(x, n, kind, flag):
@@ -34,10 +35,11 @@ PLANE = Space(x=Float(-1, 1), y=Float(-1, 1))
 
 def search(method, **options):
     """A mixed space; for engines of real spaces a plane."""
+    evals = 60 if method in CHEAP else 24
     try:
-        return minimize(objective, SPACE, method=method, max_evals=60, seed=2, **options)
+        return minimize(objective, SPACE, method=method, max_evals=evals, seed=2, **options)
     except fastopt.errors.FastoptError:
-        return minimize(sphere, PLANE, method=method, max_evals=60, seed=2, **options)
+        return minimize(sphere, PLANE, method=method, max_evals=evals, seed=2, **options)
 
 
 @contextmanager
@@ -80,6 +82,36 @@ def test_any_number_of_workers_gives_the_same_trials(plain, workers):
     for method, want in plain.items():
         res = search(method, workers=workers)
         assert res.history.tobytes() == want.history.tobytes(), method
+
+
+FAR = """
+from distributed import Client, LocalCluster
+from fastopt.search import Float, minimize
+shift = 0.5
+def mine(x):
+    return x + shift
+if __name__ == "__main__":
+    with LocalCluster(1, threads_per_worker=1, dashboard_address=None) as cluster:
+        with Client(cluster) as client:
+            client.run(lambda: __import__("sys").modules["__main__"].__dict__.pop("mine", None))
+            pool = client.get_executor()
+            print(minimize(mine, {"x": Float(0, 1)}, max_evals=5, executor=pool).n_evals)
+"""
+
+
+def test_a_script_of_ones_own_runs_on_dask(tmp_path):
+    pytest.importorskip("distributed")
+    (tmp_path / "script.py").write_text(FAR)
+    env = {**os.environ, "PYTHONPATH": ROOT}
+    done = subprocess.run(
+        [sys.executable, "script.py"],
+        cwd=tmp_path,
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.stdout.strip() == "5", done.stderr
 
 
 MPI = """

@@ -172,6 +172,7 @@ def fast(*arguments, code=0):
 
 def test_search_and_watch(folder):
     args = ["search", "work_of_mine:bowl", "--space", "space.json", "--storage", "run.journal"]
+    args += ["--method", "genetic"]
     out = fast(*args, "--workers", 2, "--evals", 60, "--report", "r.html", "--json")
     facts = json.loads(out.stdout)
     assert facts["n_evals"] == 60
@@ -188,7 +189,7 @@ def test_search_and_watch(folder):
 
 
 def test_exit_codes(folder, capsys):
-    base = ["--space", "space.json", "--evals", "4"]
+    base = ["--space", "space.json", "--evals", "4", "--method", "random"]
     assert main(["search", "work_of_mine.py:bowl", *base]) == 0
     assert main(["search", "work_of_mine:bad", *base]) == 1
     for wrong in (

@@ -79,11 +79,12 @@ def slow_for_some(a):
 
 
 def test_workers_give_what_one_process_gives(tmp_path):
-    plain = minimize(smooth, MIXED, max_evals=80, seed=2)
+    plain = minimize(smooth, MIXED, method="genetic", max_evals=80, seed=2)
     for workers in (1, 2):
         res = minimize(
             lambda x, n, kind, flag: plain.n_failed + smooth(x, n, kind, flag),  # a closure
             MIXED,
+            method="genetic",
             max_evals=80,
             seed=2,
             workers=workers,
@@ -449,6 +450,20 @@ def test_forged_journals_are_format_errors(tmp_path):
         minimize(lambda a: a, LINE, max_evals=9, storage=path)
     assert "cut" not in str(raised.value)
     assert path.read_text() == "hello\nworld\n"
+
+
+def test_storage_is_a_regular_file(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path, tmp_path / "pipe", "/dev/null", tmp_path / "no" / "j"):
+        with pytest.raises(StorageError):
+            minimize(lambda a: a, LINE, max_evals=3, storage=path)
+    with pytest.raises(DTypeError, match="storage"):
+        minimize(lambda a: a, LINE, max_evals=3, storage=3)
+    for path in (tmp_path, tmp_path / "nothing"):
+        with pytest.raises(StorageError):
+            load_result(path)
+        with pytest.raises((StorageError, FormatError)):
+            Space.load(path)
 
 
 def relu(v):

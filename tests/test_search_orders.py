@@ -18,6 +18,7 @@ from fastopt.search import (
     Int,
     Permutation,
     Space,
+    Subset,
     Vector,
     crowding,
     fronts,
@@ -199,6 +200,48 @@ def test_de_shrinks_and_converges():
         max_evals=600,
     )
     assert res.fun < 1e-3
+
+
+@pytest.mark.parametrize("strategy", ["forward", "backward"])
+@pytest.mark.parametrize("beam", [1, 3])
+def test_selection_of_subsets_level_by_level(strategy, beam):
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((60, 7))
+    target = x[:, 1] - 2 * x[:, 4] + 0.5 * x[:, 6] + 0.1 * rng.standard_normal(60)
+
+    def score(taken):
+        chosen = x[:, taken.astype(bool)]
+        rest = target - chosen @ np.linalg.lstsq(chosen, target, rcond=None)[0]
+        return float(rest @ rest + 0.5 * taken.sum())
+
+    space = Space(**{f"b{i}": Bool() for i in range(7)})
+    algo = Subset(space, strategy=strategy, beam=beam)
+    sizes = []
+    for _ in range(8):
+        values = algo.propose(algo.wants())
+        sizes.append((len(values), int(values[0].sum())))
+        assert len(np.unique(values, axis=0)) == len(values)
+        algo.learn(values, np.array([score(v) for v in values]))
+    levels = [size for _, size in sizes]
+    assert levels == sorted(range(8), reverse=strategy == "backward")
+    assert sizes[1][0] == 7
+    assert sizes[2][0] == (6 if beam == 1 else sizes[2][0])
+    assert algo.x == {f"b{i}": i in (1, 4, 6) for i in range(7)}
+    other = Subset(space, strategy=strategy, beam=beam)
+    other.load_state_dict(algo.state_dict())
+    assert other.propose(4).tobytes() == algo.propose(4).tobytes()
+    with pytest.raises(OptionError, match="Bool"):
+        Subset({"x": Float(0, 1)})
+
+
+def test_greedy_takes_all_flips_that_help_at_once():
+    space = Space(**{f"b{i}": Bool() for i in range(300)})
+
+    def left(columns):
+        return 300 - sum(np.asarray(c, float) for c in columns.values())
+
+    res = minimize(left, space, method="greedy", vectorized=True, max_evals=4000)
+    assert res.fun == 0
 
 
 def test_options_are_checked():

@@ -191,5 +191,8 @@ def test_auto_takes_it_for_real_spaces_alone():
     assert res.fun < 1e-8
     with pytest.raises(OptionError, match="Float"):
         Portfolio(Space(n=Int(0, 3), c=Choice("a", "b")))
+    many = minimize(lambda x: float((x**2).sum()), {"x": Vector(300, -5, 5)}, max_evals=400)
+    assert many.method == "cma"
+    assert "finite differences" in many.method_reason
     started = minimize(lambda x: rosenbrock(x), space, x0={"x": [1.0, 1, 1]}, max_evals=5)
     assert started.fun == 0

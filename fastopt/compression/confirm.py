@@ -47,6 +47,12 @@ class Drop:
     losses: Array | None = None
 
     @property
+    def margin(self) -> float:
+        """One standard error, widened as Student's t where rows are few; infinite for one row."""
+        few = 0.84 / math.pow(max(self.n - 1, 1), 1.2)
+        return self.std_error * (1.0 + few)
+
+    @property
     def interval(self) -> tuple[float, float]:
         """Value plus and minus 1.96 standard errors."""
         return self.value - 1.96 * self.std_error, self.value + 1.96 * self.std_error

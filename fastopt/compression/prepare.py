@@ -20,6 +20,7 @@ from fastopt.compression.data import Rows
 from fastopt.compression.metric import collect, relative_error
 from fastopt.compression.passes import quantize
 from fastopt.compression.recipe import Recipe, Workbench
+from fastopt.errors import FastoptError
 from fastopt.models import Form, Layer, Model
 from fastopt.search import Float
 
@@ -132,8 +133,11 @@ def effects(
         values = grid(places[key])
         found[key] = [Option(values[0], 0.0, 0.0)]
         for value in values[1:]:
-            made = probe.edited({key: value})
-            found[key].append(Option(value, cost(made) - base_cost, probe.error(made)))
+            try:
+                made = probe.edited({key: value})
+                found[key].append(Option(value, cost(made) - base_cost, probe.error(made)))
+            except FastoptError:  # what cannot be done here is no option
+                continue
     layers = probe.state.model.layers
     if stored:
         probe.state.calibration.grams(layers)

@@ -48,7 +48,7 @@ from fastopt.compression.passes.calibration import Calibration
 from fastopt.compression.prepare import Option, effects
 from fastopt.compression.recipe import Applied, Recipe, Workbench
 from fastopt.compression.search import NEAR, Candidate, Memory, Search
-from fastopt.errors import ArrayError, DTypeError, OptionError
+from fastopt.errors import ArrayError, DTypeError, FastoptError, OptionError
 from fastopt.models import Model, Network
 from fastopt.search import Choice
 
@@ -259,6 +259,7 @@ class _Job:
     p_value: float | None = None
     refused: int = 0
     tried: set[str] = field(default_factory=set)
+    failures: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     interrupted: bool = False
 
@@ -281,8 +282,12 @@ class _Job:
 
     def measure(self, recipe: Recipe) -> tuple[float, float, float, float]:
         """Cost, drop with its standard error, and error of the logits on the search rows."""
-        made = self.bench.apply(recipe).model
-        ours = collect(made, self.search, self.feed)
+        try:
+            made = self.bench.apply(recipe).model
+            ours = collect(made, self.search, self.feed)
+        except FastoptError as refusal:
+            self.failures.append(str(refusal))
+            return math.inf, math.inf, math.inf, math.inf
         if not self.reference.logits:
             self.reference = collect(self.original, self.search, self.feed)
         limit = NEAR * self.options.limit
@@ -524,11 +529,10 @@ def _confirm(job: _Job, candidates: Sequence[Candidate]) -> None:
         if thorough is None:
             continue
         drop, _ = job.checked(thorough.recipe)
-        error = drop.std_error
-        if not math.isfinite(error):  # one check row: the search rows say how rows differ
+        if not math.isfinite(drop.std_error):  # one check row: the search rows say how rows differ
             error = thorough.std_error * math.sqrt(len(job.search) / drop.n)
             drop = replace(drop, std_error=error)
-        if drop.value + (error if math.isfinite(error) else 0.0) <= job.options.limit:
+        if drop.value + drop.margin <= job.options.limit:
             job.confirmed = thorough, drop
             return
         job.refused += 1
@@ -582,6 +586,8 @@ def _explained(job: _Job, give_back: Callable[[Model], Any], started: float) -> 
     )
     facts = [(m.n_params, m.nbytes, m.macs) for m in (job.original, model)]
     notes = [*job.notes, *model.notes]
+    if job.failures:
+        notes.append(f"{len(job.failures)} recipes could not be applied: {job.failures[0]}")
     if new_load > max(_LOAD_S, 2 * old_load):
         notes.append(
             f"it loads in {new_load:.1f} s instead of {old_load:.1f} s, decoding its weights"

@@ -212,8 +212,22 @@ class _Points:
         return _Points(count, total, starts)
 
     def partition(self, k: int) -> Array:
-        """Starts of the k runs of least squared error."""
-        n, centre = len(self.count), self.total.sum() / self.count.sum()
+        """Starts of the k runs of least squared error.
+
+        Fewer than k points that are a million times larger than all others get a run each: their
+        error would be above that of all the rest, which is lost in sums with them.
+        """
+        n, size = len(self.count), np.abs(self.total / self.count)
+        order = np.argsort(-size, kind="stable")[:k]
+        outer = np.flatnonzero(size[order[:-1]] > 1e6 * size[order[1:]])
+        if len(outer) and n > k:
+            far = np.sort(order[: outer[-1] + 1])  # at both ends
+            left = int((far < order[outer[-1] + 1]).sum())
+            right = n - (len(far) - left)
+            inner = _Points(self.count[left:right], self.total[left:right], self.starts)
+            runs = left + inner.partition(k - len(far))
+            return np.concatenate([np.arange(left), runs, np.arange(right, n)])
+        centre = self.total.sum() / self.count.sum()
         starts = np.zeros(k, np.int64)
         count = np.concatenate([[0.0], np.cumsum(self.count)])
         # sums from the mean on, which loses no digits to it

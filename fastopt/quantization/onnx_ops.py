@@ -6,7 +6,15 @@ from typing import Any
 
 import numpy as np
 
-from fastopt._arrays import Array, as_array, as_ndarray, name_of, out_for
+from fastopt._arrays import (
+    Array,
+    as_array,
+    as_ndarray,
+    as_target,
+    check_disjoint,
+    name_of,
+    out_for,
+)
 from fastopt._options import integer
 from fastopt.errors import ArrayError, DTypeError, OptionError
 from fastopt.quantization.array import QuantizedArray
@@ -19,7 +27,7 @@ from fastopt.quantization.convert import (
     encode_derived,
     encode_floats,
 )
-from fastopt.quantization.formats import FLOAT_SPECS, FORMATS, Format, format_of
+from fastopt.quantization.formats import FLOAT_SPECS, FORMATS, FloatSpec, Format, format_of
 from fastopt.quantization.layout import Layout, layout_of, normal_axis
 from fastopt.quantization.qparams import qparams_from_range, ranges
 
@@ -27,8 +35,11 @@ __all__ = ["dequantize_linear", "dynamic_quantize", "dynamic_quantize_linear", "
 
 _CODES = ("int8", "uint8", "int16", "uint16", "int32", "uint32")
 _LIMITS = {name: (float(np.iinfo(name).min), float(np.iinfo(name).max)) for name in _CODES}
-_NIBBLES = {"int4": "int8", "uint4": "uint8"}  # ml_dtypes' 4-bit types, one code a byte
+# ml_dtypes' 4- and 2-bit types, one code a byte
+_NIBBLES = {"int4": "int8", "uint4": "uint8", "int2": "int8", "uint2": "uint8"}
 _FLOAT8 = ("float8_e4m3fn", "float8_e5m2")
+_FLOAT4 = "float4_e2m1fn"
+_E2M1 = FloatSpec(8, 1, 1, 7, 7, 7)  # in a byte, the sign on top: no infinity, NaN becomes 6
 # Elements of the blocks of rows that dynamic_quantize reads twice: they stay in the L2 cache.
 _ROWS = 1 << 18
 
@@ -55,8 +66,8 @@ def quantize_linear(
         One number: per tensor. 1-D: per index of ``axis``. The rank of x: blocked along ``axis``.
         Finite and not 0.
     zero_point : scalar or array of the shape of ``scale``, optional
-        Its dtype is the result's: int8, uint8, int16, uint16, or ml_dtypes' int4, uint4,
-        float8_e4m3fn, float8_e5m2 (where it must be 0). A plain int is a code of
+        Its dtype is the result's: int8, uint8, int16, uint16, or ml_dtypes' int4, uint4, int2,
+        uint2, float8_e4m3fn, float8_e5m2, float4_e2m1fn (the floats': 0). A plain int is a code of
         ``output_dtype``, else of ``out``'s dtype, else uint8; default 0.
     axis : int
         As in ONNX; without effect for a scalar scale.
@@ -65,8 +76,8 @@ def quantize_linear(
     block_size : int, optional
         Elements of a block along ``axis``; default from the shapes.
     output_dtype : str, optional
-        The codes' dtype, where the zero point does not say it; "int4" and "uint4" also go with
-        zero points in a byte each.
+        The codes' dtype, where the zero point does not say it; "int4", "uint4", "int2" and "uint2"
+        also go with zero points in a byte each.
     parity : str
         "onnx", or "torch" for integer codes: what torch.quantize_per_tensor (scalar scale) and
         torch.quantize_per_channel (1-D scale) give, round(x * (1 / scale) + zero_point) in
@@ -100,11 +111,19 @@ def quantize_linear(
     wanted = named if zero_point is None else _dtype_name(zero_point)
     if output_dtype in _NIBBLES and wanted == _NIBBLES[output_dtype]:
         wanted = output_dtype
-    if wanted in _FLOAT8:
+    if wanted in _FLOAT8 or wanted == _FLOAT4:
         _zero_only(zero_point)
         if parity != "onnx":
             raise OptionError(f"parity: {parity!r} is a rule for integers, not for {wanted}")
         layout, s, _ = _scales(a.shape, s, s, axis, block_size)
+        if wanted == _FLOAT4:
+            import ml_dtypes  # where the dtype of the zero point comes from
+
+            dtype = np.dtype(ml_dtypes.float4_e2m1fn)
+            made = np.empty(a.shape, np.uint8) if out is None else _float4_target(out, a, s)
+            encode_floats(made, a, s, layout, _E2M1, threads)
+            np.bitwise_or(made & 7, made >> 4, out=made)  # the sign goes down to the fourth bit
+            return made.view(dtype) if out is None else out
         spec = FLOAT_SPECS[wanted]
         result = narrow_target(out, a.shape, wanted, [("x", a), ("scale", s)])
         spec = spec._replace(over=spec.max_code)
@@ -152,7 +171,7 @@ def dequantize_linear(
 
     Parameters
     ----------
-    x : int8, uint8, int16, uint16, int32, or ml_dtypes' int4, uint4 or float8 array
+    x : int8, uint8, int16, uint16, int32, or ml_dtypes' 4-bit, 2-bit or float8 array
         The codes.
     scale : scalar, (C,) or blocked array, float16, float32 or float64
         Its dtype is the result's; plain numbers are float32.
@@ -183,14 +202,17 @@ def dequantize_linear(
         s = s.astype(np.float32)
     given = _dtype_name(x)
     half = getattr(scale, "dtype", None) == np.float16
-    if given in _FLOAT8:
+    if given in _FLOAT8 or given == _FLOAT4:
         _zero_only(zero_point)
-        narrow = as_array(x, "x", dtypes=_FLOAT8).view("uint8")
+        narrow = as_array(x, "x", dtypes=(*_FLOAT8, _FLOAT4)).view("uint8")
+        if given == _FLOAT4:
+            narrow = (narrow & 7) | (narrow & 8) << 4
         layout, s, _ = _scales(narrow.shape, s, s, axis, block_size)
         made = "float16" if half else name_of(s.dtype)
         result = out_for(out, "out", narrow.shape, made, [("x", narrow), ("scale", s)])
         values = np.empty(narrow.shape, np.float32) if half else result
-        decode_floats(values, narrow, s, layout, FLOAT_SPECS[given], threads)
+        spec = _E2M1 if given == _FLOAT4 else FLOAT_SPECS[given]
+        decode_floats(values, narrow, s, layout, spec, threads)
         return _rounded(result, values)
     if given in _NIBBLES:
         x = as_ndarray(x, "x").astype(_NIBBLES[given])
@@ -353,6 +375,13 @@ def _dtype_name(a: Any) -> str:
     """Name of a NumPy dtype, "" where there is none (a torch tensor, a list)."""
     dtype = getattr(a, "dtype", None)
     return name_of(dtype) if isinstance(dtype, np.dtype) else ""
+
+
+def _float4_target(out: Any, a: Array, s: Array) -> Array:
+    """The bytes of ``out``, a float4 or uint8 array of x's shape."""
+    result = as_target(out, "out", dtypes=(_FLOAT4, "uint8"), shape=a.shape)
+    check_disjoint([("out", result)], [("x", a), ("scale", s)])
+    return result.view(np.uint8)
 
 
 def _usable(scale: Array) -> bool:

@@ -14,6 +14,7 @@ from fastopt.search.portfolio import Portfolio
 from fastopt.search.result import Pareto, Progress, Result
 from fastopt.search.space import Bool, Choice, Float, Int, Permutation, Space, Vector
 from fastopt.search.stored import load_result
+from fastopt.search.subset import Subset
 from fastopt.search.tpe import TPE
 
 __all__ = [
@@ -35,6 +36,7 @@ __all__ = [
     "Random",
     "Result",
     "Space",
+    "Subset",
     "Vector",
     "crowding",
     "fronts",

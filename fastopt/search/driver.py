@@ -334,14 +334,14 @@ def _tell_known(run: Run, values: Matrix, ys: list[Any], violations: list[float]
     if not len(values):
         return
     y = np.array(ys)
-    if run.several:
-        run.objectives_of(tuple(ys[0].tolist()))
+    if run.trials.several:
+        run.trials.objectives_of(tuple(ys[0].tolist()))
     violation = np.array(violations) if run.objective.constraints else None
     run.engine.learn(values, y, violation)
-    if not run.several:
+    if not run.trials.several:
         for row, value, excess in zip(values, y.tolist(), violations, strict=True):
             if not math.isnan(value):
-                run.note_best(excess, value, row)
+                run.trials.note(excess, value, row)
 
 
 def _header(

@@ -7,6 +7,7 @@ import math
 import pickle
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from contextlib import suppress
 from functools import partial
 from importlib import import_module
 from typing import Any, NamedTuple
@@ -314,14 +315,18 @@ class Portable:
     """A callable that can be sent to another process: by pickle, else by cloudpickle if it is
     installed. In this process it is the callable itself.
 
+    ``far`` processes have not begun as this one did, so what stands in ``__main__`` cannot be
+    sent by its name there.
+
     Raises
     ------
     DTypeError
         At sending: it cannot be pickled; names the part that cannot.
     """
 
-    def __init__(self, f: Callable[..., Any]) -> None:
+    def __init__(self, f: Callable[..., Any], *, far: bool = False) -> None:
         self.f = f
+        self.far = far
         self._packed = b""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -338,7 +343,11 @@ class Portable:
 
     def _pickled(self) -> bytes:
         try:
-            return pickle.dumps(self.f)
+            data = pickle.dumps(self.f)
+            if self.far and b"__main__" in data:
+                with suppress(ImportError):
+                    data = import_module("cloudpickle").dumps(self.f)
+            return data
         except Exception as error:
             try:
                 packed: bytes = import_module("cloudpickle").dumps(self.f)

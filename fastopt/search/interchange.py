@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, fields
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from fastopt.errors import FastoptError, FormatError, UnsupportedError
+from fastopt._files import path_of, storage_errors
+from fastopt.errors import DTypeError, FastoptError, FormatError, UnsupportedError
 from fastopt.search.space import Space
 from fastopt.search.variables import Bool, Choice, Float, Int, Permutation, Variable, Vector
 
@@ -90,8 +91,10 @@ def _plain(value: Any, name: str) -> Any:
 
 def load(path: Any) -> Space:
     """See ``Space.load``."""
-    path = Path(path)
-    text = path.read_bytes()
+    where = path_of(path)
+    path = Path(where)
+    with storage_errors(where):
+        text = path.read_bytes()
     if path.suffix == ".toml":
         try:
             toml = import_module("tomllib")
@@ -113,9 +116,17 @@ def load(path: Any) -> Space:
     return from_dict(described, str(path))
 
 
+def _named(distributions: Any) -> Iterable[tuple[str, Any]]:
+    if not isinstance(distributions, Mapping):
+        raise DTypeError(
+            f"distributions: expected a dict by name, got {type(distributions).__name__}"
+        )
+    return distributions.items()
+
+
 def from_optuna(distributions: Any) -> Space:
     """See ``Space.from_optuna``."""
-    return Space(**{name: _of_optuna(name, d) for name, d in distributions.items()})
+    return Space(**{name: _of_optuna(name, d) for name, d in _named(distributions)})
 
 
 def _of_optuna(name: str, d: Any) -> Variable:
@@ -133,7 +144,7 @@ def _of_optuna(name: str, d: Any) -> Variable:
 
 def from_scipy(distributions: Any) -> Space:
     """See ``Space.from_scipy``."""
-    return Space(**{name: _of_scipy(name, d) for name, d in distributions.items()})
+    return Space(**{name: _of_scipy(name, d) for name, d in _named(distributions)})
 
 
 def _of_scipy(name: str, d: Any) -> Variable:

@@ -22,12 +22,14 @@ import contextlib
 import json
 import math
 import os
+import stat
 import time
 import weakref
 import zlib
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
+from fastopt._files import path_of, storage_errors
 from fastopt.errors import FormatError, StorageError
 from fastopt.search.engine import fingerprint
 from fastopt.search.evaluation import Outcome
@@ -74,16 +76,16 @@ class Journal:
     """
 
     def __init__(self, path: str | os.PathLike[str], header: dict[str, Any]) -> None:
-        self.path = os.fspath(path)
+        self.path = path_of(path, "storage")
         self.trials: dict[int, Record] = {}
         self._synced = 0.0
         flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0)
-        try:
+        with storage_errors(self.path):
             self._file = os.open(self.path, flags, 0o666)
-        except OSError as error:
-            raise StorageError(f"storage: cannot open {self.path}: {error.strerror}") from error
         _open.add(self)
         try:
+            if not stat.S_ISREG(os.fstat(self._file).st_mode):
+                raise StorageError(f"storage: {self.path} is no regular file")
             self._lock()
             self._end = self._read({"format": FORMAT, **header})
         except BaseException:
@@ -236,14 +238,14 @@ def stored_header(path: str | os.PathLike[str]) -> dict[str, Any]:
     FormatError
         The file is no journal.
     """
-    try:
-        with open(path, "rb") as file:
-            line = file.readline(HEADER_BYTES)
-    except OSError:
+    where = path_of(path, "storage")
+    if not os.path.isfile(where):
         return {}
-    header: dict[str, Any] | None = parse(line, os.fspath(path))[0]
+    with storage_errors(where), open(where, "rb") as file:
+        line = file.readline(HEADER_BYTES)
+    header: dict[str, Any] | None = parse(line, where)[0]
     if header is not None and not {"method", "options", "batch", "own_batch"} <= set(header):
-        raise FormatError("not the header of a journal of minimize", os.fspath(path), 0)
+        raise FormatError("not the header of a journal of minimize", where, 0)
     return header or {}
 
 
@@ -255,11 +257,12 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[int, Record
     FormatError
         The file is no journal or is damaged.
     """
-    with open(path, "rb") as file:
+    where = path_of(path)
+    with storage_errors(where), open(where, "rb") as file:
         data = file.read()
-    header, trials, _ = parse(data, os.fspath(path))
+    header, trials, _ = parse(data, where)
     if header is None:
-        raise FormatError("not a journal of a search", os.fspath(path), 0)
+        raise FormatError("not a journal of a search", where, 0)
     return header, trials
 
 

@@ -18,16 +18,19 @@ from fastopt.search.greedy import Greedy
 from fastopt.search.nsga2 import NSGA2
 from fastopt.search.portfolio import Portfolio, is_real
 from fastopt.search.space import Float, Int, Permutation, Space, Vector
+from fastopt.search.subset import Subset
 from fastopt.search.tpe import TPE
 
 __all__ = ["METHODS", "engine_for"]
 
 ENGINES: dict[str, type[Engine]] = {
-    e.method: e for e in (Random, Greedy, Genetic, CMA, Portfolio, GP, TPE, DE, NSGA2)
+    e.method: e for e in (Random, Greedy, Genetic, CMA, Portfolio, GP, TPE, DE, NSGA2, Subset)
 }
 METHODS = ("auto", *ENGINES)
 # Most trials for which the models are worth their time: all spaces, and those of reals alone.
 GP_BUDGET, GP_REAL, TPE_BUDGET = 100, 60, 1000
+# Columns up to which the Gaussian process and the Hessian of the portfolio are affordable.
+GP_COLUMNS, GRADIENT_COLUMNS = 50, 1000
 # Cells of one vectorised batch of random trials.
 BATCH_CELLS = 1 << 16
 
@@ -101,14 +104,17 @@ def _orders(space: Space) -> bool:
 def _chosen(space: Space, budget: int, vectorized: bool) -> tuple[str, str]:
     """What "auto" stands for: measured in benchmarks/search_quality.py."""
     kinds = {type(v) for v in space.variables.values()}
+    d = space.n_columns
     if space.conditional and not vectorized and budget <= TPE_BUDGET:
         return "tpe", "variables under conditions"
     if is_real(space):
-        if budget <= GP_REAL and not vectorized:
+        if budget <= GP_REAL and d <= GP_COLUMNS and not vectorized:
             return "gp", f"at most {GP_REAL} trials"
+        if d > GRADIENT_COLUMNS or budget < 4 * d:
+            return "cma", "too many real variables for finite differences within the budget"
         return "portfolio", "every variable is real"
-    if budget <= GP_BUDGET and not vectorized and Permutation not in kinds:
+    if budget <= GP_BUDGET and d <= GP_COLUMNS and not vectorized and Permutation not in kinds:
         return "gp", f"at most {GP_BUDGET} trials of mixed variables"
-    if kinds <= {Float, Int, Vector} and not space.conditional and budget >= 50 * space.n_columns:
+    if kinds <= {Float, Int, Vector} and not space.conditional and budget >= 50 * d:
         return "cma", "reals and integers, at least 50 trials per variable"
     return "genetic", "mixed variables and many trials"

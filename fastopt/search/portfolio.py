@@ -22,15 +22,16 @@ __all__ = ["Portfolio", "is_real"]
 # Evaluations per variable of the first climb and of the polish after each run of CMA-ES, and
 # points on each axis: measured on BBOB (benchmarks/search_quality.py).
 CLIMB, POLISH, TURNS = 100, 25, 200
+FIRST = 20  # first points less 4, at most
 SPLIT = 31  # stream of the mixes among the first points
 
 
 class Portfolio(Engine):
     """Several searches one after the other, for spaces of reals; what "auto" runs on them.
 
-    1. d + 4 points; among them mixes of two that tell whether the objective is a sum over its
-       variables. The best is evaluated twice: where the values differ the objective is noisy, and
-       CMA-ES follows at once.
+    1. d + 4 points, at most 24; among them mixes of two that tell whether the objective is a sum
+       over its variables. The best is evaluated twice: where the values differ the objective is
+       noisy, and CMA-ES follows at once.
     2. For a sum: a global search on every axis at once (``AxisSearch``), 200 points on each.
     3. Projected BFGS on finite differences from the best point (``QuasiNewton``), at most 100 d
        evaluations.
@@ -89,8 +90,8 @@ class Portfolio(Engine):
         self._axes, self._climb = AxisSearch(), QuasiNewton()
         self._cma = CMA(self.space, seed=key_of(self._key, 1))
         self._stage = "start"  # then "repeat", "axes", "climb", "cma", "polish"
-        points = self._uniform(0, d + 4)
-        splits(points, self._uniform(0, d + 4, SPLIT))
+        points = self._uniform(0, min(d, FIRST) + 4)
+        splits(points, self._uniform(0, len(points), SPLIT))
         if x0 is not None:
             points = (self.space.genomes_of(self.space.parse(x0, "x0")) - self.space.low) / (
                 np.where(self._width > 0, self._width, 1.0)

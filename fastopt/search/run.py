@@ -13,7 +13,6 @@ import math
 import signal
 import threading
 import time
-from array import array
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -24,10 +23,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastopt._random import generator_of
-from fastopt.errors import FormatError, TrialError
+from fastopt.errors import FormatError
 from fastopt.search.engine import Engine, fingerprint
 from fastopt.search.evaluation import Objective, Outcome
 from fastopt.search.journal import Journal
+from fastopt.search.ledger import Ledger, whole
 from fastopt.search.progress import Line
 from fastopt.search.result import Progress, Result
 from fastopt.search.space import LISTED, Matrix
@@ -117,24 +117,11 @@ class Run:
         self.per_trial = callback is not None or budget.patience or budget.target is not None
         limit = budget.max_evals
         cells = self.space.n_columns * (limit or 1 << 20)
-        self.keep = cells <= KEEP_CELLS if keep_trials is None else keep_trials
+        keep = cells <= KEEP_CELLS if keep_trials is None else keep_trials
+        self.trials = Ledger(objective, engine, keep)
         self.limit = math.inf if limit is None else limit
         self.asked = 0
-        self.numbers = array("q")
-        self.history = array("d")  # y of settled trials
-        self.several = objective.objectives != 1
-        self.m = objective.objectives  # 0: not known yet
-        if self.m > 1:
-            engine.n_objectives = self.m
-        self.fronts: list[tuple[float, ...] | None] = []  # the same with several objectives
-        self.violations = array("d")
-        self.kept: list[Matrix] = []
-        self.errors: dict[int, str] = {}
-        self.stopped: set[int] = set()
         self.failure: Exception | None = None
-        self.best: tuple[float, float] = (math.inf, math.inf)  # violation, y
-        self.best_values: Matrix | None = None
-        self.since = 0  # evaluations since the best one
         self.start = time.monotonic()
         self.deadline = math.inf
         if budget.max_time is not None:
@@ -402,7 +389,7 @@ class Run:
             self._fatal(outcomes[0])
         if self.journal is not None:
             self.journal.append(
-                (batch.first + i, row, _whole(o), None)
+                (batch.first + i, row, whole(o), None)
                 for i, (row, o) in enumerate(zip(batch.fresh, outcomes, strict=True))
             )
         batch.outcomes, batch.missing = outcomes, 0
@@ -447,7 +434,7 @@ class Run:
         if self.line is not None:
             self._show(outcome)
         if self.journal is not None:
-            self.journal.append([(batch.first + i, batch.fresh[i], _whole(outcome), asked)])
+            self.journal.append([(batch.first + i, batch.fresh[i], whole(outcome), asked)])
 
     def _show(self, outcome: float | Outcome) -> None:
         """The progress line, which counts trials as they arrive."""
@@ -455,7 +442,7 @@ class Run:
         self.arrived += 1
         if not isinstance(outcome, Outcome):
             self.shown = min(self.shown, outcome) if outcome == outcome else self.shown
-        fun = min(self.shown, self.best[1] if self.best[0] == 0.0 else math.inf)
+        fun = min(self.shown, self.trials.best[1] if self.trials.best[0] == 0.0 else math.inf)
         self.line.show(self.arrived, self.objective.signs[0] * fun)
 
     # --- from outcomes to the result
@@ -467,7 +454,7 @@ class Run:
         if not self.per_trial:
             if ready:
                 return
-            plain = self.stopper is None and not self.several
+            plain = self.stopper is None and not self.trials.several
             if plain and set(map(type, todo)) <= {float}:
                 self._settle_all(batch, todo)
                 return
@@ -485,7 +472,7 @@ class Run:
         if self.vectorized:
             self._judge()
             if self.line is not None:
-                self.line.show(len(self.numbers), self._fun())
+                self.line.show(len(self.trials), self.trials.fun)
 
     def _settle_all(self, batch: Batch, todo: list[Any]) -> None:
         """The same for plain numbers that nobody waits for."""
@@ -493,67 +480,28 @@ class Run:
         if batch.rows is None and not batch.settled:
             batch.y = y
         first, n = batch.first + batch.settled, len(y)
-        self.history.frombytes(y.tobytes())
-        self.numbers.extend(range(first, first + n))
-        if self.keep:
-            self.kept.append(batch.fresh[batch.settled :])
+        self.trials.add_all(first, batch.fresh[batch.settled :], y)
         batch.settled += n
-        if not np.isnan(y).all():
-            i = int(np.nanargmin(y))
-            if y[i] < self.best[1] or self.best[0] > 0.0:
-                self.best = (0.0, float(y[i]))
-                self.best_values = batch.fresh[i - n].copy()
 
     def _settle_one(self, number: int, values: Matrix, outcome: float | Outcome) -> None:
-        whole = _whole(outcome)
-        y, constraints, message, _, reports, stopped = whole
-        if message is not None:
-            self.errors[number] = message
-        if stopped:
-            self.stopped.add(number)
-        self.numbers.append(number)
-        if self.several:
-            self.objectives_of(y)
-            self.fronts.append(y if isinstance(y, tuple) else None)
-        else:
+        self.trials.add(number, values, outcome)
+        if self.stopper is not None:
+            y, _, _, _, reports, stopped = whole(outcome)
             assert isinstance(y, float)
-            self.history.append(y)
-        violation = math.nan if whole.failed else sum(max(c, 0.0) for c in constraints)
-        if self.objective.constraints:
-            self.violations.append(violation)
-        if self.keep:
-            self.kept.append(values[None].copy())
-        self.since += 1
-        if isinstance(y, float):
-            if self.stopper is not None:
-                self.stopper.tell(reports, y, stopped)
-            if not (self.several or stopped or whole.failed):
-                self.note_best(violation, y, values)
-
-    def objectives_of(self, y: Any) -> None:
-        """Note, from the first result that has them, how many objectives there are."""
-        if isinstance(y, tuple) and self.m != len(y):
-            if self.m:
-                raise TrialError(f"objective: expected {self.m} numbers, got {len(y)}")
-            self.m = self.objective.objectives = self.engine.n_objectives = len(y)
-
-    def note_best(self, violation: float, y: float, values: Matrix) -> None:
-        """Deb's rules: the smaller violation, then the smaller objective."""
-        if (violation, y) < self.best or self.best_values is None:
-            self.best, self.best_values, self.since = (violation, y), values.copy(), 0
-            log.debug("trial %d: %g", len(self.numbers) - 1, y)
+            self.stopper.tell(reports, y, stopped)
 
     def _judge(self) -> None:
         """After a trial: the callback, patience, the target."""
         if self.callback is not None and self.callback(self.progress()):
             self.message = "stopped by the callback"
-        elif self.budget.patience and self.since >= self.budget.patience:
+        elif self.budget.patience and self.trials.since >= self.budget.patience:
             self.message = f"patience={self.budget.patience}: no improvement"
-        elif self.budget.target is not None and self.best <= (0.0, self.budget.target):
+        elif self.budget.target is not None and self.trials.best <= (0.0, self.budget.target):
             self.message = "target reached"
 
     def progress(self) -> Progress:
-        return Progress(len(self.numbers), self._fun(), self._x(), time.monotonic() - self.start)
+        elapsed = time.monotonic() - self.start
+        return Progress(len(self.trials), self.trials.fun, self.trials.x, elapsed)
 
     def _learn(self, batch: Batch) -> None:
         """Tell the engine what of a batch is finished; points that it repeats are answered from
@@ -572,7 +520,7 @@ class Run:
             told = [self.told[self.seen[batch.values[i].tobytes()]] for i in rows]
         else:
             rows = [i for i, o in enumerate(batch.outcomes) if o is not None]
-            plain = rows and not self.several
+            plain = rows and not self.trials.several
             if plain and all(type(batch.outcomes[i]) is float for i in rows):
                 y = np.array([batch.outcomes[i] for i in rows])
                 self.engine.learn(_rows(batch.values, rows), y)
@@ -580,7 +528,7 @@ class Run:
             told = [_told(o) for o in batch.outcomes if o is not None]
         if not rows:
             return
-        m = self.m or self.engine.n_objectives
+        m = self.trials.m or self.engine.n_objectives
         y = np.array([v if isinstance(v, tuple) or m == 1 else (v,) * m for v, _ in told])
         violation = np.array([v for _, v in told]) if self.objective.constraints else None
         self.engine.learn(_rows(batch.values, rows), y, violation)
@@ -662,57 +610,20 @@ class Run:
 
     # --- the result
 
-    def _x(self) -> dict[str, Any] | None:
-        if self.best_values is None:
-            return None
-        return self.space.dicts_of(self.best_values[None])[0]
-
-    def _fun(self) -> float:
-        if self.best_values is None:
-            return math.nan
-        return self.objective.signs[0] * self.best[1]
-
     def result(self) -> Result:
-        history: NDArray[np.float64] = np.array(self.history, dtype=np.float64)
-        if self.several:
-            nothing = (math.nan,) * (self.m or 2)
-            history = np.array([y or nothing for y in self.fronts]).reshape(-1, len(nothing))
-        history = history * np.array(self.objective.signs)
-        values = None
-        if self.keep:
-            values = np.concatenate([np.empty((0, self.space.n_columns)), *self.kept])
-        failed = np.isnan(history[:, 0] if self.several else history)
-        result = Result(
-            x=self._x(),
-            fun=self._fun(),
-            n_evals=len(history),
-            n_failed=int(failed.sum()),
-            history=history,
+        return self.trials.result(
             message=self.message,
-            method=self.engine.method,
             method_reason=self.reason,
             elapsed_s=time.monotonic() - self.start,
-            space=self.space,
             interrupted=self.message == "interrupted",
             maximize=self.maximize,
-            violation=self.best[0] if self.best_values is not None else math.nan,
-            violations=np.array(self.violations) if self.objective.constraints else None,
-            errors=self.errors,
-            stopped=self.stopped,
-            numbers=np.array(self.numbers, dtype=np.int64),
-            values=values,
         )
-        return result.with_compromise() if self.several and self.keep else result
-
-
-def _whole(outcome: float | Outcome) -> Outcome:
-    return outcome if isinstance(outcome, Outcome) else Outcome(outcome)
 
 
 def _told(outcome: float | Outcome) -> tuple[Any, float]:
     """y and the violation of the constraints, as engines get them."""
-    whole = _whole(outcome)
-    return whole.y, sum(max(c, 0.0) for c in whole.constraints)
+    trial = whole(outcome)
+    return trial.y, sum(max(c, 0.0) for c in trial.constraints)
 
 
 def _rows(values: Matrix, rows: list[int]) -> Matrix:

@@ -48,8 +48,8 @@ def load_result(path: str | PathLike[str], space: Space | None = None) -> Result
     ...     load_result(folder + "/j").fun == res.fun
     True
     """
-    path = fspath(path)
     header, trials = read(path)
+    path = fspath(path)
     needed = {"space", "variables", "method", "signs", "constraints"}
     if not needed <= set(header) or not _is_signs(header["signs"]):
         raise FormatError("not the journal of a search by minimize", path, 0)

@@ -44,7 +44,7 @@ class TPE(Engine):
     Notes
     -----
     A density is a mixture: one component per trial, a product over the group's variables, and a
-    uniform one. Reals and integers have truncated normal kernels of deviation 0.2 n^(-1 / (d + 4))
+    uniform one. Reals and integers have truncated normal kernels of deviation 0.1 n^(-1 / (d + 4))
     of the range, options their own value with the rest spread over all. Trials that are not told
     yet count among the others. Bergstra et al., NIPS 2011; Falkner et al., BOHB, ICML 2018 (the
     product kernels).
@@ -164,8 +164,8 @@ class Mixture:
         low, width = space.low[c], np.maximum(space.high[c] - space.low[c], 1e-300)
         option = np.isin(c, space.categorical)
         n = len(self.genomes)
-        spread = 0.2 * max(n, 1) ** (-1.0 / (len(c) + 4)) * width
-        spread = np.maximum(spread, width / min(100.0, 1.0 + n))
+        spread = 0.1 * max(n, 1) ** (-1.0 / (len(c) + 4)) * width
+        spread = np.maximum(spread, width / 100.0)
         ordered = np.isin(c, space.ordered)
         if ordered.any() and n:  # no narrower than half a cell
             cells = space.cell(self.genomes[:, c[ordered]], c[ordered]).max(axis=0)

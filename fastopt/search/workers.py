@@ -116,8 +116,9 @@ class Executor:
             )
         self.executor = executor
         self.slots = _slots(executor)
-        objective.f = Portable(objective.f)
-        if isinstance(executor, futures.ProcessPoolExecutor):
+        near = isinstance(executor, futures.ProcessPoolExecutor)
+        objective.f = Portable(objective.f, far=not near)
+        if near:
             objective.f.packed()  # refused here, where the user can see why
         self.many = objective.many
         self.waiting: deque[Task] = deque()

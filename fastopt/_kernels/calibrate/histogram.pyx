@@ -46,7 +46,9 @@ cdef void count_run(uint32_t* table, real* x, Py_ssize_t n, Py_ssize_t bins,
         fo_count_run_f64(table, x, n, bins, inv)
 
 
-cdef void flush(int64_t* counts, uint32_t* table, Py_ssize_t bins, Py_ssize_t tables) noexcept nogil:
+cdef void flush(
+    int64_t* counts, uint32_t* table, Py_ssize_t bins, Py_ssize_t tables
+) noexcept nogil:
     cdef Py_ssize_t t, b
     for t in range(tables):
         for b in range(bins):
@@ -86,9 +88,10 @@ cdef int count_whole(Work* w, int threads) noexcept nogil:
     return 0
 
 
-cdef int count_strip(int64_t* counts, real* x, const double* inv, Py_ssize_t outer, Py_ssize_t channels,
-                     Py_ssize_t inner, Py_ssize_t first, Py_ssize_t last,
-                     Py_ssize_t bins) noexcept nogil:
+cdef int count_strip(
+    int64_t* counts, real* x, const double* inv, Py_ssize_t outer, Py_ssize_t channels,
+    Py_ssize_t inner, Py_ssize_t first, Py_ssize_t last, Py_ssize_t bins,
+) noexcept nogil:
     """Channels [first, last), at most FO_STRIP of them, by one thread."""
     cdef Py_ssize_t c, o, since
     cdef real scale[FO_STRIP]

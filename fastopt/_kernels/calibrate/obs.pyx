@@ -1,8 +1,8 @@
 """Optimal Brain Surgeon, one weight at a time, for every output of a layer on its own.
 
-For each row w with the same H = S^-1: the weight of least w_i^2 / H_ii leaves, w -= H_:i w_i / H_ii
-and H -= H_:i H_i: / H_ii (Hassibi and Stork, 1993; row by row as in Frantar and Alistarh, "Optimal
-Brain Compression", 2022). n^3 / 6 multiply-adds per row, float64.
+For each row w with the same H = S^-1: the weight of least w_i^2 / H_ii leaves, w -= H_:i w_i /
+H_ii and H -= H_:i H_i: / H_ii (Hassibi and Stork, 1993; row by row as in Frantar and Alistarh,
+"Optimal Brain Compression", 2022). n^3 / 6 multiply-adds per row, float64.
 """
 
 from fastopt._kernels.shared cimport numpy as cnp
@@ -32,7 +32,8 @@ cdef inline void subtract(doubles row, doubles column, double scale, Py_ssize_t 
 cdef inline void leave(
     double* h, double* w, double* column, int64_t* index, Py_ssize_t i, Py_ssize_t m, Py_ssize_t n,
 ) noexcept nogil:
-    """Weight i of the m that are left leaves; the last one takes its place, so the rest stays dense.
+    """Weight i of the m that are left leaves; the last one takes its place, so the rest stays
+    dense.
 
     h is lower triangular, of row length n; column (m,) is work space.
     """

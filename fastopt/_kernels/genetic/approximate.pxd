@@ -1,5 +1,5 @@
-"""log2, exp2 and cos by + - * / and bit moves only, so every level and machine gives the same bits,
-and a loop over an array of them becomes vectors."""
+"""log2, exp2 and cos by + - * / and bit moves only, so every level and machine gives the same
+bits, and a loop over an array of them becomes vectors."""
 
 from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 from libc.string cimport memcpy

@@ -94,8 +94,9 @@ cdef inline void spread_of(
     float* step, const float* room, const float* span, const uint32_t* words,
     const uint32_t* masks, Py_ssize_t n, const Variation* how,
 ) noexcept nogil:
-    """step[j] = (1 - beta) / 2 of n genes (a multiple of 16), 0 for those that take no part. In stages over the
-    tile: one gene's chain of operations would wait for itself (2.4 ns a gene, in one loop 4.9)."""
+    """step[j] = (1 - beta) / 2 of n genes (a multiple of 16), 0 for those that take no part. In
+    stages over the tile: one gene's chain of operations would wait for itself (2.4 ns a gene, in
+    one loop 4.9)."""
     cdef float[TILE] q
     cdef float[TILE] base
     cdef float[TILE] log
@@ -204,9 +205,14 @@ cdef inline void cross_sbx(
             measure(room, span, pa + start, pb + start, low + start, high + start, n)
         spread_of(step, room, span, words, masks, (n + 15) // 16 * 16, how)
         if n == TILE:
-            blend(&first[0], &second[0], pa + start, pb + start, low + start, high + start, step, TILE)
+            blend(
+                &first[0], &second[0], pa + start, pb + start, low + start, high + start, step,
+                TILE,
+            )
         else:
-            blend(&first[0], &second[0], pa + start, pb + start, low + start, high + start, step, n)
+            blend(
+                &first[0], &second[0], pa + start, pb + start, low + start, high + start, step, n
+            )
         memcpy(ca + start, &first[0], n * sizeof(real))
         memcpy(cb + start, &second[0], n * sizeof(real))
         start += n

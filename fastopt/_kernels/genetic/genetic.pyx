@@ -94,7 +94,9 @@ cdef void look_chunk(void* context, Py_ssize_t k, int worker) noexcept nogil:
 
 # --- doors
 
-cdef int real_matrix(Work* w, cnp.ndarray x, cnp.ndarray low, cnp.ndarray high, str name) except -1:
+cdef int real_matrix(
+    Work* w, cnp.ndarray x, cnp.ndarray low, cnp.ndarray high, str name
+) except -1:
     """The typenum of ``x`` (float32 or float64) after its shape and bounds are checked."""
     cdef int t = cnp.PyArray_TYPE(x)
     if t != cnp.NPY_FLOAT32 and t != cnp.NPY_FLOAT64:

@@ -1,5 +1,5 @@
-"""Mutation of rows, gene by gene with probability ``mutation_rate``: by geometric gaps where that is
-small, else by a word a gene. An operator is one function over genes that are computed together
+"""Mutation of rows, gene by gene with probability ``mutation_rate``: by geometric gaps where that
+is small, else by a word a gene. An operator is one function over genes that are computed together
 (in stages, so that none waits for its own chain), named once in ``renew``.
 
 * polynomial (Deb & Agrawal, technical report, IIT Kanpur, 1999), bounded;
@@ -150,7 +150,8 @@ cdef inline void mutate_rows(
         return
     for i in range((rows + 15) // 16 * EARLY):
         tile(
-            &draws[i * TILE], how.key, <uint32_t> (first + i // EARLY * 16), <uint32_t> (i % EARLY),
+            &draws[i * TILE], how.key, <uint32_t> (first + i // EARLY * 16),
+            <uint32_t> (i % EARLY),
             SKIP, how.generation,
         )
         for lane in range(16):

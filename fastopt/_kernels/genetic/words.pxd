@@ -80,8 +80,8 @@ cdef inline double skip_of(double rate) noexcept nogil:
 
 
 cdef inline bint next_hit(Py_ssize_t* j, double gap, Py_ssize_t d) noexcept nogil:
-    """Move j on by a gap; False where that leads past the row. The gap, which a small rate makes as
-    large as one likes, becomes an integer only inside the row."""
+    """Move j on by a gap; False where that leads past the row. The gap, which a small rate makes
+    as large as one likes, becomes an integer only inside the row."""
     if not 0 <= gap < <double> (d - j[0] - 1):
         return False
     j[0] += 1 + <Py_ssize_t> gap

@@ -1,4 +1,5 @@
-"""Rows of a compressed sparse matrix (CSR), up to FO_CHUNK at a time: margins, slopes, gradients."""
+"""Rows of a compressed sparse matrix (CSR), up to FO_CHUNK at a time: margins, slopes,
+gradients."""
 
 from libc.stdint cimport int32_t, int64_t
 
@@ -60,7 +61,9 @@ cdef inline void add(const Rows* f, int64_t i, real e, sums* g) noexcept nogil:
     """g += e x_i."""
     cdef int64_t a = f.start[i]
     if real is float and sums is float:
-        fo_add_f32(<const float*> f.x + a, f.column + (a << f.two), f.two, f.start[i + 1] - a, e, g)
+        fo_add_f32(
+            <const float*> f.x + a, f.column + (a << f.two), f.two, f.start[i + 1] - a, e, g
+        )
     elif real is float:
         fo_add_wide(<const float*> f.x + a, f.column + (a << f.two), f.two, f.start[i + 1] - a, e,
                     g)

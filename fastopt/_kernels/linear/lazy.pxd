@@ -134,10 +134,10 @@ cdef inline void mix(
 ) noexcept nogil:
     """Add the workers' moves up, less where they went the same way.
 
-    A worker moves a weight of curvature h towards its optimum by the share 1 - exp(-a), a = h times
-    its steps' sum; P workers one behind the other would by 1 - exp(-P a). So the sum of their moves
-    counts 1/P + (1 - 1/P) / (1 + P a / 2), which has that ratio's slope at 0 and its limit: rare
-    columns move as far as one worker would take them, common ones to the mean.
+    A worker moves a weight of curvature h towards its optimum by the share 1 - exp(-a), a = h
+    times its steps' sum; P workers one behind the other would by 1 - exp(-P a). So the sum of
+    their moves counts 1/P + (1 - 1/P) / (1 + P a / 2), which has that ratio's slope at 0 and its
+    limit: rare columns move as far as one worker would take them, common ones to the mean.
     """
     cdef Py_ssize_t p, j
     cdef real moved, part = <real> (1.0 / n_workers), a = <real> (0.5 * n_workers * rates)

@@ -1,7 +1,7 @@
 """Second moments of (x, y) in one pass: sum_i s_i z_i z_i', z_i = (x_i, y_i, 1) - shift.
 
-Rows are shifted (by a pilot mean, so that large offsets do not cancel digits) and transposed into a
-block that stays in cache; its products are added up in registers, a block at a time in x's
+Rows are shifted (by a pilot mean, so that large offsets do not cancel digits) and transposed into
+a block that stays in cache; its products are added up in registers, a block at a time in x's
 precision, then in double (gram.h). The rows are cut into a fixed number of runs, so the
 bits depend on that number and not on the threads.
 """

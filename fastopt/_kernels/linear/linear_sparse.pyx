@@ -234,7 +234,8 @@ cdef tuple result(const Sums* sums, Py_ssize_t n):
 
 def sgd_epoch(
     cnp.ndarray slab not None, cnp.ndarray steps not None, cnp.ndarray data not None,
-    cnp.ndarray indices not None, cnp.ndarray indptr not None, Py_ssize_t d, cnp.ndarray y not None,
+    cnp.ndarray indices not None, cnp.ndarray indptr not None, Py_ssize_t d,
+    cnp.ndarray y not None,
     weights, cnp.ndarray order not None, cnp.ndarray lr not None, Py_ssize_t k, Py_ssize_t group,
     Py_ssize_t size, Py_ssize_t sync, int loss, int targets, double epsilon, bint intercept,
     int kind, double l2, double l1, double momentum, double beta2, double eps, bint average,
@@ -243,11 +244,11 @@ def sgd_epoch(
     """In place: the batches of one epoch on slab (n_workers, 4, length), as linear.sgd_epoch.
 
     data (nnz,), indices (nnz,) int32 or int64, indptr (n + 1,) int64: the n rows of d columns.
-    lazy: plain SGD, averaging only without L1, touches only the columns that occur. cap: the intercepts' step
-    is at most that: their column is in every row, so that steps made for rare columns shake them.
-    stiff (k pad,) or None: curvature of each weight, for lazy workers to add their moves up by.
-    Returns (sum of the losses as seen before each step, sum of weights, 1 if a margin was not
-    finite). A signal's exception leaves whole steps.
+    lazy: plain SGD, averaging only without L1, touches only the columns that occur. cap: the
+    intercepts' step is at most that: their column is in every row, so that steps made for rare
+    columns shake them. stiff (k pad,) or None: curvature of each weight, for lazy workers to add
+    their moves up by. Returns (sum of the losses as seen before each step, sum of weights, 1 if a
+    margin was not finite). A signal's exception leaves whole steps.
     """
     cdef Rows f
     cdef Rule rule = Rule(kind, l2, l1, momentum, beta2, eps, average)
@@ -295,7 +296,8 @@ def sgd_epoch(
 
 def loss_gradient(
     cnp.ndarray grad not None, cnp.ndarray weight not None, cnp.ndarray data not None,
-    cnp.ndarray indices not None, cnp.ndarray indptr not None, Py_ssize_t d, cnp.ndarray y not None,
+    cnp.ndarray indices not None, cnp.ndarray indptr not None, Py_ssize_t d,
+    cnp.ndarray y not None,
     weights, Py_ssize_t k, int loss, int targets, double epsilon, bint intercept, int threads,
 ):
     """Sum of the losses of all rows and its gradient, into grad (n_chunks, length) float64.

@@ -1,5 +1,5 @@
-"""Mini-batch descent as linear.pyx and linear_sparse.pyx do it: a worker's slab, the rules of a step,
-the workers' meeting; inlined where they are needed."""
+"""Mini-batch descent as linear.pyx and linear_sparse.pyx do it: a worker's slab, the rules of a
+step, the workers' meeting; inlined where they are needed."""
 
 from libc.math cimport pow, sqrt
 from libc.stdint cimport int64_t

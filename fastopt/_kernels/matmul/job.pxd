@@ -102,7 +102,7 @@ ctypedef struct Job:
     Py_ssize_t m, n, k, kp  # kp: k rounded up to 8
     Py_ssize_t row_panels, col_panels, panels_a_chunk, col_tasks
     Py_ssize_t abreast  # column panels that a single row meets at once, or 1
-    Py_ssize_t group  # k of a group, a multiple of 8; kp (or 8 if there is no k) where there is one
+    Py_ssize_t group  # k of a group, a multiple of 8; kp (or 8 without k) where there is one
     Py_ssize_t groups
     Py_ssize_t head  # bytes of a group's head, a column
     Py_ssize_t quads_a_slice
@@ -179,6 +179,7 @@ cdef inline const uint8_t* codes_at(const Job* j, Py_ssize_t panel, int width,
 
 
 cdef inline Py_ssize_t first_row(const Job* j, Py_ssize_t panel) noexcept nogil:
-    """Row panels differ by at most one row: first row of ``panel`` (m for the one past the end)."""
+    """Row panels differ by at most one row: first row of ``panel`` (m for the one past the
+    end)."""
     cdef Py_ssize_t base = j.m // j.row_panels
     return panel * base + min(panel, j.m - base * j.row_panels)

@@ -1,21 +1,20 @@
 """Exact products of integer matrices: C = (A - za) (B - zb), sums in int32, and what follows them.
 
-With row sums and column sums of the codes, C[m, n] = S - za[m] colsum[n] - zb[n] (rowsum[m] - K za[m]),
-S = sum_k A[m, k] B[k, n], so the inner loop never sees a zero point (Jacob et al., CVPR 2018,
-eq. 7). All of it is arithmetic modulo 2^32: exact wherever the true result fits in int32, which for
-8-bit codes is always so up to K = 33,025 (255 * 255 * K < 2^31).
+With row sums and column sums of the codes, C[m, n] = S - za[m] colsum[n] - zb[n] (rowsum[m] - K
+za[m]), S = sum_k A[m, k] B[k, n], so the inner loop never sees a zero point (Jacob et al., CVPR
+2018, eq. 7). All of it is arithmetic modulo 2^32: exact wherever the true result fits in int32,
+which for 8-bit codes is always so up to K = 33,025 (255 * 255 * K < 2^31).
 
 B is cut into panels of NR columns, packed once (job.pxd) or on the fly; A into panels of up to
 MR rows, packed in every call. A task is a chunk of rows times a few panels; each slice of K of a
 panel stays in L1 while all row panels of the chunk meet it, and a tile's result is finished while
 it is in L1. In ``linear`` K is cut into groups, each with its own scales: the exact sum of a group
-is turned into float32, scaled and added, groups in ascending order; the same operations in the same
-order on every level and thread.
+is turned into float32, scaled and added, groups in ascending order; the same operations in the
+same order on every level and thread.
 """
 
-from libc.stdint cimport int8_t, int16_t, int32_t, uint8_t, uint16_t, uintptr_t
+from libc.stdint cimport int8_t, int32_t, uint8_t, uint16_t, uintptr_t
 from libc.stdlib cimport calloc, free, malloc
-from libc.string cimport memset
 
 from fastopt._kernels.shared cimport numpy as cnp
 from fastopt._kernels.shared.arguments cimport data_of
@@ -64,8 +63,8 @@ cdef int multiply(Job* j, int threads) except -1:
     cdef Py_ssize_t a_bytes = (j.m * j.kp * size + 63) // 64 * 64
     cdef uint8_t* memory
     j.row_panels = (j.m + FO_MR - 1) // FO_MR
-    # A single row takes B from memory, several panels at a time. Otherwise a slice of B stays in L1
-    # as the inner loop reads it.
+    # A single row takes B from memory, several panels at a time. Otherwise a slice of B stays in
+    # L1 as the inner loop reads it.
     if j.m == 1 and j.layout == PACKED and (j.bits == 8 or not j.wide):
         j.abreast = FO_ABREAST
         slice_k(j, j.groups * j.group)
@@ -165,7 +164,9 @@ cdef void pack_panels(void* context, Py_ssize_t panel, int worker) noexcept nogi
         mark(&p.wide)
 
 
-cdef const uint8_t* codes_of(cnp.ndarray a, Py_ssize_t size, str name, bint* is_signed) except NULL:
+cdef const uint8_t* codes_of(
+    cnp.ndarray a, Py_ssize_t size, str name, bint* is_signed
+) except NULL:
     """Data of an int8 or uint8 array."""
     is_signed[0] = cnp.PyArray_TYPE(a) == cnp.NPY_INT8
     return <const uint8_t*> data_of(
@@ -176,8 +177,8 @@ cdef const uint8_t* codes_of(cnp.ndarray a, Py_ssize_t size, str name, bint* is_
 def pack(cnp.ndarray packed not None, cnp.ndarray colsum, cnp.ndarray scale, cnp.ndarray zero,
          cnp.ndarray b not None, Py_ssize_t n, Py_ssize_t k, Py_ssize_t group, int bits,
          bint transposed, int threads):
-    """B as panels of quads (unsigned codes moved by -128); true if all codes are in [-64, 63], which
-    is what ``narrow`` means elsewhere.
+    """B as panels of quads (unsigned codes moved by -128); true if all codes are in [-64, 63],
+    which is what ``narrow`` means elsewhere.
 
     packed : (packed_size(...),) uint8, best aligned to 64; colsum : (n,) int32, overwritten with
     the sums of the columns; or None: then the sums of each group go into its head, with
@@ -277,8 +278,8 @@ def excess(cnp.ndarray count not None, cnp.ndarray start, cnp.ndarray row, cnp.n
            cnp.ndarray packed not None, Py_ssize_t n, Py_ssize_t k, bint heads, int threads):
     """What clipping takes off an 8-bit packed B of one group (clip.h), column by column.
 
-    Without ``start``: count (n,) int32 = the entries of each column. With start (n + 1,) int32, the
-    columns' first quads: row (4 start[n],) uint16 and value (4 start[n],) int8 are overwritten
+    Without ``start``: count (n,) int32 = the entries of each column. With start (n + 1,) int32,
+    the columns' first quads: row (4 start[n],) uint16 and value (4 start[n],) int8 are overwritten
     with the entries, rows ascending, zeros behind a column's last.
     """
     cdef Excess e
@@ -309,7 +310,9 @@ cdef int use_excess(Job* j, excess) except -1:
     quads = j.excess_start[j.n]
     j.excess_row = <const uint16_t*> data_of(
         <cnp.ndarray?> row, cnp.NPY_UINT16, 4 * quads, False, "row")
-    j.excess = <const int8_t*> data_of(<cnp.ndarray?> value, cnp.NPY_INT8, 4 * quads, False, "value")
+    j.excess = <const int8_t*> data_of(
+        <cnp.ndarray?> value, cnp.NPY_INT8, 4 * quads, False, "value"
+    )
     j.clipped, j.wide = True, False
     return 0
 
@@ -339,10 +342,10 @@ cdef int operands(Job* j, cnp.ndarray a, cnp.ndarray b, int layout, cnp.ndarray 
 
 
 def micro_kernel(Py_ssize_t repeat, int bits=8, bint narrow=False):
-    """Multiply-adds of ``repeat`` runs of the bare inner loop on operands that stay in the L1 cache:
-    the ceiling of a product of 8-bit rows at this level, for benchmarks."""
+    """Multiply-adds of ``repeat`` runs of the bare inner loop on operands that stay in the L1
+    cache: the ceiling of a product of 8-bit rows at this level, for benchmarks."""
     cdef bint wide = FO_WIDE_A8 and bits == 8 and not narrow
-    cdef Py_ssize_t i, size = 2 if wide else 1, quads = FO_SLICE // (8 * FO_NR * size)
+    cdef Py_ssize_t _i, size = 2 if wide else 1, quads = FO_SLICE // (8 * FO_NR * size)
     cdef uint8_t* memory = <uint8_t*> calloc(1, 64 + FO_SLICE + FO_MR * (quads * 8 + FO_NR * 4))
     if memory == NULL:
         raise MemoryError("matmul: no memory for the inner loop's operands")
@@ -351,7 +354,7 @@ def micro_kernel(Py_ssize_t repeat, int bits=8, bint narrow=False):
     cdef int32_t* c = <int32_t*> (a + FO_MR * quads * 4 * size)
     cdef Tile tile = fo_s16 if wide else fo_u8s8 if bits == 8 else fo_u8b4
     with nogil:
-        for i in range(repeat):
+        for _i in range(repeat):
             tile(FO_MR, FO_NR // FO_LANES, quads, a, b, c, 0, b)
     free(memory)
     return repeat * FO_MR * FO_NR * quads * 4

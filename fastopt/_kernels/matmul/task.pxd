@@ -31,8 +31,10 @@ cdef inline int pack_panel(const Job* j, Py_ssize_t panel, uint8_t* codes) noexc
     return 0
 
 
-cdef inline void finish(const Job* j, Py_ssize_t row0, int mr, Py_ssize_t n0, Py_ssize_t cols, int32_t* c,
-                 float* acc, const int32_t* colsum) noexcept nogil:
+cdef inline void finish(
+    const Job* j, Py_ssize_t row0, int mr, Py_ssize_t n0, Py_ssize_t cols, int32_t* c,
+    float* acc, const int32_t* colsum,
+) noexcept nogil:
     """The rows of a tile to their place in the result."""
     cdef Py_ssize_t row, at
     cdef int r
@@ -53,7 +55,8 @@ cdef inline void finish(const Job* j, Py_ssize_t row0, int mr, Py_ssize_t n0, Py
 cdef inline Tile tile_of(const Job* j, bint few, bint* ready) noexcept nogil:
     """The inner loop, and whether it reads B as it is packed. few: there is one row panel, so that
     converting inside the tile is cheaper than before it."""
-    ready[0] = j.layout == PACKED and not j.clipped and (j.bits == 8 if few or not j.wide else False)
+    cdef bint as_is = j.bits == 8 if few or not j.wide else False
+    ready[0] = j.layout == PACKED and not j.clipped and as_is
     if j.bits == 4 and not j.wide:
         ready[0] = few
         return fo_u8s4 if few else fo_u8b4
@@ -62,8 +65,10 @@ cdef inline Tile tile_of(const Job* j, bint few, bint* ready) noexcept nogil:
     return fo_s16s8 if ready[0] else fo_s16
 
 
-cdef inline void slice_of_b(const Job* j, Py_ssize_t panel, Py_ssize_t s0, Py_ssize_t s1, uint8_t* codes,
-                     uint8_t* widened, int32_t* sums) noexcept nogil:
+cdef inline void slice_of_b(
+    const Job* j, Py_ssize_t panel, Py_ssize_t s0, Py_ssize_t s1, uint8_t* codes,
+    uint8_t* widened, int32_t* sums,
+) noexcept nogil:
     """Quads s0..s1 of a column panel as bytes and, for a wide A, as int16."""
     cdef Py_ssize_t n0 = panel * FO_NR, cols = columns(j, panel), t = s0, t1, group = j.group // 4
     cdef int nv = vectors(cols), width = nv * FO_LANES
@@ -178,7 +183,8 @@ cdef inline void run_slice(const Job* j, const Task* w, Py_ssize_t q, Py_ssize_t
                               w.acc + at)
             else:
                 w.tile(mr, nv, t1 - t, a + t * 4 * mr * size, b, w.c + at_c,
-                       t == g * group and not j.clipped, ahead + (p - w.p0) * share + (t - s0) * 64)
+                       t == g * group and not j.clipped,
+                       ahead + (p - w.p0) * share + (t - s0) * 64)
                 if j.mode == TO_F32 and (t1 == (g + 1) * group or t1 == quads):
                     fo_group(mr, width, w.c + at_c, head_of(j, q, width, g), j.head == 8, j.joint,
                              j.za + row0, j.ra + row0 * j.groups + g, j.groups, w.acc + at)

@@ -11,7 +11,7 @@ so an equal score always belongs to a later row and loses.
 """
 
 from fastopt._kernels.shared cimport numpy as cnp
-from libc.stdint cimport INT32_MAX, INT32_MIN, int8_t, int32_t, int64_t, uint8_t
+from libc.stdint cimport INT32_MAX, INT32_MIN, int32_t, int64_t, uint8_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy
 

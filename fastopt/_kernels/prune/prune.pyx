@@ -33,7 +33,8 @@ cdef extern from *:
     {
         int64_t seen = __atomic_load_n(most, __ATOMIC_RELAXED);
         while (seen < to
-               && !__atomic_compare_exchange_n(most, &seen, to, 1, __ATOMIC_RELAXED, __ATOMIC_RELAXED))
+               && !__atomic_compare_exchange_n(most, &seen, to, 1, __ATOMIC_RELAXED,
+                                               __ATOMIC_RELAXED))
             ;
     }
     """
@@ -154,7 +155,8 @@ def count_above(cnp.ndarray x not None, int64_t limit, int threads):
 
 
 def find_equal(cnp.ndarray x not None, int64_t value, int64_t nth):
-    """(index of the nth (from 0) element whose |x| bits equal value, or -1; what is left of nth)."""
+    """(index of the nth (from 0) element whose |x| bits equal value, or -1; what is left of
+    nth)."""
     cdef Work w
     cdef Py_ssize_t at
     source_of(&w, x, -1)
@@ -177,7 +179,10 @@ cdef void tally_chunk(void* context, Py_ssize_t k, int worker) noexcept nogil:
     else:
         tally(&table[0], <const int64_t*> w.x + start, n, w.shift, w.width, w.low)
     for j in range(2048):
-        add_to(w.counts + j, <int64_t> table[j] + table[2048 + j] + table[4096 + j] + table[6144 + j])
+        add_to(
+            w.counts + j,
+            <int64_t> table[j] + table[2048 + j] + table[4096 + j] + table[6144 + j],
+        )
 
 
 def histogram(
@@ -186,7 +191,7 @@ def histogram(
 ):
     """counts[(|x| bits >> shift) % 2^width] += 1 where the bits above that window are prefix."""
     cdef Work w
-    cdef int kind = source_of(&w, x, -1)
+    source_of(&w, x, -1)
     if width < 1 or width > 11 or shift < 0 or shift + width > (31 if w.single else 63):
         from fastopt.errors import OptionError
         raise OptionError(f"width: expected 1..11 bits below the sign, got {width} at {shift}")
@@ -204,7 +209,9 @@ cdef void zero_span(
     cdef Py_ssize_t end
     cdef uint8_t* keep = w.keep
     if not w.streamed and start < stop:
-        zero_run(out + start, keep if keep == NULL else keep + start, x + start, stop - start, limit)
+        zero_run(
+            out + start, keep if keep == NULL else keep + start, x + start, stop - start, limit
+        )
         return
     while start < stop:
         end = tile_end(out, start, stop, sizeof(bits_t), STREAMED)

@@ -3,11 +3,11 @@
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 from fastopt._kernels.quantize.layout cimport Layout
-from fastopt._kernels.quantize.floats cimport Spec, narrowed, to_odd
+from fastopt._kernels.quantize.floats cimport narrowed
 from fastopt._kernels.quantize.steps cimport (
     BLOCK, EVEN, HALF, RANDOM, Rule, at_once, at_random, limited, quotients, real, rounded, stored
 )
-
+from fastopt._kernels.shared.narrow cimport Spec, to_odd
 from fastopt._kernels.shared.philox cimport TILE, philox_tile
 
 cdef struct Plan:  # pointers and kinds of one call
@@ -33,7 +33,8 @@ cdef inline void block_of(
     char* out, Plan* plan, Rule rule, const char* x, const real* scale, const real* inverse,
     const real* zero, float* one, uint8_t* mask, Py_ssize_t start,
 ) noexcept nogil:
-    """BLOCK codes or values, and the mask, of the elements from ``start`` on; ``one`` holds ones."""
+    """BLOCK codes or values, and the mask, of the elements from ``start`` on; ``one`` holds
+    ones."""
     cdef real[BLOCK] v
     cdef float[BLOCK] odd
     cdef uint32_t[HALF] word

@@ -10,7 +10,7 @@ Sources: Dettmers et al., "QLoRA" (2023), appendix E (NF4); OCP Microscaling For
 """
 
 from fastopt._kernels.shared cimport numpy as cnp
-from libc.stdint cimport uint8_t, uint32_t, uintptr_t
+from libc.stdint cimport uint8_t, uintptr_t
 from libc.string cimport memcpy
 
 from fastopt._kernels.shared.arguments cimport data_of

@@ -37,7 +37,8 @@ cdef struct Rule:  # of a derived scale
 
 
 cdef inline float scale_of(uint32_t top, Rule rule) noexcept nogil:
-    """Scale of a part whose largest magnitude has the bits ``top``: 1 for zeros, never denormal."""
+    """Scale of a part whose largest magnitude has the bits ``top``: 1 for zeros, never
+    denormal."""
     cdef float m, tiny
     cdef uint32_t least = TINY
     if top == 0:
@@ -162,7 +163,9 @@ cdef inline void decode_span(
                 if used == BLOCK:
                     for k in range(BYTES):
                         pad[k] = 0
-                    memcpy(&pad[0], q + start // 2, (min(<Py_ssize_t> BLOCK, stop - start) + 1) // 2)
+                    memcpy(
+                        &pad[0], q + start // 2, (min(<Py_ssize_t> BLOCK, stop - start) + 1) // 2
+                    )
                     decode_block(&v[0], &pad[0], 1.0, &t)
                     used = 0
                 n = min(left, <Py_ssize_t> BLOCK - used)

@@ -14,7 +14,8 @@ from fastopt._kernels.shared.arguments cimport data_of
 from fastopt._kernels.shared.pool cimport run_polled
 from fastopt._kernels.quantize.layout cimport Layout, Place, place_of, scales_of, take
 from fastopt._kernels.shared.stream cimport prefetch, stream, stream_fence, tile_end
-from fastopt._kernels.quantize.floats cimport Spec, spec_of, widen_run
+from fastopt._kernels.quantize.floats cimport widen_run
+from fastopt._kernels.shared.narrow cimport Spec, spec_of
 
 cnp.import_array()
 
@@ -222,7 +223,8 @@ def decode(
     d.kind = cnp.PyArray_TYPE(zero_point if packed else codes)
     if d.kind not in CODES or (packed and d.kind != cnp.NPY_UINT8):
         d.kind = cnp.NPY_INT8  # refused just below, with the wanted dtype named
-    d.single, d.n, d.lay, d.packed, d.streamed = floats == cnp.NPY_FLOAT32, n, lay, packed, streamed
+    d.single = floats == cnp.NPY_FLOAT32
+    d.n, d.lay, d.packed, d.streamed = n, lay, packed, streamed
     d.out = data_of(out, floats, n, True, "out")
     d.scale = data_of(scale, floats, parts, False, "scale")
     d.codes = data_of(
@@ -297,7 +299,8 @@ def widen(
     cdef Layout lay = Layout(rows, depth, width, group)
     cdef Spec s = spec_of(bits, man, bias, max_code, over, nan)
     cdef int item = 2 if bits > 8 else 1
-    cdef int kind = cnp.NPY_FLOAT64 if cnp.PyArray_TYPE(out) == cnp.NPY_FLOAT64 else cnp.NPY_FLOAT32
+    cdef bint wide = cnp.PyArray_TYPE(out) == cnp.NPY_FLOAT64
+    cdef int kind = cnp.NPY_FLOAT64 if wide else cnp.NPY_FLOAT32
     cdef Py_ssize_t n = cnp.PyArray_SIZE(out)
     cdef Py_ssize_t parts = scales_of(n, lay) if n else cnp.PyArray_SIZE(scale)
     cdef void* o = data_of(out, kind, n, True, "out")

@@ -1,50 +1,21 @@
 """Narrow floating point, a block at a time: codes of numbers, and numbers of codes."""
 
-from libc.math cimport ldexp
 from libc.stdint cimport uint8_t, uint16_t, uint32_t
 from libc.string cimport memcpy, memset
 
-from fastopt._kernels.shared.stream cimport prefetch
 from fastopt._kernels.quantize.steps cimport BLOCK, HALF
+from fastopt._kernels.shared.narrow cimport Spec, narrow_even, narrow_random, widen_one
+from fastopt._kernels.shared.stream cimport prefetch
+
+cdef extern from "quantize/narrow.h" nogil:
+    Py_ssize_t fo_narrow_even(
+        void* out, const float* v, const float* scale, Py_ssize_t n, int item, uint32_t shift,
+        uint32_t sign, uint32_t rebias, uint32_t min_normal, uint32_t over, uint32_t nan,
+        float magic
+    ) noexcept
 
 cdef enum:
     AHEAD = 1024  # elements between a read and its prefetch
-
-cdef extern from "quantize/narrow.h":
-    ctypedef struct Spec "fo_narrow_spec":
-        uint32_t shift
-        uint32_t sign
-        uint32_t rebias
-        uint32_t min_normal
-        uint32_t max_code
-        uint32_t over
-        uint32_t nan
-        float magic
-        float step
-        float inverse
-    void narrow_block "fo_narrow_block" (
-        void* out, const float* v, const float* scale, Py_ssize_t n, int item, Spec s
-    ) noexcept nogil
-    uint32_t narrow_random "fo_narrow_random" (float x, uint32_t w, Spec s) noexcept nogil
-    float widen_one "fo_widen" (uint32_t code, Spec s) noexcept nogil
-    float to_odd "fo_odd" (double x) noexcept nogil
-
-
-cdef inline Spec spec_of(
-    int bits, int man, int bias, uint32_t max_code, uint32_t over, uint32_t nan
-) noexcept:
-    cdef Spec s
-    s.shift = 23 - man
-    s.sign = bits - 1
-    s.rebias = <uint32_t> (127 - bias) << man
-    s.min_normal = 0 if bias == 127 else <uint32_t> (128 - bias) << 23
-    s.max_code = max_code
-    s.over = over
-    s.nan = nan
-    s.step = <float> (0.0 if bias == 127 else ldexp(1.0, 1 - bias - man))
-    s.magic = <float> (0.0 if bias == 127 else ldexp(1.0, 24 - bias - man))
-    s.inverse = <float> (0.0 if bias == 127 else ldexp(1.0, bias + man - 1))
-    return s
 
 
 cdef inline void narrowed(
@@ -56,6 +27,10 @@ cdef inline void narrowed(
     cdef uint16_t* w = <uint16_t*> out
     cdef uint32_t[BLOCK] spare
     cdef Py_ssize_t k
+    if word == NULL and fo_narrow_even(
+        out, v, scale, BLOCK, item, s.shift, s.sign, s.rebias, s.min_normal, s.over, s.nan, s.magic
+    ):
+        return
     if word != NULL:  # the 16 bits on top of a word, and half a step below them
         for k in range(HALF):
             spare[k] = (word[k] << 16) | 0x8000
@@ -67,8 +42,15 @@ cdef inline void narrowed(
         else:
             for k in range(BLOCK):
                 w[k] = <uint16_t> narrow_random(v[k], spare[k], s)
+    elif scale != NULL:
+        for k in range(BLOCK):
+            o[k] = <uint8_t> narrow_even(v[k] / scale[k], s)
+    elif item == 1:
+        for k in range(BLOCK):
+            o[k] = <uint8_t> narrow_even(v[k], s)
     else:
-        narrow_block(out, v, scale, BLOCK, item, s)
+        for k in range(BLOCK):
+            w[k] = <uint16_t> narrow_even(v[k], s)
 
 
 cdef inline void widened(float* out, const char* codes, int item, Spec s) noexcept nogil:

@@ -6,7 +6,7 @@ elements, byte j holds element j low and element j + 16 high; the length is a mu
 """
 
 from fastopt._kernels.shared cimport numpy as cnp
-from libc.stdint cimport int8_t, uint8_t
+from libc.stdint cimport uint8_t
 
 from fastopt._kernels.shared.arguments cimport data_of
 from fastopt._kernels.shared.pool cimport run

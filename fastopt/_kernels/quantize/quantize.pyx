@@ -1,4 +1,5 @@
-"""Quantise to integers, fixed point and narrow floats, per tensor, axis or group; or there and back.
+"""Quantise to integers, fixed point and narrow floats, per tensor, axis or group; or there and
+back.
 
 code = overflow(round(x / scale) + zero_point), and for ``fake`` (code - zero_point) * scale: no
 array of codes in between. The layout (``rows``, ``depth``, ``width``, ``group``) is explained in
@@ -29,9 +30,9 @@ from libc.string cimport memcpy, memset
 from fastopt._kernels.shared.arguments cimport data_of
 from fastopt._kernels.shared.pool cimport mark, marked, run_polled
 from fastopt._kernels.quantize.layout cimport Layout, scales_of
+from fastopt._kernels.shared.narrow cimport spec_of
 from fastopt._kernels.shared.stream cimport Window, close, prefetch, stream_fence, took, window_on
 from fastopt._kernels.quantize.block cimport Plan, block_of
-from fastopt._kernels.quantize.floats cimport spec_of
 from fastopt._kernels.quantize.scales cimport AHEAD, Walk, meet, spread, walk_from
 from fastopt._kernels.quantize.steps cimport (
     BLOCK, EVEN, RANDOM, Rule, any_nan, packed_block, real

@@ -188,7 +188,8 @@ cdef int min_max_all(
     floating* low, floating* high, const floating* x, Py_ssize_t n, Py_ssize_t parts, Layout lay,
     int threads,
 ) except -1:
-    """Where chunks may share parts, each worker has parts of its own; these are folded in the end."""
+    """Where chunks may share parts, each worker has parts of its own; these are folded in the
+    end."""
     cdef Py_ssize_t block = lay.depth * lay.width if lay.rows else lay.depth
     cdef Py_ssize_t k, j
     cdef floating* own

@@ -92,7 +92,7 @@ cdef inline void quotients(
 
 cdef inline void rounded(real* v, uint32_t* word, Rule rule) noexcept nogil:
     """BLOCK quotients rounded in place; ``word`` has HALF random words, which are used up."""
-    cdef Py_ssize_t k, h
+    cdef Py_ssize_t k, _h
     cdef real t, up, share
     cdef double wide
     if rule.mode == EVEN:
@@ -111,7 +111,7 @@ cdef inline void rounded(real* v, uint32_t* word, Rule rule) noexcept nogil:
         for k in range(BLOCK):
             v[k] = toward_zero(v[k])
     else:
-        for h in range(2):
+        for _h in range(2):
             for k in range(HALF):
                 wide = rint(<double> v[k] * 65536.0) + <double> <int32_t> (word[k] & 0xFFFF)
                 v[k] = <real> floor(wide * (1.0 / 65536.0))

@@ -27,8 +27,8 @@ ctypedef void (*Chunk)(void* context, Py_ssize_t index, int worker) noexcept nog
 # Whole: no signal is looked at, every chunk has run on return.
 cdef void run(Chunk chunk, void* context, Py_ssize_t n_chunks, int threads) noexcept nogil
 
-# The same, with a look at the signals about every 50 ms, between chunks. Ctrl-C leaves the rest out
-# and raises; chunks that have begun are finished first.
+# The same, with a look at the signals about every 50 ms, between chunks. Ctrl-C leaves the rest
+# out and raises; chunks that have begun are finished first.
 cdef int run_polled(Chunk chunk, void* context, Py_ssize_t n_chunks, int threads) except -1 nogil
 
 cdef extern from *:

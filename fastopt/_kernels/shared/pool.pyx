@@ -1,4 +1,5 @@
-"""The one pool of threads of the process (pool.h); built once, shared by the kernels of all levels."""
+"""The one pool of threads of the process (pool.h); built once, shared by the kernels of all
+levels."""
 
 from cpython.exc cimport PyErr_CheckSignals
 

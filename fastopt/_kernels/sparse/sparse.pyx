@@ -15,6 +15,7 @@ cnp.import_array()
 
 cdef enum:
     GROUPS = 16  # a thread takes at a time
+    PANEL = 64  # columns of x
 
 ctypedef fused real:
     float
@@ -22,33 +23,37 @@ ctypedef fused real:
 
 cdef extern from "sparse/sparse.h" nogil:
     void fo_sparse1_f(
-        float*, const float*, const int32_t*, Py_ssize_t, const float*, Py_ssize_t
+        float*, const float*, const int32_t*, Py_ssize_t, const float*, Py_ssize_t,
+        Py_ssize_t
     ) noexcept
     void fo_sparse4_f(
-        float*, const float*, const int32_t*, Py_ssize_t, const float*, Py_ssize_t
+        float*, const float*, const int32_t*, Py_ssize_t, const float*, Py_ssize_t,
+        Py_ssize_t
     ) noexcept
     void fo_sparse1_d(
-        double*, const double*, const int32_t*, Py_ssize_t, const double*, Py_ssize_t
+        double*, const double*, const int32_t*, Py_ssize_t, const double*, Py_ssize_t,
+        Py_ssize_t
     ) noexcept
     void fo_sparse4_d(
-        double*, const double*, const int32_t*, Py_ssize_t, const double*, Py_ssize_t
+        double*, const double*, const int32_t*, Py_ssize_t, const double*, Py_ssize_t,
+        Py_ssize_t
     ) noexcept
 
 
 cdef void _group(
     real* y, const real* value, const int32_t* index, Py_ssize_t count, const real* x,
-    Py_ssize_t n, int rows,
+    Py_ssize_t n, Py_ssize_t stride, int rows,
 ) noexcept nogil:
     if real is float:
         if rows == 1:
-            fo_sparse1_f(y, value, index, count, x, n)
+            fo_sparse1_f(y, value, index, count, x, n, stride)
         else:
-            fo_sparse4_f(y, value, index, count, x, n)
+            fo_sparse4_f(y, value, index, count, x, n, stride)
     else:
         if rows == 1:
-            fo_sparse1_d(y, value, index, count, x, n)
+            fo_sparse1_d(y, value, index, count, x, n, stride)
         else:
-            fo_sparse4_d(y, value, index, count, x, n)
+            fo_sparse4_d(y, value, index, count, x, n, stride)
 
 
 cdef struct Work:
@@ -63,17 +68,20 @@ cdef struct Work:
 
 
 cdef void some_groups(void* context, Py_ssize_t k, int worker) noexcept nogil:
-    """GROUPS groups of rows."""
+    """GROUPS groups of rows, panel by panel of x, which stays in the L2 cache meanwhile."""
     cdef Work* w = <Work*> context
-    cdef Py_ssize_t g, at, count
-    for g in range(k * GROUPS, min(w.groups, (k + 1) * GROUPS)):
-        at, count = w.start[g], w.start[g + 1] - w.start[g]
-        if w.single:
-            _group(<float*> w.y + g * w.rows * w.n, <const float*> w.value + at * w.rows,
-                   w.index + at, count, <const float*> w.x, w.n, w.rows)
-        else:
-            _group(<double*> w.y + g * w.rows * w.n, <const double*> w.value + at * w.rows,
-                   w.index + at, count, <const double*> w.x, w.n, w.rows)
+    cdef Py_ssize_t g, at, count, c = 0, n, to
+    while c < w.n:
+        n = min(<Py_ssize_t> PANEL, w.n - c)
+        for g in range(k * GROUPS, min(w.groups, (k + 1) * GROUPS)):
+            at, count, to = w.start[g], w.start[g + 1] - w.start[g], g * w.rows * w.n + c
+            if w.single:
+                _group(<float*> w.y + to, <const float*> w.value + at * w.rows, w.index + at,
+                       count, <const float*> w.x + c, n, w.n, w.rows)
+            else:
+                _group(<double*> w.y + to, <const double*> w.value + at * w.rows, w.index + at,
+                       count, <const double*> w.x + c, n, w.n, w.rows)
+        c += n
 
 
 def product(

@@ -1,10 +1,10 @@
 """Sums of decision trees over rows of codes.
 
-A row goes left at a node where code[feature] <= cut, or where its code is that of NaN and the node
-says so; the code of a value is the number of the feature's cuts below it. Nodes are in preorder, so
-the left child of a node is the next one. A leaf's cut is above every code and keeps the row where
-it is, so sixteen rows walk side by side without a branch. Each row's leaves are added up in the
-order of the trees: the result does not depend on threads or level.
+A row goes left at a node where code[feature] <= cut, or where its code is that of NaN and the
+node says so; the code of a value is the number of the feature's cuts below it. Nodes are in
+preorder, so the left child of a node is the next one. A leaf's cut is above every code and keeps
+the row where it is, so sixteen rows walk side by side without a branch. Each row's leaves are
+added up in the order of the trees: the result does not depend on threads or level.
 """
 
 from libc.stdint cimport int32_t, uint32_t
@@ -67,7 +67,7 @@ cdef void add_rows(void* context, Py_ssize_t index, int worker) noexcept nogil:
     cdef int32_t row[ROWS]
     cdef const double* value
     cdef double* out
-    cdef int r, level
+    cdef int r, _level
     f.code += first * f.n_features
     for r in range(ROWS):
         row[r] = <int32_t> (min(<Py_ssize_t> r, count - 1) * f.n_features)
@@ -75,7 +75,7 @@ cdef void add_rows(void* context, Py_ssize_t index, int worker) noexcept nogil:
         for r in range(ROWS):
             at[r] = f.root[tree]
         while not arrived(f.right, at):
-            for level in range(LOOK):
+            for _level in range(LOOK):
                 descend(&f, at, row)
         for r in range(count):
             value = f.value + f.width * (-1 - f.right[at[r]])

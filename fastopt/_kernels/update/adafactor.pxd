@@ -1,6 +1,7 @@
 """Adafactor's second moment of a matrix (of each one of a stack), kept as row and column means.
 
-    R <- R + w (mean_j g_ij^2 - R),  C <- C + w (mean_i g_ij^2 - C),  v_ij = R_i C_j / max(mean R, eps1)
+    R <- R + w (mean_j g_ij^2 - R),  C <- C + w (mean_i g_ij^2 - C),
+    v_ij = R_i C_j / max(mean R, eps1)
 
 A pass over the gradient cuts it into tiles and sums the squares of each along both ways; then,
 matrix by matrix, the tiles' sums are added in order, R and C move, and the factors of
@@ -13,7 +14,7 @@ from libc.string cimport memset
 from fastopt._kernels.shared.pool cimport run as run_chunks
 from fastopt._kernels.update.arrays cimport *
 from fastopt._kernels.update.narrow cimport widen
-from fastopt._kernels.update.rules cimport root
+from fastopt._kernels.update.entry cimport root
 from fastopt._kernels.update.steps cimport after, gradient
 from fastopt._kernels.update.sums cimport add_squares, sum_of_squares
 
@@ -29,7 +30,7 @@ cdef struct Factoring:
     bint tiles  # or matrices
 
 
-cdef inline double eps1_of(const Array* r, const Scalars* s) noexcept nogil:
+cdef inline double eps1_of(const Array* r, const Scalars64* s) noexcept nogil:
     """Adafactor's eps1, by default the machine epsilon of the parameter."""
     return s.eps1 if s.eps1 >= 0 else (2.0**-52 if r.item == 8 else 2.0**-23)
 
@@ -125,7 +126,7 @@ cdef inline void inverse_roots(
 
 cdef inline void adafactor_norms(
     const real* p, const real* g, const real* v, const real* inverse, Py_ssize_t n,
-    const Scalars* s, double least, double* sums,
+    const Scalars64* s, double least, double* sums,
 ) noexcept nogil:
     """Of at most UNIT elements: sum p^2 and sum u^2 of u = g / sqrt(v); a vector's v moves first
     (in registers), a matrix has ``inverse`` = 1 / sqrt(v)."""
@@ -145,11 +146,11 @@ cdef inline void adafactor_norms(
 
 
 cdef inline void adafactor(
-    real* p, const real* g, real* v, const real* inverse, Py_ssize_t n, const Scalars* s,
-    double least,
+    real* p, const real* g, real* v, const real* inverse, Py_ssize_t n, const Scalars64* s,
+    double least, double trust,
 ) noexcept nogil:
     cdef real scale = <real> s.scale, take = <real> s.take2, low = <real> (least * least)
-    cdef real left = <real> s.left, trust = <real> s.trust, gi, vi
+    cdef real left = <real> s.left, step = <real> trust, gi, vi
     cdef Py_ssize_t i
     for i in range(n):
         gi = scale * g[i]
@@ -159,7 +160,7 @@ cdef inline void adafactor(
             vi = v[i] + take * (gi * gi - v[i])
             v[i] = vi
             gi = gi / root(low if vi < low else vi)
-        p[i] = left * p[i] - trust * gi
+        p[i] = left * p[i] - step * gi
 
 
 cdef inline void ask_ahead(const void* p, Py_ssize_t bytes) noexcept nogil:
@@ -171,7 +172,7 @@ cdef inline void ask_ahead(const void* p, Py_ssize_t bytes) noexcept nogil:
 
 
 cdef inline void adafactor_pass(
-    const Array* r, real* p, Py_ssize_t at, Py_ssize_t n, const Scalars* s, const Work* w,
+    const Array* r, real* p, Py_ssize_t at, Py_ssize_t n, const Scalars64* s, const Work* w,
     bint norms,
 ) noexcept nogil:
     """Elements at..at+n, unit by unit: the norms into the sums, or the step."""
@@ -194,7 +195,9 @@ cdef inline void adafactor_pass(
                 least, w.sums + 2 * (r.unit + at // UNIT),
             )
         else:
-            adafactor(p + at, g, <real*> r.state[0] + at, <const real*> known, m, s, least)
+            adafactor(
+                p + at, g, <real*> r.state[0] + at, <const real*> known, m, s, least, r.trust
+            )
             after(r, p + at, at, m, w)
         at += m
 

@@ -3,9 +3,9 @@
 from libc.stdint cimport uint64_t
 
 from fastopt._kernels.update.lines cimport *
-from fastopt._kernels.update.rules cimport Rule
+from fastopt._kernels.update.entry cimport Rule
 
-cdef struct Matrices:  # Adafactor's view of an array of two or more dimensions: a stack of matrices
+cdef struct Matrices:  # Adafactor's view of an array of two dimensions or more: a stack
     Py_ssize_t count, rows, cols
     Py_ssize_t blocks, strips  # tiles of a matrix, down and across
     Py_ssize_t first_tile, first_matrix  # their numbers in the plan
@@ -23,7 +23,8 @@ cdef struct Array:
     char* copy
     Py_ssize_t n
     Py_ssize_t unit  # the number of its first unit
-    const Scalars* scalars  # of this step, shared by the arrays of a group that have come as far
+    const Scalars64* scalars  # of this step, shared by the arrays of a group that have come as far
+    const Scalars32* scalars32
     double product, old_product  # NAdam: of the momenta so far, and before this step
     double trust  # what its norms make of its step
     Matrices* matrices  # Adafactor: of two or more dimensions
@@ -39,7 +40,8 @@ cdef struct Array:
 cdef struct Work:
     Array* arrays
     Matrices* matrices  # one more than arrays, where a rule needs them
-    Scalars* scalars
+    Scalars64* scalars
+    Scalars32* scalars32
     double* sums  # two for each unit
     Py_ssize_t n_arrays, units
     double ema_share

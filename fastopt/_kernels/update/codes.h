@@ -45,6 +45,9 @@
 #define FO_LINE 16
 #define FO_INLINE static inline __attribute__((always_inline))
 
+/* Vectors that cross a line of the cache cost twice. */
+typedef struct { float at[FO_LINE]; } __attribute__((aligned(64))) fo_line;
+typedef struct { float at[256]; } __attribute__((aligned(64))) fo_block;
 typedef float fo_f __attribute__((vector_size(4 * FO_W)));
 typedef uint32_t fo_u __attribute__((vector_size(4 * FO_W)));
 
@@ -198,30 +201,32 @@ FO_INLINE void fo_encode_codes(void *codes, const float *line, float inverse, ui
 }
 
 /* The largest size of a block, gathered line by line as bit patterns, ordered with NaN on top. */
-typedef struct { fo_u lane[FO_LINE / FO_W]; } fo_tops;
+typedef struct { fo_u lane; } fo_tops;
 
-FO_INLINE void fo_clear_tops(fo_tops *tops) { memset(tops, 0, sizeof *tops); }
+FO_INLINE void fo_clear_tops(fo_tops *tops) { tops->lane = fo_all(0); }
 FO_INLINE void fo_raise_tops(fo_tops *tops, const float *line) {
     for (int i = 0; i < FO_LINE; i += FO_W)
-        tops->lane[i / FO_W] =
-            fo_larger(tops->lane[i / FO_W], (fo_u)fo_load(line + i) & 0x7fffffffu);
+        tops->lane = fo_larger(tops->lane, (fo_u)fo_load(line + i) & 0x7fffffffu);
 }
 FO_INLINE float fo_scale_of(const fo_tops *tops) {
     uint32_t top = 0;
-    for (int k = 0; k < FO_LINE; k++) {
-        uint32_t one = tops->lane[k / FO_W][k % FO_W];
-        top = one > top ? one : top;
-    }
+    for (int k = 0; k < FO_W; k++)
+        top = tops->lane[k] > top ? tops->lane[k] : top;
     return top >= 0x7f800000u ? fo_float(0x7fc00000u)
                               : (fo_float(top) < FO_LEAST_SCALE ? 0.0f : fo_float(top));
 }
 
 /* -- 16 bits ---------------------------------------------------------------------------------- */
 
-/* The upper 16 bits of x after an addition to its bits; NaN stays NaN. */
+/* The upper 16 bits of x after an addition to its bits, which leaves NaN alone (arithmetic makes
+   quiet ones only, whose upper bits say it). */
 FO_INLINE fo_u fo_rounded(fo_f x, fo_u add) {
-    fo_u number = (fo_u)(x == x);
-    return (((fo_u)x + (number & add)) | (~number & 0x400000u)) >> 16;
+#if FO_W == 16
+    __mmask16 number = _mm512_cmp_ps_mask((__m512)x, (__m512)x, _CMP_EQ_OQ);
+    return (fo_u)_mm512_mask_add_epi32((__m512i)x, number, (__m512i)x, (__m512i)add) >> 16;
+#else
+    return ((fo_u)x + ((fo_u)(x == x) & add)) >> 16;
+#endif
 }
 
 FO_INLINE void fo_decode_words(float *line, const void *words) {

@@ -1,9 +1,9 @@
 """What every gradient is asked at every step: that it fits, and that it lies apart; how a tensor
 shows its memory; and the messages of what is refused.
 
-Tensors of other libraries are read through DLPack's table of C functions (version 1.3), which takes
-tens of ns. A class of tensors shows the table as ``__dlpack_c_exchange_api__``, a capsule. Only what
-is read here is declared; the layout is dlpack.h's.
+Tensors of other libraries are read through DLPack's table of C functions (version 1.3), which
+takes tens of ns. A class of tensors shows the table as ``__dlpack_c_exchange_api__``, a capsule.
+Only what is read here is declared; the layout is dlpack.h's.
 """
 
 from cpython.pycapsule cimport PyCapsule_GetPointer, PyCapsule_IsValid

@@ -6,8 +6,9 @@ function pointer and every function here is inlined (CYTHON_INLINE, setup.py), s
 a loop of its own; restrict pointers spare it checks for overlap.
 
 Narrow state (``codes.h`` says what its numbers mean) is decoded a line at a time in front of the
-formula and encoded behind it. The codes of a block need its largest value first: a block is encoded
-while the next one takes its step, so that the instructions of both fill each other's gaps.
+formula and encoded behind it. The codes of a block need its largest value first: a block is
+encoded while the next one takes its step, so that the instructions of both fill each other's
+gaps.
 """
 
 from libc.stdint cimport int8_t, uint8_t, uint16_t, uint32_t, uint64_t
@@ -54,7 +55,7 @@ cdef enum Sign:  # of a state array
     SIGNED
     POSITIVE  # never negative: stored without a sign, and stochastically rounded
 
-cdef struct Scalars:  # of one step: what the options of a group come to, by rules.pxd
+cdef struct Scalars64:  # of one step: what the options of a group come to, by rules.pxd
     double scale  # multiplies every gradient: sign, loss scale, clipping
     double coupled  # weight decay that is added to the gradient
     double left  # what decoupled weight decay leaves of the weight
@@ -66,6 +67,16 @@ cdef struct Scalars:  # of one step: what the options of a group come to, by rul
     double trust  # what an array's norms make of its step
     double product  # NAdam: of the momenta so far
     bint nesterov, rectified
+
+cdef struct Scalars32:  # the same rounded, for the formulas of float32 arrays
+    float scale, coupled, left, lr, step, grad_step
+    float beta1, take1, beta2, take2, momentum, take, ahead
+    float eps, root_scale, eps1, eps2, d, decay, correction, trust
+    bint nesterov, rectified
+
+ctypedef fused scalars:  # of the same precision as ``real`` wherever both are used
+    Scalars32
+    Scalars64
 
 cdef struct Stretch:  # of one array, for one call of a rule
     const void* g
@@ -79,10 +90,10 @@ cdef struct Stretch:  # of one array, for one call of a rule
     bint far  # the arrays lie in memory rather than in a cache
 
 ctypedef void (*Formula32)(
-    float* w, float x, float* a, float* b, float* c, const Scalars* s
+    float* w, float x, float* a, float* b, float* c, const Scalars32* s
 ) noexcept nogil
 ctypedef void (*Formula64)(
-    double* w, double x, double* a, double* b, double* c, const Scalars* s
+    double* w, double x, double* a, double* b, double* c, const Scalars64* s
 ) noexcept nogil
 
 cdef extern from "update/codes.h" nogil:
@@ -95,6 +106,10 @@ cdef extern from "update/codes.h" nogil:
     void encode_words_noisy "fo_encode_words_noisy" (
         void* words, const float* line, uint32_t noise
     )
+    ctypedef struct Line "fo_line":  # aligned
+        float at[16]
+    ctypedef struct Values "fo_block":  # of a unit, aligned
+        float at[256]
     ctypedef struct Tops "fo_tops":
         pass
     void clear_tops "fo_clear_tops" (Tops* tops)
@@ -109,12 +124,11 @@ cdef extern from "update/codes.h" nogil:
 
 
 cdef inline void same_lines(
-    void* formula, int sign0, int sign1, int sign2, bint decays, reals p, reals g, reals a, reals b,
-    reals c, Py_ssize_t n, bint far, const Scalars* scalars, real zero,
+    void* formula, int sign0, int sign1, int sign2, bint decays, reals p, reals g, reals a,
+    reals b, reals c, Py_ssize_t n, bint far, const scalars* of_step, real zero,
 ) noexcept nogil:
     """n elements, whole lines, with state in the parameter's own precision."""
-    cdef Scalars s = scalars[0]
-    cdef real scale = <real> s.scale, coupled = <real> s.coupled
+    cdef scalars s = of_step[0]  # local, so that no store can change it
     cdef real w, x, s0 = zero, s1 = zero, s2 = zero
     cdef Py_ssize_t i = 0, j
     while i < n:
@@ -129,18 +143,18 @@ cdef inline void same_lines(
                 prefetch_write(<const char*> (c + i) + AHEAD)
         for j in range(LINE):
             w = p[i + j]
-            x = scale * g[i + j]
+            x = s.scale * g[i + j]
             if decays:
-                x = x + coupled * w
+                x = x + s.coupled * w
             if sign0:
                 s0 = a[i + j]
             if sign1:
                 s1 = b[i + j]
             if sign2:
                 s2 = c[i + j]
-            if real is float:
+            if scalars is Scalars32 and real is float:
                 (<Formula32> formula)(&w, x, &s0, &s1, &s2, &s)
-            else:
+            elif scalars is Scalars64 and real is double:
                 (<Formula64> formula)(&w, x, &s0, &s1, &s2, &s)
             p[i + j] = w
             if sign0:
@@ -154,17 +168,16 @@ cdef inline void same_lines(
 
 cdef inline void wide_line(
     void* formula, int sign0, int sign1, int sign2, bint decays, f32 p, f32 g, float* a, float* b,
-    float* c, float* new_a, float* new_b, float* new_c, const Scalars* s,
+    float* c, float* new_a, float* new_b, float* new_c, const Scalars32* s,
 ) noexcept nogil:
     """One line whose state has been decoded; the new state goes to lines of its own."""
-    cdef float scale = <float> s.scale, coupled = <float> s.coupled
     cdef float w, x, s0 = 0, s1 = 0, s2 = 0
     cdef int j
     for j in range(LINE):
         w = p[j]
-        x = scale * g[j]
+        x = s.scale * g[j]
         if decays:
-            x = x + coupled * w
+            x = x + s.coupled * w
         if sign0:
             s0 = a[j]
         if sign1:
@@ -185,7 +198,7 @@ cdef inline void decode_word_line(
     int sign, int k, const Stretch* a, Py_ssize_t at, float* line
 ) noexcept nogil:
     if sign:
-        if at % (2 * LINE) == 0:
+        if a.far and at % (2 * LINE) == 0:
             prefetch_write(<const char*> a.state[k] + 2 * at + AHEAD // 2)
         decode_words(line, <const uint16_t*> a.state[k] + at)
 
@@ -206,30 +219,36 @@ cdef inline void encode_word_line(
 
 
 cdef inline void word_lines(
-    void* formula, int sign0, int sign1, int sign2, bint decays, f32 p, f32 g, const Stretch* a,
-    const Scalars* scalars,
+    void* formula, int sign0, int sign1, int sign2, bint decays, f32 p, f32 g,
+    const Stretch* stretch, const Scalars32* of_step,
 ) noexcept nogil:
     """Whole lines with bfloat16 state."""
-    cdef Scalars s = scalars[0]
-    cdef float old[STATES][LINE]
-    cdef float new[STATES][LINE]
+    cdef Scalars32 s = of_step[0]
+    cdef Stretch own = stretch[0]  # local, so that no store of a code can change it
+    cdef const Stretch* a = &own
+    cdef Line old[STATES]
+    cdef Line new[STATES]
     cdef uint32_t noise0 = 0, noise1 = 0, noise2 = 0
     cdef Py_ssize_t i = 0
     while i < a.n:
-        prefetch(<const char*> (g + i) + AHEAD)
-        prefetch_write(<const char*> (p + i) + AHEAD)
-        decode_word_line(sign0, 0, a, i, old[0])
-        decode_word_line(sign1, 1, a, i, old[1])
-        decode_word_line(sign2, 2, a, i, old[2])
+        if a.far:
+            prefetch(<const char*> (g + i) + AHEAD)
+            prefetch_write(<const char*> (p + i) + AHEAD)
+        decode_word_line(sign0, 0, a, i, old[0].at)
+        decode_word_line(sign1, 1, a, i, old[1].at)
+        decode_word_line(sign2, 2, a, i, old[2].at)
         wide_line(
-            formula, sign0, sign1, sign2, decays, p + i, g + i, old[0], old[1], old[2],
-            new[0], new[1], new[2], &s,
+            formula, sign0, sign1, sign2, decays, p + i, g + i, old[0].at, old[1].at, old[2].at,
+            new[0].at, new[1].at, new[2].at, &s,
         )
-        encode_word_line(sign0, 0, a, i, new[0], &noise0)
-        encode_word_line(sign1, 1, a, i, new[1], &noise1)
-        encode_word_line(sign2, 2, a, i, new[2], &noise2)
+        encode_word_line(sign0, 0, a, i, new[0].at, &noise0)
+        encode_word_line(sign1, 1, a, i, new[1].at, &noise1)
+        encode_word_line(sign2, 2, a, i, new[2].at, &noise2)
         i += LINE
 
+
+cdef struct Spare:  # room for codes that nobody needs
+    char at[UNIT]
 
 cdef struct Block:  # one array's 8-bit state between a block's step and its encoding
     float unit  # of the codes that it had
@@ -256,102 +275,143 @@ cdef inline void end_block(
         block.noise = phase_of(a.key, a.turn, a.first // UNIT + b, k, sign == SIGNED)
 
 
+cdef inline void raise_block(int sign, const float* line, Block* block) noexcept nogil:
+    if sign:
+        raise_tops(&block.tops, line)
+
+
+cdef inline void ask_ahead_codes(int sign, int k, const Stretch* a, Py_ssize_t at) noexcept nogil:
+    cdef Py_ssize_t i = 0
+    if sign:
+        while i < UNIT:
+            prefetch_write(<const char*> a.state[k] + at + AHEAD // 4 + i)
+            i += 64
+
+
 cdef inline void decode_code_line(
     int sign, int k, const Stretch* a, Py_ssize_t at, float* line, const Block* block
 ) noexcept nogil:
     if sign:
-        if at % (4 * LINE) == 0:
-            prefetch_write(<const char*> a.state[k] + at + AHEAD // 4)
         decode_codes(line, <const char*> a.state[k] + at, block.unit, sign == SIGNED)
 
 
 cdef inline void encode_code_line(
-    int sign, int k, const Stretch* a, Py_ssize_t at, const float* values, Block* block
+    int sign, char* codes, const float* values, Block* block
 ) noexcept nogil:
     if sign:
-        encode_codes(
-            <char*> a.state[k] + at, values + at % UNIT, block.inverse, block.noise, sign == SIGNED
-        )
+        encode_codes(codes, values, block.inverse, block.noise, sign == SIGNED)
         block.noise += LINE * GOLDEN
 
 
+cdef inline char* codes_at(const Stretch* a, int k, Py_ssize_t b, Spare* spare) noexcept nogil:
+    """Where the codes of block b belong; those of none before the first go to waste."""
+    return <char*> a.state[k] + b * UNIT if b >= 0 else spare.at
+
+
 cdef inline void code_lines(
-    void* formula, int sign0, int sign1, int sign2, bint decays, f32 p, f32 g, const Stretch* a,
-    const Scalars* scalars,
+    void* formula, int sign0, int sign1, int sign2, bint decays, f32 p, f32 g,
+    const Stretch* stretch, const Scalars32* of_step,
 ) noexcept nogil:
-    """Whole units with 8-bit state."""
-    cdef Scalars s = scalars[0]
-    cdef float even[STATES][UNIT]  # values between their step and their encoding
-    cdef float odd[STATES][UNIT]
-    cdef float old[STATES][LINE]
+    """Whole units with 8-bit state. There is no branch in the loop that steps and encodes, so that
+    the compiler keeps its constants in registers."""
+    cdef Scalars32 s = of_step[0]
+    cdef Stretch own = stretch[0]
+    cdef const Stretch* a = &own
+    cdef Values both[2][STATES]  # between their step and their encoding
+    cdef Line old[STATES]
+    cdef Spare spare
     cdef Block block0, block1, block2
-    cdef Py_ssize_t b = 0, blocks = a.n // UNIT, i, j, end
-    cdef float* now
-    cdef float* before
-    while b <= blocks:
-        now = &odd[0][0] if b & 1 else &even[0][0]
-        before = &even[0][0] if b & 1 else &odd[0][0]
+    cdef Py_ssize_t b, blocks = a.n // UNIT, i, j
+    cdef Values* now
+    cdef Values* before
+    cdef char* codes0
+    cdef char* codes1
+    cdef char* codes2
+    memset(both[1], 0, sizeof(both[1]))
+    memset(&block0, 0, sizeof(Block))
+    memset(&block1, 0, sizeof(Block))
+    memset(&block2, 0, sizeof(Block))
+    for b in range(blocks + 1):
+        now, before = &both[b & 1][0], &both[~b & 1][0]
         if b > 0:
             end_block(sign0, 0, a, b - 1, &block0)
             end_block(sign1, 1, a, b - 1, &block1)
             end_block(sign2, 2, a, b - 1, &block2)
-        if b < blocks:
-            begin_block(sign0, 0, a, b, &block0)
-            begin_block(sign1, 1, a, b, &block1)
-            begin_block(sign2, 2, a, b, &block2)
-        i, end = b * UNIT, (b + 1) * UNIT
-        while i < end:
-            if b < blocks:
-                j = i % UNIT
-                prefetch(<const char*> (g + i) + AHEAD)
-                prefetch_write(<const char*> (p + i) + AHEAD)
-                decode_code_line(sign0, 0, a, i, old[0], &block0)
-                decode_code_line(sign1, 1, a, i, old[1], &block1)
-                decode_code_line(sign2, 2, a, i, old[2], &block2)
-                wide_line(
-                    formula, sign0, sign1, sign2, decays, p + i, g + i, old[0], old[1], old[2],
-                    now + j, now + UNIT + j, now + 2 * UNIT + j, &s,
-                )
-                if sign0:
-                    raise_tops(&block0.tops, now + j)
-                if sign1:
-                    raise_tops(&block1.tops, now + UNIT + j)
-                if sign2:
-                    raise_tops(&block2.tops, now + 2 * UNIT + j)
-            if b > 0:
-                encode_code_line(sign0, 0, a, i - UNIT, before, &block0)
-                encode_code_line(sign1, 1, a, i - UNIT, before + UNIT, &block1)
-                encode_code_line(sign2, 2, a, i - UNIT, before + 2 * UNIT, &block2)
-            i += LINE
-        b += 1
+        codes0, codes1 = codes_at(a, 0, b - 1, &spare), codes_at(a, 1, b - 1, &spare)
+        codes2 = codes_at(a, 2, b - 1, &spare)
+        if b == blocks:
+            break
+        begin_block(sign0, 0, a, b, &block0)
+        begin_block(sign1, 1, a, b, &block1)
+        begin_block(sign2, 2, a, b, &block2)
+        i = b * UNIT
+        if a.far:
+            ask_ahead_codes(sign0, 0, a, i)
+            ask_ahead_codes(sign1, 1, a, i)
+            ask_ahead_codes(sign2, 2, a, i)
+        j = 0
+        while j < UNIT:
+            prefetch(<const char*> (g + i + j) + AHEAD)
+            prefetch_write(<const char*> (p + i + j) + AHEAD)
+            decode_code_line(sign0, 0, a, i + j, old[0].at, &block0)
+            decode_code_line(sign1, 1, a, i + j, old[1].at, &block1)
+            decode_code_line(sign2, 2, a, i + j, old[2].at, &block2)
+            wide_line(
+                formula, sign0, sign1, sign2, decays, p + i + j, g + i + j,
+                old[0].at, old[1].at, old[2].at,
+                now[0].at + j, now[1].at + j, now[2].at + j, &s,
+            )
+            raise_block(sign0, now[0].at + j, &block0)
+            raise_block(sign1, now[1].at + j, &block1)
+            raise_block(sign2, now[2].at + j, &block2)
+            encode_code_line(sign0, codes0 + j, before[0].at + j, &block0)
+            encode_code_line(sign1, codes1 + j, before[1].at + j, &block1)
+            encode_code_line(sign2, codes2 + j, before[2].at + j, &block2)
+            j += LINE
+    j = 0
+    while j < UNIT:
+        encode_code_line(sign0, codes0 + j, before[0].at + j, &block0)
+        encode_code_line(sign1, codes1 + j, before[1].at + j, &block1)
+        encode_code_line(sign2, codes2 + j, before[2].at + j, &block2)
+        j += LINE
 
 
 cdef inline void each(
-    void* formula, int sign0, int sign1, int sign2, real* p, const Stretch* a, const Scalars* s
+    void* formula, int sign0, int sign1, int sign2, real* p, const Stretch* a, const scalars* s
 ) noexcept nogil:
     """The formula along a stretch of whole lines (8-bit state: whole units)."""
-    if real is double:
+    if scalars is Scalars32 and real is float:
         if s.coupled != 0:
-            same_lines(
-                formula, sign0, sign1, sign2, True, <f64> p, <f64> a.g, <f64> a.state[0],
-                <f64> a.state[1], <f64> a.state[2], a.n, a.far, s, <double> 0,
-            )
+            each32(formula, sign0, sign1, sign2, True, <f32> p, a, s)
         else:
-            same_lines(
-                formula, sign0, sign1, sign2, False, <f64> p, <f64> a.g, <f64> a.state[0],
-                <f64> a.state[1], <f64> a.state[2], a.n, a.far, s, <double> 0,
-            )
-    elif a.storage == BFLOAT:
-        word_lines(formula, sign0, sign1, sign2, s.coupled != 0, <f32> p, <f32> a.g, a, s)
+            each32(formula, sign0, sign1, sign2, False, <f32> p, a, s)
+    elif scalars is Scalars64 and real is double:
+        if s.coupled != 0:
+            each64(formula, sign0, sign1, sign2, True, <f64> p, a, s)
+        else:
+            each64(formula, sign0, sign1, sign2, False, <f64> p, a, s)
+
+
+cdef inline void each32(
+    void* formula, int sign0, int sign1, int sign2, bint decays, f32 p, const Stretch* a,
+    const Scalars32* s,
+) noexcept nogil:
+    if a.storage == BFLOAT:
+        word_lines(formula, sign0, sign1, sign2, decays, p, <f32> a.g, a, s)
     elif a.storage == CODES:
-        code_lines(formula, sign0, sign1, sign2, s.coupled != 0, <f32> p, <f32> a.g, a, s)
-    elif s.coupled != 0:
-        same_lines(
-            formula, sign0, sign1, sign2, True, <f32> p, <f32> a.g, <f32> a.state[0],
-            <f32> a.state[1], <f32> a.state[2], a.n, a.far, s, <float> 0,
-        )
+        code_lines(formula, sign0, sign1, sign2, decays, p, <f32> a.g, a, s)
     else:
         same_lines(
-            formula, sign0, sign1, sign2, False, <f32> p, <f32> a.g, <f32> a.state[0],
+            formula, sign0, sign1, sign2, decays, p, <f32> a.g, <f32> a.state[0],
             <f32> a.state[1], <f32> a.state[2], a.n, a.far, s, <float> 0,
         )
+
+
+cdef inline void each64(
+    void* formula, int sign0, int sign1, int sign2, bint decays, f64 p, const Stretch* a,
+    const Scalars64* s,
+) noexcept nogil:
+    same_lines(
+        formula, sign0, sign1, sign2, decays, p, <f64> a.g, <f64> a.state[0],
+        <f64> a.state[1], <f64> a.state[2], a.n, a.far, s, <double> 0,
+    )

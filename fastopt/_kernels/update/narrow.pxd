@@ -1,6 +1,7 @@
 """Narrow numbers at the edges of a step: 16-bit gradients, 16-bit copies of the weights, and state
 outside the loop of the rules. What is inside it stands in lines.pxd."""
 
+from libc.math cimport NAN
 from libc.stdint cimport uint16_t, uint32_t
 from libc.string cimport memcpy, memset
 
@@ -29,7 +30,7 @@ cdef inline float from_half(uint16_t h) noexcept nogil:
 
 
 cdef inline uint16_t to_half(float x) noexcept nogil:
-    """To nearest even; beyond 65504 infinity. Below 2^-14 the addition of 0.5 does the rounding."""
+    """To nearest even; beyond 65504 infinity. Below 2^-14 adding 0.5 does the rounding."""
     cdef uint32_t u = bits_of(x), sign = (u >> 16) & 0x8000u, a = u & 0x7fffffffu
     cdef uint32_t normal = (a + 0xc8000fffu + ((a >> 13) & 1u)) >> 13
     cdef uint32_t small = bits_of(float_of(a) + <float> 0.5) - 0x3f000000u
@@ -122,9 +123,12 @@ cdef inline void store_state(
                 inverse = inverse_of(a.scales[k][i // UNIT])
         m = min(LINE, n - i)
         memset(line, 0, sizeof(line))
-        memcpy(line, x + i, m * sizeof(float))
+        for j in range(m):
+            line[j] = x[i + j] if x[i + j] == x[i + j] else NAN  # a quiet one
         if a.storage == CODES:
-            encode_codes(coded, line, inverse, phase + <uint32_t> (i % UNIT) * GOLDEN, sign == SIGNED)
+            encode_codes(
+                coded, line, inverse, phase + <uint32_t> (i % UNIT) * GOLDEN, sign == SIGNED
+            )
         elif sign == SIGNED:
             encode_words(coded, line)
         else:

@@ -1,12 +1,11 @@
 """A rule over a stretch of one array: tails that are no whole line, and tile by tile where
 gradients are narrow or more is done with the new weights while they are in L1."""
 
-from libc.math cimport isfinite
-from libc.string cimport memcpy, memset
+from libc.string cimport memcpy, memmove, memset
 
 from fastopt._kernels.update.arrays cimport *
 from fastopt._kernels.update.narrow cimport load_state, narrow, widen
-from fastopt._kernels.update.rules cimport LAMB_NORMS, lamb_direction, moments
+from fastopt._kernels.update.rules cimport lamb_direction, moments
 from fastopt._kernels.update.sums cimport sum_of_squares
 
 cdef enum:
@@ -31,39 +30,49 @@ cdef inline Stretch stretch_of(
     return a
 
 
-cdef inline void call(const Array* r, real* p, const Stretch* a, const Scalars* s) noexcept nogil:
-    if real is float:
+cdef inline void call(const Array* r, real* p, const Stretch* a, const scalars* s) noexcept nogil:
+    if scalars is Scalars32 and real is float:
         r.rule.step32(p, a, s)
-    else:
+    elif scalars is Scalars64 and real is double:
         r.rule.step64(p, a, s)
 
 
 cdef inline void padded_step(
-    const Array* r, real* p, const Stretch* a, Py_ssize_t size, const Scalars* s
+    const Array* r, real* p, const Stretch* a, Py_ssize_t size, const scalars* s
 ) noexcept nogil:
     """A stretch of less than ``size`` elements, by way of one of ``size``."""
-    cdef real w[UNIT]
-    cdef real g[UNIT]
-    cdef real state[STATES][UNIT]
+    cdef real room[(2 + STATES) * UNIT]  # weights, gradients, state
     cdef Stretch whole = a[0]
+    cdef real* w = room
+    cdef real* g = room + size
+    cdef real* state
     cdef int k, item = state_item(r)
-    memset(w, 0, size * sizeof(real))
-    memset(g, 0, size * sizeof(real))
-    memcpy(w, p, a.n * sizeof(real))
-    memcpy(g, a.g, a.n * sizeof(real))
+    cdef Py_ssize_t i
+    memset(room, 0, (2 + r.n_states) * size * sizeof(real))
+    for i in range(a.n):
+        w[i] = p[i]
+        g[i] = (<const real*> a.g)[i]
     whole.g, whole.n, whole.far = g, size, False
     for k in range(r.n_states):
-        memset(state[k], 0, size * item)
-        memcpy(state[k], a.state[k], a.n * item)
-        whole.state[k] = state[k]
+        whole.state[k] = state = room + (2 + k) * size
+        if a.storage == SAME:
+            for i in range(a.n):
+                state[i] = (<const real*> a.state[k])[i]
+        else:
+            memcpy(state, a.state[k], a.n * item)
     call(r, w, &whole, s)
-    memcpy(p, w, a.n * sizeof(real))
+    for i in range(a.n):
+        p[i] = w[i]
     for k in range(r.n_states):
-        memcpy(a.state[k], state[k], a.n * item)
+        if a.storage == SAME:
+            for i in range(a.n):
+                (<real*> a.state[k])[i] = (<const real*> whole.state[k])[i]
+        else:
+            memcpy(a.state[k], whole.state[k], a.n * item)
 
 
 cdef inline void element_steps(
-    const Array* r, real* p, Stretch a, const Scalars* s
+    const Array* r, real* p, Stretch a, const scalars* s
 ) noexcept nogil:
     """The rule over any number of elements; 8-bit state begins a unit."""
     cdef Py_ssize_t size = UNIT if a.storage == CODES else LINE, rest = a.n % size
@@ -119,7 +128,7 @@ cdef inline const real* gradient(
 
 
 cdef inline void steps(
-    const Array* r, real* p, Py_ssize_t at, Py_ssize_t n, const Scalars* s, const Work* w
+    const Array* r, real* p, Py_ssize_t at, Py_ssize_t n, const scalars* s, const Work* w
 ) noexcept nogil:
     """Elements at..at+n of one array, whose weights begin at ``p``."""
     cdef real room[TILE]
@@ -135,37 +144,39 @@ cdef inline void steps(
         at += m
 
 
-cdef inline void wide_state(
-    const Array* r, real state[STATES][UNIT], Py_ssize_t at, Py_ssize_t n
+cdef inline const real* wide_state(
+    const Array* r, int k, real* room, Py_ssize_t at, Py_ssize_t n
 ) noexcept nogil:
-    """A copy of the state of at most a unit, in the parameter's precision."""
+    """At most a unit of state k: where it lies or, if narrow, widened into ``room``."""
     cdef Stretch a = stretch_of(r, NULL, at, n, False)
-    cdef int k
-    for k in range(r.n_states):
-        if r.storage == SAME:
-            memcpy(state[k], a.state[k], n * sizeof(real))
-        elif real is float:
-            load_state(state[k], &a, k, r.signs[k], n)
+    if real is float:
+        if r.storage != SAME:
+            load_state(room, &a, k, r.signs[k], n)
+            return room
+    return <const real*> a.state[k]
 
 
 cdef inline void lamb_norms(
-    const Array* r, const real* p, Py_ssize_t at, Py_ssize_t n, const Scalars* s, double* sums
+    const Array* r, const real* p, Py_ssize_t at, Py_ssize_t n, const scalars* s, double* sums
 ) noexcept nogil:
     """LAMB's first pass, which only reads: for each unit sum p^2 and sum u^2 of the raw update."""
     cdef real room[UNIT]
-    cdef real state[STATES][UNIT]
+    cdef real wide[2][UNIT]
     cdef real u[UNIT]
-    cdef real scale = <real> s.scale, m, v
+    cdef real m, v
     cdef const real* g
+    cdef const real* first
+    cdef const real* second
     cdef double* two
     cdef Py_ssize_t end = at + n, count, i
     while at < end:
         count = min(UNIT, end - at)
         g = gradient(r, room, at, count)
-        wide_state(r, state, at, count)
+        first = wide_state(r, 0, wide[0], at, count)
+        second = wide_state(r, 1, wide[1], at, count)
         for i in range(count):
-            m, v = state[0][i], state[1][i]
-            moments(&m, &v, scale * g[i], s)
+            m, v = first[i], second[i]
+            moments(&m, &v, s.scale * g[i], s)
             u[i] = lamb_direction(p[at + i], m, v, s)
         two = sums + 2 * (r.unit + at // UNIT)
         two[0] = sum_of_squares(p + at, count)
@@ -182,7 +193,7 @@ cdef inline bint within(const real* x, Py_ssize_t n, double most) noexcept nogil
 
 
 cdef inline void same_state_steps(
-    const Array* r, real* p, Stretch a, const Scalars* s
+    const Array* r, real* p, Stretch a, const scalars* s
 ) noexcept nogil:
     cdef Array wide = r[0]
     wide.storage = SAME
@@ -190,7 +201,7 @@ cdef inline void same_state_steps(
 
 
 cdef inline void foresee(
-    const Array* r, const real* p, Py_ssize_t at, Py_ssize_t n, const Scalars* s, double* sums
+    const Array* r, const real* p, Py_ssize_t at, Py_ssize_t n, const scalars* s, double* sums
 ) noexcept nogil:
     """Whether a step would leave weights or state that are not finite, tried on copies: 1 or 0 for
     each unit."""
@@ -209,8 +220,8 @@ cdef inline void foresee(
         a.g = gradient(r, room, at, count)
         a.n, a.first, a.storage, a.far, a.key, a.turn = count, at, SAME, False, 0, 0
         memcpy(w, p + at, count * sizeof(real))
-        wide_state(r, state, at, count)
         for k in range(r.n_states):
+            memmove(state[k], wide_state(r, k, state[k], at, count), count * sizeof(real))
             a.state[k], a.scales[k] = state[k], NULL
         same_state_steps(r, w, a, s)
         fine = within(<const real*> w, count, most)

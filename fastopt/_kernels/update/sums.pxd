@@ -19,9 +19,17 @@ cdef inline double tree(double* lanes, int n) noexcept nogil:
 cdef inline double sum_in_double(const real* x, Py_ssize_t n) noexcept nogil:
     """The sum of x[i]^2, squared and added in double over 16 lanes."""
     cdef double lanes[LINE]
-    cdef double one
+    cdef double one, total
     cdef Py_ssize_t i = 0
-    cdef int k
+    cdef int j, k
+    if n == UNIT:  # the same additions, lane by lane, so that no lane goes through memory
+        for k in range(LINE):
+            total = 0
+            for j in range(UNIT // LINE):
+                one = x[j * LINE + k]
+                total = total + one * one
+            lanes[k] = total
+        return tree(lanes, LINE)
     for k in range(LINE):
         lanes[k] = 0
     while i + LINE <= n:
@@ -42,21 +50,29 @@ cdef inline double sum_of_squares(const real* x, Py_ssize_t n) noexcept nogil:
     """Of at most UNIT elements. Floats in 32 lanes of float: what a lane loses in adding 8 squares
     is next to nothing. Where squares leave float's range, once more in double."""
     cdef float lanes[LANES]
+    cdef float one
     cdef double wide[LANES]
     cdef double total
     cdef Py_ssize_t i = 0
-    cdef int k
+    cdef int j, k
     if real is double:
         return sum_in_double(x, n)
     elif n % LANES:
         return sum_in_double(x, n)
     else:
-        for k in range(LANES):
-            lanes[k] = 0
-        while i < n:
+        if n == UNIT:  # as above
             for k in range(LANES):
-                lanes[k] = lanes[k] + x[i + k] * x[i + k]
-            i += LANES
+                one = 0
+                for j in range(UNIT // LANES):
+                    one = one + x[j * LANES + k] * x[j * LANES + k]
+                lanes[k] = one
+        else:
+            for k in range(LANES):
+                lanes[k] = 0
+            while i < n:
+                for k in range(LANES):
+                    lanes[k] = lanes[k] + x[i + k] * x[i + k]
+                i += LANES
         for k in range(LANES):
             wide[k] = lanes[k]
         total = tree(wide, LANES)

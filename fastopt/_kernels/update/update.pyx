@@ -25,9 +25,10 @@ from fastopt._kernels.update.gradients cimport (
     refuse_change, refuse_count, refuse_overlap, refuse_shape, refuse_type, same_shape,
     usable,
 )
-from fastopt._kernels.update.rules cimport (
-    ADAFACTOR_NORMS, N_RULES, NO_NORMS, Options, Rule, list_rules, scalars_of,
+from fastopt._kernels.update.entry cimport (
+    ADAFACTOR_NORMS, NO_NORMS, Options, Rule, round_scalars, scalars_of,
 )
+from fastopt._kernels.update.rules cimport N_RULES, list_rules
 from fastopt._kernels.update.walk cimport STEP, go, grad_norm, overflows, step_all
 
 cnp.import_array()
@@ -101,8 +102,8 @@ cdef class Plan:
     """Parameters and state of one optimiser, each group bound to one of ``RULES``.
 
     ``rules``: the rule of each group; ``groups``: for each array the number of its group;
-    ``params``: writable C-contiguous float32 or float64 arrays; ``states``: for each one a tuple of
-    arrays of its size, of its dtype or (float32 only) uint16 = bfloat16 bits, or int8 and uint8
+    ``params``: writable C-contiguous float32 or float64 arrays; ``states``: for each one a tuple
+    of arrays of its size, of its dtype or (float32 only) uint16 = bfloat16 bits, or int8 and uint8
     codes; ``scales``: for 8-bit state a tuple of float32 arrays, one number for each 256 values.
     The caller has made sure that none of the arrays share memory; the Plan keeps them alive.
     """
@@ -131,13 +132,14 @@ cdef class Plan:
         self.params = tuple(params)
         self.held = (tuple(states), None if scales is None else tuple(scales))
         self.work.arrays = <Array*> PyMem_Calloc(n + 1, sizeof(Array))
-        self.work.scalars = <Scalars*> PyMem_Calloc(n + 1, sizeof(Scalars))
+        self.work.scalars = <Scalars64*> PyMem_Calloc(n + 1, sizeof(Scalars64))
+        self.work.scalars32 = <Scalars32*> PyMem_Calloc(n + 1, sizeof(Scalars32))
         self.options = <Options*> PyMem_Calloc(len(rules) + 1, sizeof(Options))
         self.spans = <Span*> PyMem_Calloc(3 * n + 1, sizeof(Span))
         self.grad_spans = <Span*> PyMem_Calloc(n + 1, sizeof(Span))
         if not (
-            self.work.arrays and self.work.scalars and self.options and self.spans
-            and self.grad_spans
+            self.work.arrays and self.work.scalars and self.work.scalars32 and self.options
+            and self.spans and self.grad_spans
         ):
             raise MemoryError
         if "adafactor" in rules:
@@ -161,6 +163,7 @@ cdef class Plan:
         PyMem_Free(self.work.matrices)
         PyMem_Free(self.work.arrays)
         PyMem_Free(self.work.scalars)
+        PyMem_Free(self.work.scalars32)
         PyMem_Free(self.work.sums)
         PyMem_Free(self.options)
         PyMem_Free(self.spans)
@@ -263,8 +266,8 @@ cdef class Plan:
                 a = self.copies[i]
                 r.copy_storage = narrow_storage(a)
                 r.copy = <char*> data_of(
-                    a, cnp.PyArray_TYPE(a) if r.copy_storage != SAME else cnp.NPY_FLOAT16, r.n, True,
-                    f"copies[{i}]",
+                    a, cnp.PyArray_TYPE(a) if r.copy_storage != SAME else cnp.NPY_FLOAT16, r.n,
+                    True, f"copies[{i}]",
                 )
         self.work.ema_share, self.work.zero_grads = ema_share, zero_grads
         self.set_spans()
@@ -290,7 +293,8 @@ cdef class Plan:
     def counts(self):
         """For each array the steps taken and NAdam's product of momenta."""
         return [
-            (self.work.arrays[i].step, self.work.arrays[i].product) for i in range(self.work.n_arrays)
+            (self.work.arrays[i].step, self.work.arrays[i].product)
+            for i in range(self.work.n_arrays)
         ]
 
     def show_counts(self, cnp.ndarray out not None):
@@ -339,11 +343,12 @@ cdef class Plan:
         """Whether each parameter's memory is that of the tensor in its place."""
         cdef Py_ssize_t i
         cdef Tensor t
+        cdef Array* r
         for i in range(self.work.n_arrays):
+            r = &self.work.arrays[i]
             if (
                 not self.look(tensors[i], &t) or not is_dense(&t)
-                or (<char*> t.data + t.byte_offset != self.work.arrays[i].p and self.work.arrays[i].n)
-                or t.bits != 8 * self.work.arrays[i].item
+                or (<char*> t.data + t.byte_offset != r.p and r.n) or t.bits != 8 * r.item
             ):
                 return False
         return True
@@ -493,7 +498,7 @@ cdef class Plan:
         cdef int group = -1
         cdef long long t = -1
         cdef double product = -1.0
-        cdef Scalars* s = self.work.scalars - 1
+        cdef Py_ssize_t k = -1
         cdef Array* r
         for i in range(self.work.n_arrays):
             r = &self.work.arrays[i]
@@ -503,10 +508,14 @@ cdef class Plan:
             r.old_product = r.product
             if r.group != group or r.step != t or r.old_product != product:
                 group, t, product = r.group, r.step, r.old_product
-                s += 1
-                s.product = product
-                scalars_of(s, r.rule, &self.options[group], scale, <double> t)
-            r.scalars, r.product = s, s.product
+                k += 1
+                self.work.scalars[k].product = product
+                scalars_of(
+                    &self.work.scalars[k], r.rule, &self.options[group], scale, <double> t
+                )
+                round_scalars(&self.work.scalars32[k], &self.work.scalars[k])
+            r.scalars, r.scalars32 = &self.work.scalars[k], &self.work.scalars32[k]
+            r.product = r.scalars.product
 
     cdef bint would_overflow(self, double norm, int threads) noexcept:
         """Whether the step that has been prepared would; its count is taken back then."""

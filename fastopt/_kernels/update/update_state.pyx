@@ -5,6 +5,8 @@ bfloat16 is kept as uint16 bits; 8-bit codes are described in codes.h.
 
 from fastopt._kernels.shared cimport numpy as cnp
 
+from libc.string cimport memset
+
 from fastopt._kernels.shared.arguments cimport data_of
 from fastopt._kernels.update.lines cimport *
 from fastopt._kernels.update.narrow cimport load_state, store_state
@@ -15,7 +17,8 @@ cnp.import_array()
 cdef Stretch state_of(cnp.ndarray codes, scales, Py_ssize_t n, bint writable) except *:
     cdef Stretch a
     cdef int kind = cnp.PyArray_TYPE(codes)
-    a.n, a.first, a.key, a.turn = n, 0, 0, 0
+    memset(&a, 0, sizeof(a))
+    a.n = n
     a.state[0] = data_of(codes, kind, n, writable, "codes")
     a.storage = BFLOAT
     if kind != cnp.NPY_UINT16:

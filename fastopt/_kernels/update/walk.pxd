@@ -5,7 +5,7 @@ from libc.math cimport sqrt
 from fastopt._kernels.shared.pool cimport run as run_chunks
 from fastopt._kernels.update.adafactor cimport adafactor_pass, factor_all
 from fastopt._kernels.update.arrays cimport *
-from fastopt._kernels.update.rules cimport ADAFACTOR_NORMS, LAMB_NORMS, NO_NORMS
+from fastopt._kernels.update.entry cimport ADAFACTOR_NORMS, LAMB_NORMS, NO_NORMS
 from fastopt._kernels.update.steps cimport foresee, gradient, lamb_norms, steps
 from fastopt._kernels.update.sums cimport sum_of_squares
 
@@ -37,28 +37,35 @@ cdef inline void grad_norms(
         at += m
 
 
-cdef inline void visit(
-    Work* w, Array* r, real* p, Py_ssize_t at, Py_ssize_t n, int what
+cdef inline void element_pass(
+    Work* w, Array* r, real* p, Py_ssize_t at, Py_ssize_t n, const scalars* s, int what
 ) noexcept nogil:
-    cdef Scalars own
-    cdef const Scalars* s = r.scalars
-    if what == GRAD_NORM:
-        grad_norms(r, p, at, n, w.sums)
-        return
-    if r.rule.norms != NO_NORMS and what == STEP:
-        own = s[0]
-        own.trust = r.trust
-        s = &own
-    if r.rule.norms == ADAFACTOR_NORMS:
-        if what != FORESEE:
-            adafactor_pass(r, p, at, n, s, w, what == STEP_NORMS)
-    elif what == STEP_NORMS:
+    cdef scalars own
+    if what == STEP_NORMS:
         if r.rule.norms == LAMB_NORMS:
             lamb_norms(r, p, at, n, s, w.sums)
     elif what == FORESEE:
         foresee(r, p, at, n, s, w.sums)
     else:
+        if r.rule.norms == LAMB_NORMS:
+            own = s[0]
+            own.trust = <real> r.trust
+            s = &own
         steps(r, p, at, n, s, w)
+
+
+cdef inline void visit(
+    Work* w, Array* r, real* p, Py_ssize_t at, Py_ssize_t n, int what
+) noexcept nogil:
+    if what == GRAD_NORM:
+        grad_norms(r, p, at, n, w.sums)
+    elif r.rule.norms == ADAFACTOR_NORMS:
+        if what != FORESEE:
+            adafactor_pass(r, p, at, n, r.scalars, w, what == STEP_NORMS)
+    elif real is float:
+        element_pass(w, r, p, at, n, r.scalars32, what)
+    else:
+        element_pass(w, r, p, at, n, r.scalars, what)
 
 
 cdef inline void walk(Work* w, Py_ssize_t lo, Py_ssize_t hi, int what) noexcept nogil:
@@ -110,13 +117,13 @@ cdef inline double total_of(const Work* w, const Array* r, int which) noexcept n
 
 
 cdef inline void trust_norms(const Work* w, Array* r) noexcept nogil:
-    """What the norms of p and u say: LAMB's |p| / |u|, 1 where either is zero (You et al. 2020,
-    algorithm 2); Adafactor's max(eps2, rms p) rho / max(1, rms u / d) (Shazeer and Stern 2018,
-    algorithm 4)."""
+    """What the norms of p and u make of the step: LAMB's lr |p| / |u|, lr where either is zero
+    (You et al. 2020, algorithm 2); Adafactor's max(eps2, rms p) rho / max(1, rms u / d) (Shazeer
+    and Stern 2018, algorithm 4)."""
     cdef double p = sqrt(total_of(w, r, 0)), u = sqrt(total_of(w, r, 1)), n = sqrt(<double> r.n)
-    cdef const Scalars* s = r.scalars
+    cdef const Scalars64* s = r.scalars
     if r.rule.norms == LAMB_NORMS:
-        r.trust = 1.0 if p == 0 or u == 0 else p / u
+        r.trust = s.lr * (1.0 if p == 0 or u == 0 else p / u)
     else:  # a norm that is not a number loses, as in torch
         p, u = p / n, u / (n * s.d)
         r.trust = (p if p > s.eps2 else s.eps2) * s.lr / (u if u > 1.0 else 1.0)

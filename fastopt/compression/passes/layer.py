@@ -34,9 +34,9 @@ def start(share: float, variable: Choice) -> float:
 
 def apply(model: Model, place: str, value: Any, calibration: Calibration) -> str | None:
     """Split the layer so that about ``value`` of its weights stay; 1 leaves it whole."""
-    if value >= 1:
+    layer = model.layers.get(place)
+    if value >= 1 or layer is None:  # pruned until nothing is left to split
         return None
-    layer = model.layers[place]
     n_out, n_in = layer.weight.shape
     rank = max(1, int(value * n_in * n_out / (n_in + n_out)))
     if rank * (n_in + n_out) >= n_in * n_out:
