@@ -44,11 +44,12 @@ def fold(graph: Graph, locked: frozenset[str] = frozenset()) -> Counter[str]:
         ("affine operators folded into the layer after", _Folder.before),
         ("products merged", _Folder.products),
     ]
+    refused: set[str] = set()  # constant expressions that would be larger than they are
     again = True
     while again:
         again = False
         for name, rule in rules:
-            while rule(_Folder(graph, locked)):
+            while rule(_Folder(graph, locked, refused)):
                 done[name] += 1
                 again = True
     graph.prune()
@@ -66,8 +67,8 @@ class _Affine:
 
 
 class _Folder:
-    def __init__(self, graph: Graph, locked: frozenset[str]) -> None:
-        self.graph, self.locked = graph, locked
+    def __init__(self, graph: Graph, locked: frozenset[str], refused: set[str]) -> None:
+        self.graph, self.locked, self.refused = graph, locked, refused
         self.maker = graph.producers()
         self.readers = graph.consumers()
         self.fixed = graph.overridable | locked
@@ -150,7 +151,7 @@ class _Folder:
             ends = any(
                 reader.op == "Output" for reader, _ in self.readers.get(node.outputs[0], [])
             )
-            if ends or any(part is None for part in parts):
+            if ends or node.outputs[0] in self.refused or any(part is None for part in parts):
                 continue
             known = [part for part in parts if part is not None]
             if max(part.size for part in known) > _SMALL:
@@ -159,6 +160,7 @@ class _Folder:
                 continue  # integer weights on their way to floats
             found = evaluate(self.graph, node.outputs[0])
             if found.size > max(64, *(part.size for part in known)):
+                self.refused.add(node.outputs[0])
                 continue
             self.graph.values[node.outputs[0]] = found
             self.graph.rewrite({node: []})

@@ -19,7 +19,7 @@ from fastopt._arrays import Array
 from fastopt.errors import FormatError
 from fastopt.models.onnx.files import constant_of, load_onnx
 
-__all__ = ["Block", "Graph", "Node", "attribute", "new_node", "node_error"]
+__all__ = ["Block", "Graph", "Node", "attribute", "new_node"]
 
 _CONSTANT_VALUES = ("value", "value_float", "value_floats", "value_int", "value_ints")
 
@@ -351,11 +351,6 @@ def new_node(op: str, inputs: Any, outputs: Any, domain: str = "", **attrs: Any)
 def attribute(name: str, value: Any) -> Any:
     """An AttributeProto."""
     return load_onnx().helper.make_attribute(name, value)
-
-
-def node_error(node: Node, message: str) -> str:
-    """A message that names the node."""
-    return f"{node.label}: {message}"
 
 
 def _tensor(name: str, values: Array) -> Any:

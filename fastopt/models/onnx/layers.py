@@ -19,7 +19,7 @@ from fastopt._arrays import Array
 from fastopt.models.onnx.graph import Graph, Node
 from fastopt.models.onnx.moves import MOVES, moved
 
-__all__ = ["Site", "Use", "View", "find_sites"]
+__all__ = ["Site", "Use", "View", "bias_of", "find_sites"]
 
 CODED = 64  # elements; integers that a few operators decode are a weight from here on
 _FLOATS = ("float32", "float16", "float64")
