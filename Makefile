@@ -41,8 +41,9 @@ sanitized = rm -rf build/$1 && mkdir -p build/$1 && cp -r fastopt tests setup.py
 	rm -f build/$1/fastopt/_kernels/*/*.so && cd build/$1 && \
 	FASTOPT_LEVELS=$(LEVEL) FASTOPT_SANITIZE=$2 $(abspath $(PY)) setup.py -q build_ext --inplace && \
 	FASTOPT_ISA=$(LEVEL) PYTHONPATH=. PYTHONMALLOC=malloc OPENBLAS_NUM_THREADS=1
-KERNEL_TESTS = tests/test_update.py tests/test_quantize.py tests/test_genetic.py tests/test_prune.py \
-	tests/test_matmul.py tests/test_linear_kernels.py tests/test_gptq.py
+KERNEL_TESTS = $(addprefix tests/,kernels/test_update.py kernels/test_linear_kernels.py \
+	quantization/test_quantize.py quantization/test_matmul.py quantization/test_gptq.py \
+	pruning/test_prune.py search/test_genetic.py)
 
 asan: | .venv/bin/python
 	$(call sanitized,asan,address$(comma)undefined) ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 \
@@ -54,7 +55,7 @@ asan: | .venv/bin/python
 tsan: | .venv/bin/python
 	$(call sanitized,tsan,thread) TSAN_OPTIONS=exitcode=66 \
 	LD_PRELOAD="$(call CC_LIB,tsan)" setarch -R \
-	$(abspath $(PY)) -m pytest -q -x -p no:cacheprovider tests/test_pool.py tests/test_update.py
+	$(abspath $(PY)) -m pytest -q -x -p no:cacheprovider tests/kernels/test_pool.py tests/kernels/test_update.py
 
 comma := ,
 
