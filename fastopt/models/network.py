@@ -18,7 +18,7 @@ from fastopt._arrays import Array, as_array
 from fastopt._files import load_arrays, save_arrays
 from fastopt._options import choice, integer
 from fastopt._random import Seed, generator_of
-from fastopt.errors import ArrayError, FormatError, OptionError
+from fastopt.errors import ArrayError, DTypeError, FormatError, OptionError
 from fastopt.models.base import FLOAT32, Form, Group, Input, Layer, Member
 from fastopt.optim import descend
 from fastopt.quantization import QuantizedArray, quantize
@@ -262,6 +262,8 @@ class Network:
             Called with (epoch, mean loss) after each epoch; returning True stops.
         """
         rows = self._input(x)
+        if not len(rows):
+            raise ArrayError("x: expected at least one row to train on, got none")
         labels = self._labels(y, len(rows))
         size = len(rows) if batch_size is None else integer(batch_size, "batch_size", low=1)
         names = self._bound_names(optimizer)
@@ -282,6 +284,11 @@ class Network:
 
     def _bound_names(self, optimizer: Any) -> list[str]:
         """For each array of the optimiser, in its order, the parameter that it is."""
+        if not hasattr(type(optimizer), "step") or not hasattr(optimizer, "param_groups"):
+            raise DTypeError(
+                f"optimizer: expected one of fastopt.optim over the network's params, "
+                f"got {optimizer!r}"
+            )
         mine = {a.__array_interface__["data"][0]: (name, a) for name, a in self.params.items()}
         found = []
         for group in optimizer.param_groups:

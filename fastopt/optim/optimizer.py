@@ -114,7 +114,10 @@ class Optimizer:
         schedule: Callable[[int], float] | None = None,
         seed: Seed = 0,
         threads: int | None = None,
+        **unknown: Any,
     ) -> None:
+        if unknown:
+            raise DTypeError(f"{type(self).__name__} has no option {next(iter(unknown))!r}")
         # a family hands over the locals of its constructor: its options are among them
         self._defaults = {name: check(given[name]) for name, check in self._options.items()}
         self._state_dtype = choice(state_dtype, "state_dtype", states.STATE_DTYPES)
