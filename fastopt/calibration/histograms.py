@@ -46,7 +46,7 @@ class HistogramObserver(Observer):
     bins and nothing is interpolated: the state is a function of the values alone, whatever the
     batches, their order, the merging and the thread count, bit for bit. The larger side of zero
     has between bins / 4 and bins / 2 bins in use. Memory is 8 bytes a bin and channel; time about
-    1 ns an element. Sources: TensorRT's entropy calibration (S. Migacz, "8-bit inference with
+    1 ns per element. Sources: TensorRT's entropy calibration (S. Migacz, "8-bit inference with
     TensorRT", GTC 2017).
 
     Examples

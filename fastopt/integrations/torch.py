@@ -191,7 +191,7 @@ class _OnTensors(torch.optim.Optimizer):  # type: ignore[misc]
             return _watched_step(self, closure)
         return self._step(closure)
 
-    step.hooked = True  # type: ignore[attr-defined]  # so that torch does not wrap it: 30 us a call
+    step.hooked = True  # type: ignore[attr-defined]  # so that torch does not wrap it: 30 us per call
 
     def _step(self, closure: Callable[[], Any] | None = None) -> Any:
         loss = None

@@ -29,7 +29,7 @@ def check_labels(y: Any, n: int) -> Array:
     if a.ndim != 1:
         raise ArrayError(f"y: expected shape ({n},), got {a.shape}")
     if len(a) != n:
-        raise ArrayError(f"y: expected {n} labels, one a row of X, got {len(a)}")
+        raise ArrayError(f"y: expected {n} labels, one per row of X, got {len(a)}")
     return a
 
 

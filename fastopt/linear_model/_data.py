@@ -152,7 +152,7 @@ def check_y(y: Any, n: int, name: str = "y", *, multi: bool = False, finite: boo
     if a.ndim == 2 and not multi:
         a = _column(a, name)
     if len(a) != n:
-        raise ArrayError(f"{name}: expected {n} targets, one a row of X, got {len(a)}")
+        raise ArrayError(f"{name}: expected {n} targets, one per row of X, got {len(a)}")
     if finite:
         check_finite(a, name)
     return a

@@ -129,7 +129,7 @@ class QuantizedArray:
         return int(total)
 
     def unpacked(self) -> Array:
-        """The codes, one an element, in the shape of the array (int8 or uint8 for 4 bits)."""
+        """The codes, one per element, in the shape of the array (int8 or uint8 for 4 bits)."""
         fmt = self.format
         if not fmt.packed or (self.codes.shape == self.shape and self.codes.dtype == fmt.storage):
             return self.codes

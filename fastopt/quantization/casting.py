@@ -69,7 +69,7 @@ def cast(
     Notes
     -----
     NaN stays NaN with its sign. float64 is rounded once, not first to float32. Memory is read and
-    written once. Stochastic rounding takes 16 random bits an element (Philox4x32-7 of its index):
+    written once. Stochastic rounding takes 16 random bits per element (Philox4x32-7 of its index):
     the probability is exact for 16-bit formats' normal values, else within 2**-17.
 
     Examples

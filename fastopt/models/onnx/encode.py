@@ -48,7 +48,7 @@ class Coded:
     scale : (n_out, n_groups) float32
         As :func:`scale_kept` leaves it.
     rows : array or None
-        int8 tensors: one scale a row, by which the values are divided and rounded; without it
+        int8 tensors: one scale per row, by which the values are divided and rounded; without it
         the codes themselves, signed, are the tensor.
     rows_shape : tuple of int
         Shape in which the scales meet the tensor.
@@ -115,7 +115,7 @@ def encode(graph: Graph, coded: Sequence[Coded], narrow: Sequence[Narrow]) -> Gr
 
 
 def encode_portable(graph: Graph, coded: Sequence[Coded], narrow: Sequence[Narrow]) -> Graph:
-    """As :func:`encode`, tensor by tensor: DequantizeLinear with one scale a row, or Cast."""
+    """As :func:`encode`, tensor by tensor: DequantizeLinear with one scale per row, or Cast."""
     made, nodes = graph.copy(), []
     for n in narrow:
         half = f"{n.name}/float16"

@@ -49,7 +49,7 @@ def forms_of(
     portable : bool
         Only what run-times that do not fold constants run well.
     by_row : bool
-        Whether codes can have one scale a row.
+        Whether codes can have one scale per row.
     """
     n_out, n_in = matrix.shape
     size = matrix.size

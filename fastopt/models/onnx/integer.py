@@ -1,7 +1,7 @@
 """Operators that run in int8: MatMulInteger and DynamicQuantizeLSTM, the input quantised at each
 call with one scale for the whole tensor.
 
-    y = (x_q - x_zero) @ w_q.T * (x_scale * w_scale) + bias,    w_scale one value a row
+    y = (x_q - x_zero) @ w_q.T * (x_scale * w_scale) + bias,    w_scale one value per row
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _MICROSOFT = "com.microsoft"
 
 @dataclass(frozen=True)
 class Rows8:
-    """A weight in int8 with one scale a row, as an int8 operator reads it.
+    """A weight in int8 with one scale per row, as an int8 operator reads it.
 
     Attributes
     ----------

@@ -336,7 +336,7 @@ def _view(use: Use, kind: str, shape: tuple[int, ...]) -> tuple[View, int, tuple
 def bias_of(
     graph: Graph, site: Site, consumers: Mapping[str, list[tuple[Node, int]]]
 ) -> tuple[str, Node, int] | None:
-    """(constant, node, input) that is added to the layer's output, one value a row."""
+    """(constant, node, input) that is added to the layer's output, one value per row."""
     if not site.direct or len(site.uses) != 1 or site.kind not in ("dense", "conv"):
         return None
     (use,) = site.uses
