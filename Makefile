@@ -30,7 +30,7 @@ bench: .venv/.test
 	$(PY) -m benchmarks
 
 lint:
-	$(PY) -m ruff check . && $(PY) -m ruff format --check . && $(PY) -m mypy && .venv/bin/cython-lint fastopt/_kernels
+	$(PY) -m ruff check . && $(PY) -m ruff format --check . && $(PY) -m mypy && PATH="$(CURDIR)/.venv/bin:$$PATH" cython-lint fastopt/_kernels
 
 # The kernels under gcc's sanitizers, one level in a copy of the tree: kernel tests and damaged
 # calls. LEVEL=v2 for another level, CALLS=20000 for more calls.
