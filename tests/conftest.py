@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from importlib import import_module
 from types import ModuleType
 
@@ -10,6 +11,10 @@ import numpy as np
 import pytest
 
 from fastopt._kernels import levels
+
+# A shell starts background jobs with SIGINT ignored, which interrupted processes would inherit.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 SIZES = (*range(71), 1000)  # every tail of every vector width, and one size with full vectors
 THREADS = (1, 2)
