@@ -14,6 +14,8 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
+import numpy as np
+
 __all__ = ["interruptible", "whole"]
 
 T = TypeVar("T")
@@ -44,8 +46,14 @@ def interruptible(work: float, function: Callable[..., T], *args: Any) -> T:
         finally:
             done.set()
 
-    context = contextvars.copy_context()  # NumPy's errstate is the caller's
-    threading.Thread(target=context.run, args=(call,), daemon=True).start()
+    context = contextvars.copy_context()  # NumPy 2's errstate is the caller's
+    state = np.geterr()  # and NumPy 1's, which is kept per thread
+
+    def start() -> None:
+        with np.errstate(**state):
+            context.run(call)
+
+    threading.Thread(target=start, daemon=True).start()
     while not done.wait(0.05):
         pass
     if errors:

@@ -77,6 +77,8 @@ def test_example_runs(path: Path, tmp_path: Path) -> None:
 def test_the_map_names_files_that_exist() -> None:
     """docs/design.md and docs/index.md: every path and link leads somewhere."""
     docs = ROOT / "docs"
+    if not (docs / "design.md").exists():
+        pytest.skip("installed from a wheel: no pages")
     for path in re.findall(
         r"`((?:fastopt|tests|benchmarks)/[\w./*]*)`", (docs / "design.md").read_text()
     ):

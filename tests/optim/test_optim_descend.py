@@ -352,7 +352,7 @@ def test_lbfgs_converges_in_float32_as_in_float64(rng):
         return float((e.astype("f8") ** 2).sum()), (2 * (a.T @ e)).astype(v.dtype)
 
     low, high = (descend(f, np.zeros(4, t), optimizer="lbfgs", max_iter=200) for t in ("f4", "f8"))
-    assert abs(low.fun / high.fun - 1) < 1e-9
+    assert abs(low.fun / high.fun - 1) < 3e-8  # half a unit in the last place of float32
     np.testing.assert_allclose(low.x, high.x, rtol=1e-4)
 
 
