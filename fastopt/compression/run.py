@@ -15,6 +15,7 @@ from fastopt.compression.accept import by_size, certify, confirm
 from fastopt.compression.adapters import open_model
 from fastopt.compression.confirm import rows_needed
 from fastopt.compression.explain import Compressed
+from fastopt.compression.forest import compressed_ensemble
 from fastopt.compression.job import Job, fittable, identity, open_job
 from fastopt.compression.options import CHECKING, Options
 from fastopt.compression.outcome import explained
@@ -24,6 +25,7 @@ from fastopt.compression.recipe import Recipe
 from fastopt.compression.search import Candidate, Memory, Search
 from fastopt.errors import OptionError
 from fastopt.models import Model
+from fastopt.models.sklearn import is_ensemble
 from fastopt.search import Choice
 
 __all__ = ["apply_recipe", "compress"]
@@ -70,8 +72,11 @@ def compress(
 
     Parameters
     ----------
-    model : path, onnx.ModelProto or Network
-        ``result.model`` has the same kind (an adapter with ``save`` where a path was given).
+    model : path, onnx.ModelProto, Network or fitted scikit-learn estimator
+        ``result.model`` has the same kind (an adapter with ``save`` where a path was given; of
+        scikit-learn an estimator of the same class where that can hold the result, else a
+        :class:`~fastopt.models.sklearn.CompactEstimator`). Tree ensembles go to
+        :func:`~fastopt.compression.forest.compress_forest`.
     data : path, mapping of arrays by input name, (X, y) or X
         See :func:`fastopt.compression.data.open_rows` for how axes are read. Without labels the
         metric compares with the original model's own outputs.
@@ -152,7 +157,9 @@ def compress(
         threads=threads, portable=portable, seed=seed,
     )  # fmt: skip
     choice(on_interrupt, "on_interrupt", ("return", "raise"))
-    original, give_back = open_model(model, options.portable)
+    if is_ensemble(model):
+        return compressed_ensemble(model, data, options, started)
+    original, give_back = open_model(model, options.portable, data)
     if options.passes is None:
         options = replace(options, passes=_default_passes(original, options.target))
     job = open_job(original, data, options, progress)
@@ -194,7 +201,7 @@ def apply_recipe(recipe: Recipe, model: Any, data: Any, **options: Any) -> Compr
     if unknown := set(options) - CHECKING:
         raise OptionError(f"{', '.join(sorted(unknown))}: no option of a recipe's check")
     asked = Options(**options, passes=tuple(PASSES))
-    original, give_back = open_model(model, asked.portable)
+    original, give_back = open_model(model, asked.portable, data)
     _check_places(recipe, original)
     job = open_job(original, data, asked, None)
     candidate = Candidate(recipe, *job.measure(recipe))
