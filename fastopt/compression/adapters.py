@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fastopt.errors import DTypeError, OptionError
+import numpy as np
+
+from fastopt.compression.data import open_source
+from fastopt.errors import ArrayError, DTypeError, OptionError
 from fastopt.models import Model, Network
 from fastopt.models.sklearn import EstimatorModel, is_estimator
+from fastopt.models.torch import TorchModel, is_module
 
 __all__ = ["KINDS", "Kind", "Opened", "open_model"]
 
@@ -108,6 +113,28 @@ def _open_estimator(model: Any, portable: bool, data: Any) -> Opened:
     return EstimatorModel(model), lambda m: m.to_estimator()
 
 
+def _open_module(model: Any, portable: bool, data: Any) -> Opened:
+    if data is None:
+        raise OptionError("data: a torch module needs rows, of which its shapes are taken")
+    names = [
+        name
+        for name, p in inspect.signature(model.forward).parameters.items()
+        if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
+    ]
+    needed = [n for n in names if inspect.signature(model.forward).parameters[n].default is
+              inspect.Parameter.empty]  # fmt: skip
+    source = open_source(data, "data", needed or names[:1])
+    if missing := [name for name in needed if name not in source.names]:
+        raise ArrayError(f"data: no array for the argument {missing[0]!r} of forward")
+    some = np.arange(4)
+    feed = {
+        name: source.take(name, some[: source.shape(name)[0]])
+        for name in names
+        if name in source.names
+    }
+    return TorchModel(model, feed), lambda m: m.to_module()
+
+
 def _is_adapter(model: Any) -> bool:
     return all(hasattr(model, name) for name in ("layers", "groups", "run", "keep_units", "copy"))
 
@@ -120,5 +147,6 @@ KINDS = (
     Kind("a path to an .onnx, .npz or .safetensors file", _is_path, _open_path),
     Kind("an onnx.ModelProto", _is_proto, _open_proto),
     Kind("a fitted scikit-learn MLP, linear model or Pipeline", is_estimator, _open_estimator),
+    Kind("a torch.nn.Module that torch.fx can trace", is_module, _open_module),
     Kind("a fastopt.models.Network or another adapter", _is_adapter, _open_adapter),
 )
