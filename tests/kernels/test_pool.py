@@ -26,7 +26,7 @@ import numpy as np, os, sys, threading, fastopt
 from fastopt.pruning import SparseLinear
 w = np.random.default_rng(0).standard_normal((512, 256)).astype(np.float32)
 w[np.abs(w) < 1.2] = 0
-layer = SparseLinear.from_dense(w)
+layer = SparseLinear.from_dense(w, "sparse")
 x = np.random.default_rng(1).standard_normal((256, 40)).astype(np.float32)
 want = layer.matmul(x, threads=1)
 right = lambda threads: np.array_equal(layer.matmul(x, threads=threads), want)

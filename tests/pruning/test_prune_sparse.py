@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import sys
 
 import numpy as np
 import pytest
@@ -38,7 +39,7 @@ def test_product_matches_its_twin(level: str, dtype: str, form: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("form", ["auto", "csr", "4x1"])
+@pytest.mark.parametrize("form", ["auto", "sparse", "dense", "csr", "4x1"])
 @pytest.mark.parametrize("shape", [(1, 1), (5, 7), (16, 16), (33, 20), (0, 3), (3, 0)])
 def test_equals_the_dense_product(dtype: str, form: str, shape: tuple[int, int]) -> None:
     w = weight(*shape, dtype)
@@ -59,16 +60,49 @@ def test_equals_the_dense_product(dtype: str, form: str, shape: tuple[int, int])
     assert (w == before).all()
 
 
-def test_auto_takes_blocks_where_they_fit() -> None:
+def test_blocks_are_taken_where_they_fit() -> None:
     w = np.random.default_rng(0).standard_normal((64, 64)).astype(np.float32)
     blocks = fastopt.prune(w, 0.9, pattern="4x1").arrays
-    assert SparseLinear.from_dense(blocks).format == "4x1"
-    assert SparseLinear.from_dense(fastopt.prune(w, 0.95).arrays).format == "csr"
-    assert SparseLinear.from_dense(blocks).nbytes < blocks.nbytes / 5
+    assert SparseLinear.from_dense(blocks, "sparse").format == "4x1"
+    assert SparseLinear.from_dense(fastopt.prune(w, 0.95).arrays, "sparse").format == "csr"
+    assert SparseLinear.from_dense(blocks, "sparse").nbytes < blocks.nbytes / 5
+
+
+def test_auto_keeps_what_runs_faster_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = sys.modules[SparseLinear.__module__]
+    w = fastopt.prune(weight(64, 64, share=1.0), 0.9, pattern="4x1").arrays
+    for times, form in (([1e-6, 2e-6], "4x1"), ([2e-6, 1e-6], "dense")):
+        monkeypatch.setattr(module, "_seconds", lambda *_, found=times: found)
+        s = SparseLinear.from_dense(w, batch=8)
+        assert s.format == form
+        assert s.reason.startswith(f"{form} takes 1 us")
+        assert "for 8 columns" in s.reason
+        assert (s.to_dense() == w).all()
+    monkeypatch.undo()
+    assert SparseLinear.from_dense(w).format in ("4x1", "dense")
+    assert SparseLinear.from_dense(w, "csr").reason == "asked for"
+
+
+@pytest.mark.parametrize("form", ["sparse", "dense", "csr", "4x1"])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_called_as_a_layer(form: str, dtype: str) -> None:
+    w = weight(10, 6, dtype)
+    bias = np.arange(10, dtype=dtype)
+    rng = np.random.default_rng(0)
+    for shape in ((6,), (5, 6), (2, 3, 6), (0, 6)):
+        x = rng.standard_normal(shape).astype(dtype)
+        for b in (None, bias):
+            y = SparseLinear.from_dense(w, form, bias=b)(x)
+            assert y.shape == (*shape[:-1], 10)
+            np.testing.assert_allclose(y, x @ w.T + (0 if b is None else b), rtol=1e-4, atol=1e-5)
+    with pytest.raises(ArrayError, match="x"):
+        SparseLinear.from_dense(w, form)(rng.standard_normal((5, 7)).astype(dtype))
+    with pytest.raises(ArrayError, match="bias"):
+        SparseLinear.from_dense(w, form, bias=bias[:3])
 
 
 def test_pickle_and_copy() -> None:
-    s = SparseLinear.from_dense(weight(9, 8))
+    s = SparseLinear.from_dense(weight(9, 8), "sparse")
     x = np.ones((8, 3), np.float32)
     for other in (pickle.loads(pickle.dumps(s)), copy.deepcopy(s)):
         assert ((other @ x) == (s @ x)).all()
@@ -76,7 +110,7 @@ def test_pickle_and_copy() -> None:
 
 def test_refusals() -> None:
     w = weight(8, 6)
-    s = SparseLinear.from_dense(w)
+    s = SparseLinear.from_dense(w, "sparse")
     x = np.ones((6, 2), np.float32)
     for bad, kind, word in (
         (x[:5], ArrayError, "x"), (x.astype("f8"), DTypeError, "x"),
