@@ -35,6 +35,7 @@ from fastopt.compression.explain import (
     latencies,
     sizes_of,
 )
+from fastopt.compression.margins import Margins, margins_of
 from fastopt.compression.metric import (
     Metric,
     Outputs,
@@ -280,20 +281,34 @@ class _Job:
         per_file = {"size": float(self.original.nbytes), "macs": 0.0, "latency": _SIZE_SHARE}
         return per_file[self.options.target] / self.original.nbytes
 
-    def measure(self, recipe: Recipe) -> tuple[float, float, float, float]:
-        """Cost, drop with its standard error, and error of the logits on the search rows."""
+    def measure(self, recipe: Recipe) -> tuple[float, float, float, float, float]:
+        """Cost, drop, its standard error, error of the logits, cautious drop on search rows."""
         try:
             made = self.bench.apply(recipe).model
             ours = collect(made, self.search, self.feed)
         except FastoptError as refusal:
             self.failures.append(str(refusal))
-            return math.inf, math.inf, math.inf, math.inf
+            return (math.inf,) * 5
         if not self.reference.logits:
             self.reference = collect(self.original, self.search, self.feed)
         limit = NEAR * self.options.limit
         found = drop_of(self.metric, self.search, self.search_outputs, ours, limit)
         error = relative_error(ours, self.reference)
-        return self.cost(made), found.value, found.std_error, error
+        cautious = found.value
+        if self.follows and found.value <= limit:
+            cautious = self.margins(self.search, self.search_outputs, ours, found).cautious
+        return self.cost(made), found.value, found.std_error, error, cautious
+
+    @property
+    def follows(self) -> bool:
+        """Whether the metric compares with the original's outputs."""
+        return self.search.labels is None
+
+    def margins(self, rows: Rows, original: Outputs, ours: Outputs, drop: Drop) -> Margins:
+        """How near a candidate is to losing more."""
+        return margins_of(
+            self.metric, rows, original, ours, drop, dict(self.original.classes_axis)
+        )
 
     def checked(self, recipe: Recipe) -> tuple[Drop, Outputs]:
         """The drop on the check rows."""
@@ -398,9 +413,8 @@ def _run(job: _Job, memory: Memory, callback: Callable[[int, float], object] | N
     places, job.start = _places(job)
     cost = job.cost(job.original)
     deadline = None if options.max_time is None else started + options.max_time
-    follows = job.search.labels is None
     search = Search(
-        job.measure, cost, options.limit, _evals(job), deadline, memory, callback, follows
+        job.measure, cost, options.limit, _evals(job), deadline, memory, callback, job.follows
     )
     job.keeps = search.keeps
     job.candidates = search.candidates
@@ -528,14 +542,29 @@ def _confirm(job: _Job, candidates: Sequence[Candidate]) -> None:
         thorough = _thorough(job, c)
         if thorough is None:
             continue
-        drop, _ = job.checked(thorough.recipe)
+        drop, ours = job.checked(thorough.recipe)
         if not math.isfinite(drop.std_error):  # one check row: the search rows say how rows differ
             error = thorough.std_error * math.sqrt(len(job.search) / drop.n)
             drop = replace(drop, std_error=error)
-        if drop.value + drop.margin <= job.options.limit:
+        if _holds(job, thorough, drop, ours):
             job.confirmed = thorough, drop
             return
         job.refused += 1
+
+
+def _holds(job: _Job, c: Candidate, drop: Drop, ours: Outputs) -> bool:
+    """Whether the budget is kept with the check rows counted.
+
+    With labels by the drop on them plus one standard error. Where the metric compares with the
+    original nothing was fitted to the search rows, so both parts together say more.
+    """
+    if not job.follows:
+        return drop.value + drop.margin <= job.options.limit
+    seen = collect(job.bench.apply(c.recipe).model, job.search, job.feed)
+    before = drop_of(job.metric, job.search, job.search_outputs, seen)
+    margins = job.margins(job.search, job.search_outputs, seen, before)
+    joined = margins.joined(job.margins(job.check, job.check_outputs, ours, drop))
+    return max(drop.value, joined.scattered) <= job.options.limit
 
 
 def _certify(job: _Job) -> None:
@@ -634,10 +663,10 @@ def _decisions(job: _Job, recipe: Recipe, applied: Applied) -> tuple[Decision, .
             return -sum(o.cost for o in options if o.value == recipe.choices[key]), None
 
         return decisions_of(applied.notes, recipe, job.effects, known, job.options.target)
-    mine = job.measure(recipe) if applied.notes else (0.0, 0.0, 0.0, 0.0)
+    mine = job.measure(recipe) if applied.notes else (0.0,) * 5
 
     def undone(rest: Recipe) -> tuple[float, float | None]:
-        cost, drop, _, _ = job.measure(rest)
+        cost, drop, *_ = job.measure(rest)
         return cost - mine[0], mine[1] - drop
 
     return decisions_of(applied.notes, recipe, job.effects, undone, job.options.target)
