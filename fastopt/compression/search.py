@@ -32,7 +32,7 @@ _AIM = 0.8  # of the budget
 NEAR = 30.0  # budgets; beyond, a drop says nothing about small ones
 _RULED_OUT = 4.0  # of the deviance: two standard errors
 _POWERS = (0.5, 0.75, 1.0)
-_SAFER = (1.5, 2.5, 5.0, 12.0, 40.0, 300.0, 1e4)
+_SAFER = (1.4, 2.0, 2.8, 4.0, 6.0, 10.0, 20.0, 60.0, 300.0, 1e4)
 
 
 @dataclass(frozen=True)
