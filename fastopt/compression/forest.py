@@ -12,7 +12,8 @@ from fastopt._arrays import Array
 from fastopt._options import number
 from fastopt._random import Seed, generator_of
 from fastopt.errors import ArrayError
-from fastopt.models.forest import CompactForest, Ensemble, read_ensemble
+from fastopt.models.forest import CompactForest, Ensemble
+from fastopt.models.sklearn import read_ensemble
 
 __all__ = ["CompressedForest", "compress_forest"]
 
