@@ -8,10 +8,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from fastopt.compression.confirm import Drop, bootstrap_p_value, p_value, rows_needed
+from fastopt.compression.confirm import Drop, bootstrap_p_value, drop_of, p_value, rows_needed
 from fastopt.compression.explain import front_of
 from fastopt.compression.job import Job
-from fastopt.compression.metric import Outputs
+from fastopt.compression.metric import Outputs, collect
 from fastopt.compression.search import Candidate
 
 __all__ = ["by_size", "certify", "confirm"]
@@ -54,14 +54,29 @@ def confirm(job: Job, candidates: Sequence[Candidate]) -> None:
         thorough = _thorough(job, c)
         if thorough is None:
             continue
-        drop, _ = job.checked(thorough.recipe)
+        drop, ours = job.checked(thorough.recipe)
         if not math.isfinite(drop.std_error):  # one check row: the search rows say how rows differ
             error = thorough.std_error * math.sqrt(len(job.search) / drop.n)
             drop = replace(drop, std_error=error)
-        if drop.value + drop.margin <= job.options.max_drop:
+        if _holds(job, thorough, drop, ours):
             job.confirmed = thorough, drop
             return
         job.refused += 1
+
+
+def _holds(job: Job, c: Candidate, drop: Drop, ours: Outputs) -> bool:
+    """Whether the budget is kept with the check rows counted.
+
+    With labels by the drop on them plus one standard error. Where the metric compares with the
+    original nothing was fitted to the search rows, so both parts together say more.
+    """
+    if not job.follows:
+        return drop.value + drop.margin <= job.options.max_drop
+    seen = collect(job.bench.apply(c.recipe).model, job.search, job.feed)
+    before = drop_of(job.metric, job.search, job.search_outputs, seen)
+    margins = job.margins(job.search, job.search_outputs, seen, before)
+    joined = margins.joined(job.margins(job.check, job.check_outputs, ours, drop))
+    return max(drop.value, joined.scattered) <= job.options.max_drop
 
 
 def certify(job: Job) -> None:

@@ -9,7 +9,7 @@ from fastopt.quantization.array import QuantizedArray
 from fastopt.quantization.casting import cast
 from fastopt.quantization.embedding import EmbeddingQuantizer, TopK
 from fastopt.quantization.fake import fake_quantize
-from fastopt.quantization.feedback import gptq, output_error
+from fastopt.quantization.feedback import Factor, factor_of, gptq, output_error
 from fastopt.quantization.fixed_point import FixedPoint
 from fastopt.quantization.formats import Format, format_of
 from fastopt.quantization.functions import dequantize, quantize
@@ -30,6 +30,7 @@ from fastopt.quantization.storage import from_safetensors, to_onnx, to_safetenso
 __all__ = [
     "AWQ",
     "EmbeddingQuantizer",
+    "Factor",
     "FixedPoint",
     "Format",
     "PackedMatrix",
@@ -45,6 +46,7 @@ __all__ = [
     "dequantize_linear",
     "dynamic_quantize",
     "dynamic_quantize_linear",
+    "factor_of",
     "fake_quantize",
     "format_of",
     "from_gguf",
