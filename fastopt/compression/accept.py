@@ -8,10 +8,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from fastopt.compression.confirm import Drop, bootstrap_p_value, drop_of, p_value, rows_needed
+from fastopt.compression.confirm import Drop, bootstrap_p_value, p_value, rows_needed
 from fastopt.compression.explain import front_of
 from fastopt.compression.job import Job
-from fastopt.compression.metric import Outputs, collect
+from fastopt.compression.metric import Outputs
 from fastopt.compression.search import Candidate
 
 __all__ = ["by_size", "certify", "confirm"]
@@ -72,10 +72,9 @@ def _holds(job: Job, c: Candidate, drop: Drop, ours: Outputs) -> bool:
     """
     if not job.follows:
         return drop.value + drop.margin <= job.options.max_drop
-    seen = collect(job.bench.apply(c.recipe).model, job.search, job.feed)
-    before = drop_of(job.metric, job.search, job.search_outputs, seen)
-    margins = job.margins(job.search, job.search_outputs, seen, before)
-    joined = margins.joined(job.margins(job.check, job.check_outputs, ours, drop))
+    if c.recipe.key not in job.seen:  # known from a journal
+        job.measure(c.recipe)
+    joined = job.seen[c.recipe.key].joined(job.margins(job.check, job.check_outputs, ours, drop))
     return max(drop.value, joined.scattered) <= job.options.max_drop
 
 

@@ -67,6 +67,7 @@ class Job:
     p_value: float | None = None
     refused: int = 0
     tried: set[str] = field(default_factory=set)
+    seen: dict[str, Margins] = field(default_factory=dict)  # by recipe, on the search rows
     failures: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     interrupted: bool = False
@@ -103,7 +104,9 @@ class Job:
         error = relative_error(ours, self.reference)
         cautious = found.value
         if self.follows and found.value <= limit:
-            cautious = self.margins(self.search, self.search_outputs, ours, found).cautious
+            margins = self.margins(self.search, self.search_outputs, ours, found)
+            self.seen[recipe.key] = margins
+            cautious = margins.cautious
         return self.cost(made), found.value, found.std_error, error, cautious
 
     @property

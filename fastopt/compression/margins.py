@@ -183,4 +183,4 @@ def _log_odds(p: Array) -> Array:
 
 
 def _drop(metric: Metric, rows: Rows, original: Outputs, ours: Outputs) -> float:
-    return metric.score(original, rows, original) - metric.score(ours, rows, original)
+    return metric.drop(original, ours, rows, None)

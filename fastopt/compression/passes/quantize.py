@@ -15,6 +15,7 @@ from fastopt.quantization.formats import Format
 from fastopt.search import Choice
 
 NAME = "quantize"
+_SPARSE = 0.5  # share of zeros
 
 
 def variables(model: Model, integer_runs: bool = False) -> dict[str, Choice]:
@@ -69,9 +70,14 @@ def coded(
 
 
 def codes_of(layer: Layer, form: Form, factor: Factor | None) -> QuantizedArray:
-    """The weight as symmetric codes of the form's width."""
+    """The weight as symmetric codes of the form's width.
+
+    A weight that is mostly zeros (a filter bank, a pruned layer) is rounded plainly: GPTQ would
+    put the errors of other inputs where nothing was connected.
+    """
     fmt = format_for(form.bits)
-    if factor is not None:
+    zeros = 1.0 - np.count_nonzero(layer.weight) / max(1, layer.weight.size)
+    if factor is not None and zeros <= _SPARSE:
         return gptq(layer.weight, factor, fmt, group_size=form.group_size)
     axis = 0 if form.group_size is None else 1
     return quantize(layer.weight, fmt, axis=axis, group_size=form.group_size, method="mse")
