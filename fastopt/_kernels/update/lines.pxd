@@ -327,6 +327,8 @@ cdef inline void code_lines(
     cdef char* codes0
     cdef char* codes1
     cdef char* codes2
+    codes0 = codes1 = codes2 = spare.at
+    now = before = &both[1][0]
     memset(both[1], 0, sizeof(both[1]))
     memset(&block0, 0, sizeof(Block))
     memset(&block1, 0, sizeof(Block))

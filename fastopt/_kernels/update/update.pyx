@@ -279,6 +279,7 @@ cdef class Plan:
         cdef char* lo
         for i in range(self.work.n_arrays):
             r = &self.work.arrays[i]
+            r.apart_from = r.apart_to = NULL
             for k in range(3):
                 lo = r.p if k == 0 else r.ema if k == 1 else r.copy
                 if lo == NULL or r.n == 0:
@@ -397,12 +398,15 @@ cdef class Plan:
                 continue
             self.grad_spans[m].lo = r.g
             self.grad_spans[m].hi = r.g + r.n * (2 if r.grad_storage != SAME else r.item)
-            met = overlapped(self.spans, self.n_spans, self.grad_spans[m])
+            m += 1
+            if r.apart_from == r.g and r.apart_to == self.grad_spans[m - 1].hi:
+                continue  # the same memory as at the last step
+            met = overlapped(self.spans, self.n_spans, self.grad_spans[m - 1])
             if met != NULL:
                 return refuse_overlap(
                     i, f"{('params', 'ema', 'copy_out')[met.what]}[{met.array}]"
                 )
-            m += 1
+            r.apart_from, r.apart_to = r.g, self.grad_spans[m - 1].hi
         if writes:
             qsort(self.grad_spans, m, sizeof(Span), by_address)
             for i in range(1, m):
