@@ -99,7 +99,7 @@ ctypedef void (*Formula64)(
 cdef extern from "update/codes.h" nogil:
     void decode_codes "fo_decode_codes" (float* line, const void* codes, float unit, bint signed_)
     void encode_codes "fo_encode_codes" (
-        void* codes, const float* line, float inverse, uint32_t noise, bint signed_
+        void* codes, const float* line, float inverse, const float* shifts, bint signed_
     )
     void decode_words "fo_decode_words" (float* line, const void* words)
     void encode_words "fo_encode_words" (void* words, const float* line)
@@ -120,6 +120,7 @@ cdef extern from "update/codes.h" nogil:
     uint32_t phase_of "fo_phase_of" (
         uint64_t key, uint64_t turn, uint64_t block, int state, bint signed_
     )
+    const float* shifts_of "fo_shifts_of" (uint32_t phase)  # of a block, for encode_codes
     uint32_t GOLDEN "FO_GOLDEN"
 
 
@@ -253,7 +254,7 @@ cdef struct Spare:  # room for codes that nobody needs
 cdef struct Block:  # one array's 8-bit state between a block's step and its encoding
     float unit  # of the codes that it had
     float inverse  # of the scale of those that it gets
-    uint32_t noise
+    const float* shifts  # of its next line
     Tops tops
 
 
@@ -272,7 +273,9 @@ cdef inline void end_block(
     if sign:
         a.scales[k][b] = scale_of(&block.tops)
         block.inverse = inverse_of(a.scales[k][b])
-        block.noise = phase_of(a.key, a.turn, a.first // UNIT + b, k, sign == SIGNED)
+        block.shifts = shifts_of(
+            phase_of(a.key, a.turn, a.first // UNIT + b, k, sign == SIGNED)
+        )
 
 
 cdef inline void raise_block(int sign, const float* line, Block* block) noexcept nogil:
@@ -299,8 +302,8 @@ cdef inline void encode_code_line(
     int sign, char* codes, const float* values, Block* block
 ) noexcept nogil:
     if sign:
-        encode_codes(codes, values, block.inverse, block.noise, sign == SIGNED)
-        block.noise += LINE * GOLDEN
+        encode_codes(codes, values, block.inverse, block.shifts, sign == SIGNED)
+        block.shifts += LINE
 
 
 cdef inline char* codes_at(const Stretch* a, int k, Py_ssize_t b, Spare* spare) noexcept nogil:
@@ -333,6 +336,7 @@ cdef inline void code_lines(
     memset(&block0, 0, sizeof(Block))
     memset(&block1, 0, sizeof(Block))
     memset(&block2, 0, sizeof(Block))
+    block0.shifts = block1.shifts = block2.shifts = shifts_of(0)
     for b in range(blocks + 1):
         now, before = &both[b & 1][0], &both[~b & 1][0]
         if b > 0:

@@ -127,7 +127,7 @@ cdef inline void store_state(
             line[j] = x[i + j] if x[i + j] == x[i + j] else NAN  # a quiet one
         if a.storage == CODES:
             encode_codes(
-                coded, line, inverse, phase + <uint32_t> (i % UNIT) * GOLDEN, sign == SIGNED
+                coded, line, inverse, shifts_of(phase) + i % UNIT, sign == SIGNED
             )
         elif sign == SIGNED:
             encode_words(coded, line)
