@@ -2,7 +2,7 @@
 
 from libc.stdint cimport uint64_t
 
-from fastopt._kernels.update.lines cimport *
+from fastopt._kernels.update.stretch cimport *
 from fastopt._kernels.update.entry cimport Rule
 
 cdef struct Matrices:  # Adafactor's view of an array of two dimensions or more: a stack
