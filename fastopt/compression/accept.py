@@ -54,14 +54,28 @@ def confirm(job: Job, candidates: Sequence[Candidate]) -> None:
         thorough = _thorough(job, c)
         if thorough is None:
             continue
-        drop, _ = job.checked(thorough.recipe)
+        drop, ours = job.checked(thorough.recipe)
         if not math.isfinite(drop.std_error):  # one check row: the search rows say how rows differ
             error = thorough.std_error * math.sqrt(len(job.search) / drop.n)
             drop = replace(drop, std_error=error)
-        if drop.value + drop.margin <= job.options.max_drop:
+        if _holds(job, thorough, drop, ours):
             job.confirmed = thorough, drop
             return
         job.refused += 1
+
+
+def _holds(job: Job, c: Candidate, drop: Drop, ours: Outputs) -> bool:
+    """Whether the budget is kept with the check rows counted.
+
+    With labels by the drop on them plus one standard error. Where the metric compares with the
+    original nothing was fitted to the search rows, so both parts together say more.
+    """
+    if not job.follows:
+        return drop.value + drop.margin <= job.options.max_drop
+    if c.recipe.key not in job.seen:  # known from a journal
+        job.measure(c.recipe)
+    joined = job.seen[c.recipe.key].joined(job.margins(job.check, job.check_outputs, ours, drop))
+    return max(drop.value, joined.scattered) <= job.options.max_drop
 
 
 def certify(job: Job) -> None:

@@ -16,6 +16,7 @@ from fastopt._random import Seed, generator_of
 from fastopt.compression.confirm import Drop, drop_of
 from fastopt.compression.data import Rows, open_rows
 from fastopt.compression.explain import latencies
+from fastopt.compression.margins import Margins, margins_of
 from fastopt.compression.metric import (
     Metric,
     Outputs,
@@ -66,6 +67,7 @@ class Job:
     p_value: float | None = None
     refused: int = 0
     tried: set[str] = field(default_factory=set)
+    seen: dict[str, Margins] = field(default_factory=dict)  # by recipe, on the search rows
     failures: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     interrupted: bool = False
@@ -87,20 +89,35 @@ class Job:
         per_file = {"size": float(self.original.nbytes), "macs": 0.0, "latency": _SIZE_SHARE}
         return per_file[self.options.target] / self.original.nbytes
 
-    def measure(self, recipe: Recipe) -> tuple[float, float, float, float]:
-        """Cost, drop with its standard error, and error of the logits on the search rows."""
+    def measure(self, recipe: Recipe) -> tuple[float, float, float, float, float]:
+        """Cost, drop, its standard error, error of the logits, cautious drop on search rows."""
         try:
             made = self.bench.apply(recipe).model
             ours = collect(made, self.search, self.feed)
         except FastoptError as refusal:
             self.failures.append(str(refusal))
-            return math.inf, math.inf, math.inf, math.inf
+            return math.inf, math.inf, math.inf, math.inf, math.inf
         if not self.reference.logits:
             self.reference = collect(self.original, self.search, self.feed)
         limit = NEAR * self.options.max_drop
         found = drop_of(self.metric, self.search, self.search_outputs, ours, limit)
         error = relative_error(ours, self.reference)
-        return self.cost(made), found.value, found.std_error, error
+        cautious = found.value
+        if self.follows and found.value <= limit:
+            margins = self.margins(self.search, self.search_outputs, ours, found)
+            self.seen[recipe.key] = margins
+            cautious = margins.cautious
+        return self.cost(made), found.value, found.std_error, error, cautious
+
+    @property
+    def follows(self) -> bool:
+        """Whether the metric compares with the original's outputs."""
+        return self.search.labels is None
+
+    def margins(self, rows: Rows, original: Outputs, ours: Outputs, drop: Drop) -> Margins:
+        """How near a candidate is to losing more."""
+        axes = dict(self.original.classes_axis)
+        return margins_of(self.metric, rows, original, ours, drop, axes)
 
     def checked(self, recipe: Recipe) -> tuple[Drop, Outputs]:
         """The drop on the check rows."""

@@ -89,10 +89,10 @@ def _decisions(job: Job, recipe: Recipe, applied: Applied) -> tuple[Decision, ..
             return -sum(o.cost for o in options if o.value == recipe.choices[key]), None
 
         return decisions_of(applied.notes, recipe, job.effects, known, job.options.target)
-    mine = job.measure(recipe) if applied.notes else (0.0, 0.0, 0.0, 0.0)
+    mine = job.measure(recipe) if applied.notes else (0.0,) * 5
 
     def undone(rest: Recipe) -> tuple[float, float | None]:
-        cost, drop, _, _ = job.measure(rest)
+        cost, drop, *_ = job.measure(rest)
         return cost - mine[0], mine[1] - drop
 
     return decisions_of(applied.notes, recipe, job.effects, undone, job.options.target)

@@ -236,9 +236,8 @@ def _run(job: Job, memory: Memory, callback: Callable[[int, float], object] | No
     places, job.start = _places(job)
     cost = job.cost(job.original)
     deadline = None if options.max_time is None else started + options.max_time
-    follows = job.search.labels is None
     search = Search(
-        job.measure, cost, options.max_drop, _evals(job), deadline, memory, callback, follows
+        job.measure, cost, options.max_drop, _evals(job), deadline, memory, callback, job.follows
     )
     job.keeps = search.keeps
     job.candidates = search.candidates
