@@ -37,6 +37,7 @@ class Options:
     method: str = "auto"
     max_evals: int | None = None
     max_time: float | None = None
+    retrain_epochs: int = 0
     calib: Any = None
     check: Any = None
     batch: int = 1
@@ -54,6 +55,7 @@ class Options:
             "method": choice(self.method, "method", ("auto", "random", "greedy", "genetic")),
             "max_evals": _optional(integer, self.max_evals, "max_evals", low=1),
             "max_time": _optional(number, self.max_time, "max_time", low=0.0),
+            "retrain_epochs": integer(self.retrain_epochs, "retrain_epochs", low=0),
             "batch": integer(self.batch, "batch", low=1),
             "threads": integer(self.threads, "threads", low=1),
             "portable": flag(self.portable, "portable"),
@@ -69,7 +71,16 @@ class Options:
     @property
     def facts(self) -> dict[str, str]:
         """What a measured drop depends on besides the model, the rows and the metric, as text."""
-        names = ("max_drop", "confidence", "passes", "keep", "target", "method", "batch")
+        names = (
+            "max_drop",
+            "confidence",
+            "passes",
+            "keep",
+            "target",
+            "method",
+            "batch",
+            "retrain_epochs",
+        )
         return {name: repr(getattr(self, name)) for name in (*names, "threads", "seed")}
 
 

@@ -19,7 +19,7 @@ from fastopt.compression.forest import compressed_ensemble
 from fastopt.compression.job import Job, fittable, identity, narrow, open_job
 from fastopt.compression.options import CHECKING, Options
 from fastopt.compression.outcome import explained
-from fastopt.compression.passes import PASSES
+from fastopt.compression.passes import PASSES, retrain
 from fastopt.compression.prepare import effects
 from fastopt.compression.recipe import Recipe
 from fastopt.compression.search import Candidate, Memory, Search
@@ -52,6 +52,7 @@ def compress(
     method: str = "auto",
     max_evals: int | None = None,
     max_time: float | None = None,
+    retrain_epochs: int = 0,
     calib: Any = None,
     check: Any = None,
     batch: int = 1,
@@ -110,8 +111,11 @@ def compress(
     max_evals, max_time : int, float
         Budget of the search in recipes (by default what suits the model's multiply-adds) and in
         seconds.
+    retrain_epochs : int
+        Train each recipe's model on for so many epochs (Adam), on ``calib`` with its labels, or
+        on the search rows: a :class:`Network`, an MLP of scikit-learn, a torch module.
     calib : data, optional
-        Rows for the Grams (no labels); by default the search rows.
+        Rows for the Grams; by default the search rows. Labels are needed for retraining alone.
     check : data, optional
         Rows for the final check; by default a quarter of ``data`` is held back for it.
     batch, threads : int
@@ -156,8 +160,8 @@ def compress(
     options = Options(
         max_drop=max_drop, metric=metric, labels=labels, classes_axis=classes_axis,
         confidence=confidence, passes=passes, keep=keep, target=target, method=method,
-        max_evals=max_evals, max_time=max_time, calib=calib, check=check, batch=batch,
-        threads=threads, portable=portable, seed=seed,
+        max_evals=max_evals, max_time=max_time, retrain_epochs=retrain_epochs, calib=calib,
+        check=check, batch=batch, threads=threads, portable=portable, seed=seed,
     )  # fmt: skip
     choice(on_interrupt, "on_interrupt", ("return", "raise"))
     if is_ensemble(model):
@@ -227,6 +231,8 @@ def _run(job: Job, memory: Memory, callback: Callable[[int, float], object] | No
                 f"{options.confidence:.0%}: {needed:,} without a single loss would be needed"
             )
             return
+    if options.retrain_epochs:
+        _check_trainable(job)
     places, job.start = _places(job)
     cost = job.cost(job.original)
     deadline = None if options.max_time is None else started + options.max_time
@@ -263,11 +269,25 @@ def _run(job: Job, memory: Memory, callback: Callable[[int, float], object] | No
 
 def _refitted(job: Job) -> Recipe:
     """The recipe that the knapsack's choices are put into: folded, and refitted where possible."""
+    made: dict[str, Any] = dict(_retrained(job))
     refit = PASSES["refit"]
-    if refit.NAME not in job.options.acting:
-        return job.start
-    places = refit.variables(job.original).items()
-    return job.start.replaced({f"refit.{k}": refit.start(0.0, v) for k, v in places})
+    if refit.NAME in job.options.acting:
+        places = refit.variables(job.original).items()
+        made |= {f"refit.{k}": refit.start(0.0, v) for k, v in places}
+    return job.start.replaced(made)
+
+
+def _retrained(job: Job) -> dict[str, int]:
+    """The choice that trains a recipe's model on, where that is asked for."""
+    epochs = job.options.retrain_epochs
+    return {f"{retrain.NAME}.{retrain.PLACE}": epochs} if epochs else {}
+
+
+def _check_trainable(job: Job) -> None:
+    if not isinstance(job.original, retrain.Trainable):
+        raise OptionError(f"retrain_epochs: a {type(job.original).__name__} has no gradients")
+    if job.calibration.labels is None:
+        raise OptionError("retrain_epochs: needs labels with calib, or with data without calib")
 
 
 def _places(job: Job) -> tuple[dict[str, Any], Recipe]:
@@ -288,6 +308,8 @@ def _places(job: Job) -> tuple[dict[str, Any], Recipe]:
         for place, variable in variables_of(model, name, job.options.target).items():
             if not any(fnmatch.fnmatchcase(place, pattern) for pattern in job.options.keep):
                 variables[f"{name}.{place}"] = variable
+    for key, epochs in _retrained(job).items():
+        variables[key] = Choice(0, epochs)
     return variables, Recipe(start)
 
 

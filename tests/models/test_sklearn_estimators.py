@@ -148,6 +148,18 @@ def test_pruned_it_is_a_real_estimator_that_trains_on(digits) -> None:
     assert last.loss_ < 2 * loss + 0.1
 
 
+def test_retraining_works_on_estimators(digits) -> None:
+    model, x, y, xh, yh = digits
+    found = fastopt.compress(
+        model, (xh, yh), calib=(x, y), max_drop=0.03, passes=("prune",), max_evals=6,
+        retrain_epochs=2,
+    )  # fmt: skip
+    assert found.changed
+    assert type(found.model[-1]) is MLPClassifier
+    assert "trained on for 2 epochs" in found.table()
+    assert found.model.score(xh, yh) >= model.score(xh, yh) - 0.04
+
+
 def test_what_scikit_learn_cannot_hold_has_the_same_methods(digits) -> None:
     model, x, _, xh, yh = digits
     found = fastopt.compress(

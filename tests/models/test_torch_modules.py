@@ -289,6 +289,41 @@ def test_compress_gives_a_smaller_module_within_the_drop(digits) -> None:
     assert right >= dense - 0.03
 
 
+def test_it_trains_on_with_our_optimiser_and_torchs_gradients(digits) -> None:
+    net, x, y = digits
+    before = {k: v.clone() for k, v in net.state_dict().items()}
+    model = TorchModel(net, {"input": x[:4]})
+    model.keep_units("0", np.arange(8))
+    twin = model.to_module()
+    opt = fastopt.optim.SGD(list(model.params.values()), lr=0.1)
+    losses = model.fit(x[:1000], y[:1000], opt, epochs=1, batch_size=None)
+    step = torch.optim.SGD(twin.parameters(), lr=0.1)
+    loss = F.cross_entropy(twin(torch.from_numpy(x[:1000])), torch.from_numpy(y[:1000]))
+    loss.backward()
+    step.step()
+    assert losses[0] == pytest.approx(loss.item(), rel=1e-4)
+    for ours, theirs in zip(model.to_module().parameters(), twin.parameters(), strict=True):
+        np.testing.assert_allclose(ours.detach(), theirs.detach(), rtol=1e-4, atol=1e-6)
+    for k, v in net.state_dict().items():
+        assert torch.equal(v, before[k])
+
+
+def test_retraining_brings_accuracy_back(digits) -> None:
+    net, x, y = digits
+    train, held = (x[:1000], y[:1000]), (x[1000:], y[1000:])
+    found = fastopt.compress(
+        net, held, calib=train, max_drop=0.02, passes=("prune",), max_evals=8, retrain_epochs=5
+    )
+    assert found.changed
+    assert any(d.name == "retrain" for d in found.decisions)
+    right = (output(found.model, {"x": held[0]}).argmax(1) == held[1]).mean()
+    assert right >= (output(net, {"x": held[0]}).argmax(1) == held[1]).mean() - 0.03
+    with pytest.raises(OptionError, match="labels"):
+        fastopt.compress(net, held, calib=x, retrain_epochs=1, max_evals=2)
+    with pytest.raises(OptionError, match="retrain_epochs"):
+        fastopt.compress(net, held, retrain_epochs=-1)
+
+
 def test_wrong_input_is_refused_by_name(digits, tmp_path) -> None:
     net, x, _ = digits
     assert is_module(net)

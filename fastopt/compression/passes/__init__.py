@@ -7,8 +7,8 @@ says in a few words what it did, or returns None where the value means "leave it
 ``final(value)``, may turn a value that was quick to search with into the thorough one to end with.
 """
 
-from fastopt.compression.passes import fold, layer, merge, prune, quantize, refit
+from fastopt.compression.passes import fold, layer, merge, prune, quantize, refit, retrain
 
-PASSES = {module.NAME: module for module in (fold, prune, merge, layer, refit, quantize)}
+PASSES = {module.NAME: module for module in (fold, prune, merge, layer, refit, retrain, quantize)}
 
 __all__ = ["PASSES"]

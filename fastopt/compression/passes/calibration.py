@@ -58,6 +58,11 @@ class Calibration:
         return np.concatenate([next(iter(out.values())) for out, _ in runs])
 
     @property
+    def labels(self) -> Array | None:
+        """The labels of the rows, where they have some."""
+        return None if self._rows is None else self._rows.y
+
+    @property
     def inputs(self) -> Array:
         """All rows of the first input."""
         feeds = () if self._rows is None else self._rows.feeds(self._batch)

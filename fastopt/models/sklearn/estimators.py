@@ -186,6 +186,20 @@ class EstimatorModel:
         """In place: fit every parameter so that the outputs on ``x`` come close to ``outputs``."""
         return self.network.match(self._rows({_INPUT: x})[_INPUT], outputs, max_iter)
 
+    def fit(
+        self,
+        x: Any,
+        y: Any,
+        optimizer: Any,
+        epochs: int = 10,
+        batch_size: int | None = 64,
+        seed: Any = 0,
+    ) -> list[float]:
+        """In place: train the network on mini-batches of rows."""
+        return self.network.fit(
+            self._rows({_INPUT: x})[_INPUT], y, optimizer, epochs, batch_size, seed
+        )
+
     def copy(self) -> EstimatorModel:
         """An independent copy."""
         made = copy.copy(self)

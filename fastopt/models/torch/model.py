@@ -15,11 +15,12 @@ import numpy as np
 from fastopt._arrays import Array
 from fastopt._files import write_whole
 from fastopt._options import choice
+from fastopt._random import Seed
 from fastopt.errors import ArrayError, OptionError, UnsupportedError
 from fastopt.models.base import FLOAT32, Form, Group, Input, Layer
 from fastopt.models.labels import Labels, groups_of, propagate
 from fastopt.models.onnx.layers import Site, View
-from fastopt.models.torch import edit
+from fastopt.models.torch import edit, train
 from fastopt.models.torch.trace import LAYERS, TORCH_RULES, graph_of, name_of
 from fastopt.quantization import QuantizedArray
 
@@ -355,6 +356,45 @@ class TorchModel:
                 torch.set_num_threads(before)
 
         return once
+
+    # --- training ---------------------------------------------------------------------------
+
+    @property
+    def params(self) -> dict[str, Array]:
+        """In place: make the trainable parameters this model's own; their live arrays by name."""
+        return train.own_params(self._names)
+
+    def fit(
+        self,
+        x: Any,
+        y: Any,
+        optimizer: Any,
+        epochs: int = 10,
+        batch_size: int | None = 64,
+        seed: Seed = 0,
+    ) -> list[float]:
+        """In place: train on mini-batches; the mean loss of each epoch.
+
+        Cross-entropy of the first output for integer labels, else the mean squared error.
+        Batch-norm and dropout stay as they are when the module is used.
+
+        Parameters
+        ----------
+        x : (n, ...) array
+            Of the only input.
+        y : (n,) integer classes, or values
+        optimizer
+            One of ``fastopt.optim`` over ``params``, in their order.
+        """
+        if len(self._feed) != 1:
+            raise UnsupportedError("x: a module of several inputs is not trained here")
+        (name,) = self._feed
+        held = list(train.trainable(self._names).values())
+
+        def loss(index: Array) -> Any:
+            return train.loss_of(self.graph(*self._given({name: x[index]})), np.asarray(y)[index])
+
+        return train.epochs_of(loss, held, optimizer, len(x), epochs, batch_size, seed)
 
     # --- edits ------------------------------------------------------------------------------
 
