@@ -12,14 +12,16 @@ from numpy.typing import NDArray
 from fastopt._options import integer
 from fastopt._random import Seed
 from fastopt.search.engine import INFEASIBLE, Engine, fingerprint, hypercube
-from fastopt.search.gaussian_process import Features, Model, squashed
+from fastopt.search.gaussian_process import FIRM, Features, Model, squashed
 from fastopt.search.space import Matrix, Space
 
 __all__ = ["GP"]
 
 MOST = 250  # best trials that the model holds
+FORMS = 2  # of the values, see squashed
+TURNS = (1, 1, 0)  # form of each trial's number modulo 3
 ITERATIONS, ITERATIONS_AFRESH = 8, 25
-AFRESH = 8  # every how many fits the prior's mean is a start too
+AFRESH = 4  # every how many fits the prior's mean is a start too
 UNIFORM, NEAR, LEADERS = 1000, 25, 5  # candidates
 WIDTHS = (0.3, 0.1, 0.03, 0.01)
 ROUNDS, KEPT, EACH = 4, 20, 10  # of refinement
@@ -42,9 +44,9 @@ class GP(Engine):
     Notes
     -----
     Matern-5/2 with one length scale per variable, its parameters at the maximum of the marginal
-    likelihood under log-normal priors, the variance in closed form (Rasmussen & Williams 2006,
-    section 5.4). Values are clipped at median + 2 (median - best), then their distance to the
-    best taken in logarithms: what is bad does not shape the model near the best. Candidates are
+    likelihood under log-normal priors, mean and variance in closed form (Rasmussen & Williams
+    2006, sections 2.7 and 5.4). Values enter in two forms, which take turns: the logarithm of the
+    gap to the best, and its mean with the normal score of the rank (``squashed``). Candidates are
     1000 uniform points and clouds around the five best; the best 20 by expected improvement are
     refined four times and the best point not yet tried is proposed. Trials that are not told yet
     count as equal to the best (constant liar, Ginsbourger et al. 2010).
@@ -86,9 +88,10 @@ class GP(Engine):
         self._values: Matrix = np.empty((0, d))
         self._y: NDArray[np.float64] = np.empty(0)
         self._waiting: Matrix = np.empty((0, d))  # asked and not told
-        self._theta: Matrix = self._features.prior()
-        self._fitted = 0  # trials known when the parameters were fitted last
-        self._fits = 0
+        # For each form of the values: parameters, how often and with how many trials fitted.
+        self._theta: Matrix = np.tile(self._features.prior(), (FORMS, 1))
+        self._fits: NDArray[np.int64] = np.zeros(FORMS, np.int64)
+        self._fitted: NDArray[np.int64] = np.zeros(FORMS, np.int64)
 
     def options(self) -> dict[str, Any]:
         return {"n_start": self._n_start}
@@ -121,28 +124,35 @@ class GP(Engine):
 
     def _by_model(self, first: int, k: int) -> Matrix:
         order = np.argsort(np.where(np.isnan(self._y), np.inf, self._y), kind="stable")[:MOST]
+        leaders = self._values[order[:LEADERS]]
         order = np.sort(order)
-        values, t = self._values[order], squashed(self._y[order])
-        x = self._features.of(values)
-        if t.any() and len(self._y) - self._fitted >= max(1, len(t) // 20):
-            afresh = self._fits % AFRESH == 0
-            starts = [self._features.prior(), self._theta] if afresh else [self._theta]
-            most = ITERATIONS_AFRESH if afresh else ITERATIONS
-            self._theta = self._features.fit(x, t, starts, most)
-            self._fits += 1
-            self._fitted = len(self._y)
-        leaders = values[np.argsort(t, kind="stable")[:LEADERS]]
+        x, y = self._features.of(self._values[order]), self._y[order]
         seen = {fingerprint(row) for row in self._values} | {fingerprint(r) for r in self._waiting}
         chosen = np.empty((k, self.space.n_columns))
-        pending = self._waiting
+        pending = self._features.of(self._waiting)
         for i in range(k):
-            everywhere = np.concatenate([x, self._features.of(pending)]) if len(pending) else x
+            form = TURNS[(first + i) % len(TURNS)]
+            t = squashed(y, form)
+            self._fit(x, t, form)
             told = np.append(t, np.full(len(pending), t.min()))
-            model = Model(self._features, everywhere, told, self._theta)
+            model = Model(
+                self._features, np.concatenate([x, pending]), told, self._theta[form], FIRM[form]
+            )
             chosen[i] = self._best_unseen(first + i, model, leaders, seen)
             seen.add(fingerprint(chosen[i]))
-            pending = np.concatenate([pending, chosen[i : i + 1]])
+            pending = np.concatenate([pending, self._features.of(chosen[i : i + 1])])
         return chosen
+
+    def _fit(self, x: Matrix, t: NDArray[np.float64], form: int) -> None:
+        """The parameters for one form of the values, where enough is new since the last fit."""
+        if not t.any() or len(self._y) - self._fitted[form] < max(1, len(t) // 20):
+            return
+        last, afresh = self._theta[form], self._fits[form] % AFRESH == 0
+        starts = [self._features.prior(), last] if afresh else [last]
+        most = ITERATIONS_AFRESH if afresh else ITERATIONS
+        self._theta[form] = self._features.fit(x, t, FIRM[form], starts, most)
+        self._fits[form] += 1
+        self._fitted[form] = len(self._y)
 
     def _best_unseen(self, number: int, model: Model, leaders: Matrix, seen: set[int]) -> Matrix:
         """The candidate of the highest expected improvement that was never proposed."""

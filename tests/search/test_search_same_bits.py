@@ -1,4 +1,4 @@
-"""Every engine proposes the same trials for any number of workers, and after kill -9 and resume."""
+"""Every engine: the same trials for any number of workers, and after kill -9 and resume."""
 
 from __future__ import annotations
 

@@ -7,6 +7,7 @@ def likelihood(
     weights: Array,
     scale_of: Array,
     noise: float,
+    firm: float,
     work: Array,
 ) -> float: ...
 def fit(
@@ -17,8 +18,9 @@ def fit(
     t: Array,
     weights: Array,
     noise: float,
+    firm: float,
     work: Array,
-) -> bool: ...
+) -> float: ...
 def gain(
     out: Array,
     points: Array,
@@ -27,6 +29,7 @@ def gain(
     inverse: Array,
     alpha: Array,
     variance: float,
+    mean: float,
     best: float,
     threads: int,
 ) -> None: ...
