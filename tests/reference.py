@@ -698,29 +698,21 @@ def log_improvement(z):
     return np.where(z < -6, tail + np.log1p(-3 / far**2 + 15 / far**4), inside)
 
 
-def centred(k, t, firm=0.0):
-    """t less its mean by generalised least squares, which a prior holds near 0."""
-    ones = np.ones(len(t))
-    return t - ones @ np.linalg.solve(k, t) / (ones @ np.linalg.solve(k, ones) + firm)
-
-
-def likelihood(x, t, weights, noise, firm):
-    """n/2 log(t' K^-1 t / n) + log|K| / 2, t centred."""
+def likelihood(x, t, weights, noise):
+    """n/2 log(t' K^-1 t / n) + log|K| / 2."""
     k = matern(x * weights, x * weights) + noise * np.eye(len(t))
-    mean = (t - centred(k, t, firm))[0]
-    fit = (t - mean) @ np.linalg.solve(k, t - mean) + firm * mean**2
+    fit = t @ np.linalg.solve(k, t)
     return 0.5 * len(t) * np.log(fit / len(t)) + 0.5 * np.linalg.slogdet(k)[1]
 
 
-def gain(points, x, t, weights, noise, variance, best, firm):
+def gain(points, x, t, weights, noise, variance, best):
     """log EI by the posterior's mean and deviation."""
     k = matern(x * weights, x * weights) + noise * np.eye(len(t))
     cross = matern(points * weights, x * weights)
     rest = 1 - (cross * np.linalg.solve(k, cross.T).T).sum(axis=1)
     deviation = np.sqrt(variance * np.maximum(rest, 1e-12))
-    around = centred(k, t, firm)
-    mean = t[0] - around[0] + cross @ np.linalg.solve(k, around)
-    return log_improvement((best - mean) / deviation) + np.log(deviation)
+    z = (best - cross @ np.linalg.solve(k, t)) / deviation
+    return log_improvement(z) + np.log(deviation)
 
 
 def fronts(y):

@@ -25,7 +25,6 @@ TOLERANCE = 1e-3  # slope of the posterior at which a fit ends
 NUGGET = 1e-8  # on the diagonal, so that repeated points can be factored
 SPREAD = 2.0  # values above median + SPREAD (median - best) are clipped
 SOFTENING = (0.05, 0.3)  # of the logarithms: gaps below this share of the range look alike
-FIRM = (1e9, 0.0)  # mean of the process: held at 0, so that there is hope everywhere, and free
 NORMAL = NormalDist()
 
 
@@ -57,7 +56,6 @@ class Features:
         self,
         x: Matrix,
         t: NDArray[np.float64],
-        firm: float,
         starts: list[Matrix],
         max_iter: int,
     ) -> Matrix:
@@ -68,7 +66,7 @@ class Features:
         )
 
         def loss(theta: Matrix) -> tuple[float, Matrix]:
-            return negative_log_posterior(theta, x, t, firm, self.scale_of, work)
+            return negative_log_posterior(theta, x, t, self.scale_of, work)
 
         ends = [
             descend(loss, start, optimizer="lbfgs", max_iter=max_iter, tol=TOLERANCE)
@@ -82,12 +80,10 @@ def negative_log_posterior(
     theta: Matrix,
     x: Matrix,
     t: NDArray[np.float64],
-    firm: float,
     scale_of: NDArray[np.intp],
     work: NDArray[np.float64],
 ) -> tuple[float, Matrix]:
-    """n/2 log(((t - m)' K^-1 (t - m) + firm m^2) / n) + log|K| / 2 less the log prior, and its
-    gradient.
+    """n/2 log(t' K^-1 t / n) + log|K| / 2 less the log prior, and its gradient.
 
     ``theta`` (d + 1,): log length scales and log noise; ``x`` (n, p) features, of which ``f`` has
     length scale ``scale_of[f]``.
@@ -96,7 +92,7 @@ def negative_log_posterior(
     noise = math.exp(min(max(float(theta[d]), -BOUND), BOUND)) + NUGGET
     weights = np.exp(-np.clip(theta[:d], -BOUND, BOUND))[scale_of]
     gradient = np.empty(d + 1)
-    value = _kernels.gp.likelihood(gradient, x, t, weights, scale_of, noise, firm, work)
+    value = _kernels.gp.likelihood(gradient, x, t, weights, scale_of, noise, work)
     away = theta - np.append(np.full(d, LENGTH[0]), NOISE[0])
     spread = np.append(np.full(d, LENGTH[1]), NOISE[1])
     value += 0.5 * float(((away / spread) ** 2).sum())
@@ -114,8 +110,6 @@ class Model:
         Their values.
     theta : (d + 1,) float64
         Log length scales and log noise.
-    firm : float
-        How firmly the mean is held at 0, as trials of the process's variance.
     """
 
     def __init__(
@@ -124,22 +118,17 @@ class Model:
         x: Matrix,
         t: NDArray[np.float64],
         theta: Matrix,
-        firm: float = 0.0,
     ) -> None:
         n, p = x.shape
         self.weights = np.exp(-theta[: features.n_scales])[features.scale_of]
         self.rows, self.inverse, self.alpha = np.empty((p, n)), np.empty((n, n)), np.empty(n)
         noise = math.exp(theta[-1]) + NUGGET
         x, work = np.ascontiguousarray(x), np.empty(2 * n * n)
-        self.mean = math.nan
-        while math.isnan(self.mean):
-            self.mean = _kernels.gp.fit(
-                self.inverse, self.alpha, self.rows, x, t, self.weights, noise, firm, work
-            )
+        while not _kernels.gp.fit(
+            self.inverse, self.alpha, self.rows, x, t, self.weights, noise, work
+        ):
             noise *= 10
-        self.variance = max(
-            float(((t - self.mean) * self.alpha).sum() + firm * self.mean**2) / n, 1e-12
-        )
+        self.variance = max(float((t * self.alpha).sum()) / n, 1e-12)
         self.best = float(t.min())
 
     def gain(self, x: Matrix) -> NDArray[np.float64]:
@@ -153,7 +142,6 @@ class Model:
             self.inverse,
             self.alpha,
             self.variance,
-            self.mean,
             self.best,
             1,
         )

@@ -12,14 +12,13 @@ from numpy.typing import NDArray
 from fastopt._options import integer
 from fastopt._random import Seed
 from fastopt.search.engine import INFEASIBLE, Engine, fingerprint, hypercube
-from fastopt.search.gaussian_process import FIRM, Features, Model, squashed
+from fastopt.search.gaussian_process import Features, Model, squashed
 from fastopt.search.space import Matrix, Space
 
 __all__ = ["GP"]
 
 MOST = 250  # best trials that the model holds
-FORMS = 2  # of the values, see squashed
-TURNS = (1, 1, 0)  # form of each trial's number modulo 3
+FORMS = 2  # of the values, which take turns; see squashed
 ITERATIONS, ITERATIONS_AFRESH = 8, 25
 AFRESH = 4  # every how many fits the prior's mean is a start too
 UNIFORM, NEAR, LEADERS = 1000, 25, 5  # candidates
@@ -44,8 +43,8 @@ class GP(Engine):
     Notes
     -----
     Matern-5/2 with one length scale per variable, its parameters at the maximum of the marginal
-    likelihood under log-normal priors, mean and variance in closed form (Rasmussen & Williams
-    2006, sections 2.7 and 5.4). Values enter in two forms, which take turns: the logarithm of the
+    likelihood under log-normal priors, the variance in closed form (Rasmussen & Williams 2006,
+    section 5.4). Values enter in two forms, which take turns: the logarithm of the
     gap to the best, and its mean with the normal score of the rank (``squashed``). Candidates are
     1000 uniform points and clouds around the five best; the best 20 by expected improvement are
     refined four times and the best point not yet tried is proposed. Trials that are not told yet
@@ -131,13 +130,11 @@ class GP(Engine):
         chosen = np.empty((k, self.space.n_columns))
         pending = self._features.of(self._waiting)
         for i in range(k):
-            form = TURNS[(first + i) % len(TURNS)]
+            form = (first + i) % FORMS
             t = squashed(y, form)
             self._fit(x, t, form)
             told = np.append(t, np.full(len(pending), t.min()))
-            model = Model(
-                self._features, np.concatenate([x, pending]), told, self._theta[form], FIRM[form]
-            )
+            model = Model(self._features, np.concatenate([x, pending]), told, self._theta[form])
             chosen[i] = self._best_unseen(first + i, model, leaders, seen)
             seen.add(fingerprint(chosen[i]))
             pending = np.concatenate([pending, self._features.of(chosen[i : i + 1])])
@@ -150,7 +147,7 @@ class GP(Engine):
         last, afresh = self._theta[form], self._fits[form] % AFRESH == 0
         starts = [self._features.prior(), last] if afresh else [last]
         most = ITERATIONS_AFRESH if afresh else ITERATIONS
-        self._theta[form] = self._features.fit(x, t, FIRM[form], starts, most)
+        self._theta[form] = self._features.fit(x, t, starts, most)
         self._fits[form] += 1
         self._fitted[form] = len(self._y)
 

@@ -7,7 +7,6 @@ def likelihood(
     weights: Array,
     scale_of: Array,
     noise: float,
-    firm: float,
     work: Array,
 ) -> float: ...
 def fit(
@@ -18,9 +17,8 @@ def fit(
     t: Array,
     weights: Array,
     noise: float,
-    firm: float,
     work: Array,
-) -> float: ...
+) -> bool: ...
 def gain(
     out: Array,
     points: Array,
@@ -29,7 +27,6 @@ def gain(
     inverse: Array,
     alpha: Array,
     variance: float,
-    mean: float,
     best: float,
     threads: int,
 ) -> None: ...

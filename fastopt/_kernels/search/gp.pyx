@@ -6,7 +6,7 @@ on the arguments alone. Matrices are updated row by row (axpy), which the compil
 vectors without reordering a sum.
 """
 
-from libc.math cimport NAN, erfc, exp, log, log1p, sqrt
+from libc.math cimport erfc, exp, log, log1p, sqrt
 
 from fastopt._kernels.genetic.approximate cimport exp2_d
 from fastopt._kernels.shared cimport numpy as cnp
@@ -36,9 +36,9 @@ cdef double SMALLEST = 1e-12  # variance as a share of the prior's
 cdef struct Model:
     const double* x  # (p, n): one row per feature, already divided by its length scale
     const double* inverse  # (n, n): L^-1, lower
-    const double* alpha  # (n,): K^-1 (t - mean)
+    const double* alpha  # (n,): K^-1 t
     Py_ssize_t n, p, m
-    double variance, mean, best
+    double variance, best
     const double* points  # (m, p)
     const double* weights  # (p,)
     double* out
@@ -124,7 +124,7 @@ cdef void square(double* out, const double* inverse, Py_ssize_t n) noexcept nogi
 cdef void solve(
     double* alpha, const double* inverse, const double* t, Py_ssize_t n
 ) noexcept nogil:
-    """alpha = inverse' (inverse t); t of ones where it is NULL."""
+    """alpha = inverse' (inverse t)."""
     cdef Py_ssize_t i, j
     cdef double total
     for j in range(n):
@@ -132,32 +132,9 @@ cdef void solve(
     for i in range(n):
         total = 0.0
         for j in range(i + 1):
-            total += inverse[i * n + j] * (1.0 if t == NULL else t[j])
+            total += inverse[i * n + j] * t[j]
         for j in range(i + 1):
             alpha[j] += total * inverse[i * n + j]
-
-
-cdef double centred(
-    double* alpha, double* ones, const double* inverse, const double* t, double firm,
-    Py_ssize_t n,
-) noexcept nogil:
-    """alpha = K^-1 (t - m), m = 1' K^-1 t / (1' K^-1 1 + firm), which is returned.
-
-    The mean under a normal prior around 0 of 1 / firm of the process's variance. Many trials near
-    each other count about as one, so the less firm it is, the less the process promises far from
-    all of them what the many good ones have.
-    """
-    cdef double above = 0.0, below = firm, mean
-    cdef Py_ssize_t i
-    solve(alpha, inverse, t, n)
-    solve(ones, inverse, NULL, n)
-    for i in range(n):
-        above += alpha[i]
-        below += ones[i]
-    mean = above / below
-    for i in range(n):
-        alpha[i] -= mean * ones[i]
-    return mean
 
 
 cdef double slopes(
@@ -223,7 +200,7 @@ cdef void gain_chunk(void* context, Py_ssize_t index, int worker) noexcept nogil
         r = ROOT5 * sqrt(k[i])
         k[i] = (1.0 + r + r * r * (1.0 / 3.0)) * exp2_d(-LOG2E * r)
     for c in range(LANES):
-        mean[c] = m.mean
+        mean[c] = 0.0
         rest[c] = 1.0
     for i in range(n):
         for c in range(LANES):
@@ -252,11 +229,10 @@ cdef double* work_of(cnp.ndarray work, Py_ssize_t size) except NULL:
 
 def likelihood(
     cnp.ndarray gradient not None, cnp.ndarray x not None, cnp.ndarray t not None,
-    cnp.ndarray weights not None, cnp.ndarray scale_of not None, double noise, double firm,
+    cnp.ndarray weights not None, cnp.ndarray scale_of not None, double noise,
     cnp.ndarray work not None,
 ):
-    """n/2 log(((t - m)' K^-1 (t - m) + firm m^2) / n) + log|K| / 2, K = k(x, x) + noise I, m the
-    best mean (``centred``); infinity where K has no factor.
+    """n/2 log(t' K^-1 t / n) + log|K| / 2, K = k(x, x) + noise I; infinity where K has no factor.
 
     x (n, p), t (n,), weights (p,) float64; scale_of (p,) intp says to which of the d log length
     scales each feature belongs; gradient (d + 1,) by them and by log noise. work (4 n n + (2 p +
@@ -281,7 +257,7 @@ def likelihood(
     cdef double* sums = rows + p * n
     cdef double* alpha = sums + p * n
     cdef double* factors = alpha + n
-    cdef double fit = 0.0, logs = 0.0, mean
+    cdef double fit = 0.0, logs = 0.0
     cdef bint good
     for f in range(p):
         if not 0 <= scales[f] < d:
@@ -295,11 +271,10 @@ def likelihood(
         if good:
             invert(inverse, upper, n)
             square(k, inverse, n)
-            mean = centred(alpha, factors, inverse, target, firm, n)
+            solve(alpha, inverse, target, n)
             for i in range(n):
-                fit += (target[i] - mean) * alpha[i]
+                fit += target[i] * alpha[i]
                 logs += log(upper[i * n + i])
-            fit += firm * mean * mean
             fit = fit if fit > 1e-300 else 1e-300
             slope_of[d] = noise * slopes(sums, k, slope, rows, alpha, n / fit, factors, n, p)
             for i in range(d):
@@ -312,10 +287,10 @@ def likelihood(
 def fit(
     cnp.ndarray inverse not None, cnp.ndarray alpha not None, cnp.ndarray rows not None,
     cnp.ndarray x not None, cnp.ndarray t not None, cnp.ndarray weights not None, double noise,
-    double firm, cnp.ndarray work not None,
+    cnp.ndarray work not None,
 ):
-    """inverse (n, n) = L^-1 where L L' = k(x, x) + noise I, alpha (n,) = K^-1 (t - mean), rows
-    (p, n) = (weights x)'; returns the mean, NaN where K has no factor. work (2 n n,)."""
+    """inverse (n, n) = L^-1 where L L' = k(x, x) + noise I, alpha (n,) = K^-1 t, rows (p, n) =
+    (weights x)'; returns whether K has a factor. work (2 n n) is scratch memory."""
     cdef Py_ssize_t n = cnp.PyArray_SIZE(t), p = cnp.PyArray_SIZE(weights), i
     cdef const double* points = <double*> data_of(x, cnp.NPY_FLOAT64, n * p, False, "x")
     cdef const double* target = <double*> data_of(t, cnp.NPY_FLOAT64, n, False, "t")
@@ -324,7 +299,6 @@ def fit(
     cdef double* a = <double*> data_of(alpha, cnp.NPY_FLOAT64, n, True, "alpha")
     cdef double* r = <double*> data_of(rows, cnp.NPY_FLOAT64, p * n, True, "rows")
     cdef double* k = work_of(work, 2 * n * n)
-    cdef double mean = NAN
     cdef bint good
     with nogil:
         scaled(r, points, w, n, p)
@@ -334,14 +308,14 @@ def fit(
         good = factor(k + n * n, k, n)
         if good:
             invert(lower, k + n * n, n)
-            mean = centred(a, k, lower, target, firm, n)
-    return mean
+            solve(a, lower, target, n)
+    return good
 
 
 def gain(
     cnp.ndarray out not None, cnp.ndarray points not None, cnp.ndarray rows not None,
     cnp.ndarray weights not None, cnp.ndarray inverse not None, cnp.ndarray alpha not None,
-    double variance, double mean, double best, int threads,
+    double variance, double best, int threads,
 ):
     """out (m,) = log of the expected improvement over ``best`` at points (m, p), by what ``fit``
     found."""
@@ -355,6 +329,6 @@ def gain(
     m.weights = <double*> data_of(weights, cnp.NPY_FLOAT64, m.p, False, "weights")
     m.inverse = <double*> data_of(inverse, cnp.NPY_FLOAT64, m.n * m.n, False, "inverse")
     m.alpha = <double*> data_of(alpha, cnp.NPY_FLOAT64, m.n, False, "alpha")
-    m.variance, m.mean, m.best = variance, mean, best
+    m.variance, m.best = variance, best
     with nogil:
         run(gain_chunk, &m, (m.m + LANES - 1) // LANES, threads)
