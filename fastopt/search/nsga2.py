@@ -42,7 +42,7 @@ class NSGA2(Genetic):
     --------
     >>> from fastopt import Space, Vector
     >>> algo = NSGA2(Space(x=Vector(2, 0, 1)), population=40, seed=0)
-    >>> for _ in range(60):
+    >>> for _ in range(150):
     ...     X = algo.ask(40)
     ...     algo.tell(X, np.column_stack([X[:, 0], (1 - X[:, 0]) ** 2 + X[:, 1]]))
     >>> values, y = algo.pareto

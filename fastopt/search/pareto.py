@@ -102,7 +102,7 @@ def thinned(y: Any, n: int) -> NDArray[np.intp]:
     Examples
     --------
     >>> thinned([[0, 9], [4, 5], [5, 4], [5.1, 3.9], [9, 0]], 3).tolist()
-    [0, 2, 4]
+    [0, 1, 4]
     """
     y = np.asarray(y, dtype=np.float64)
     k = len(y)
