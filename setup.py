@@ -90,6 +90,9 @@ KERNELS = [
     ("genetic/genetic", LEVELS, []),
     ("genetic/genetic_bits", LEVELS, []),
     ("genetic/genetic_select", LEVELS, []),
+    ("search/cma", LEVELS, []),
+    ("search/fronts", LEVELS, []),
+    ("search/gp", LEVELS, []),
 ]
 
 

@@ -1,15 +1,19 @@
 """What the search engines find, beside their peers: one table per kind of problem.
 
-    python -m benchmarks.search_quality [bbob tuning conditional mixed noise orders bits pareto]
+    python -m benchmarks.search_quality [bbob noise mixed conditional orders bits pareto tuning]
+        [speed]
 
 Every figure is a mean over instances or seeds with its 95 % bootstrap interval; peers that are
 not installed are left out. ``--quick`` takes few instances and seeds, ``--full`` those of the
-tables in docs/search.md. Quality does not depend on the load of the machine.
+tables in docs/search.md. Quality does not depend on the load of the machine; the figures of
+``speed`` are CPU times, ours and a peer's in turns. The loop's cost, executors and unequal tasks
+are in benchmarks/search_loop.py.
 """
 
 from __future__ import annotations
 
 import argparse
+import time
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -17,7 +21,18 @@ from typing import Any
 import numpy as np
 
 from benchmarks import problems
-from fastopt.search import NSGA2, Bool, Float, Int, Space, Vector, hypervolume
+from fastopt.search import (
+    CMA,
+    GP,
+    NSGA2,
+    Bool,
+    Float,
+    Int,
+    Space,
+    Vector,
+    fronts,
+    hypervolume,
+)
 from fastopt.search.engine import Engine
 from fastopt.search.methods import engine_for
 
@@ -128,9 +143,22 @@ def tpe(problem: problems.Problem, budget: int, seed: int) -> Curve:
     """Optuna's TPE: plain, or multivariate by groups where there are conditions."""
     import optuna
 
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
     grouped = problem.space.conditional
     sampler = optuna.samplers.TPESampler(seed=seed, multivariate=grouped, group=grouped)
+    return by_optuna(sampler, problem, budget)
+
+
+def gp_sampler(problem: problems.Problem, budget: int, seed: int) -> Curve:
+    """Optuna's GPSampler, which needs torch."""
+    import optuna
+
+    return by_optuna(optuna.samplers.GPSampler(seed=seed), problem, budget)
+
+
+def by_optuna(sampler: Any, problem: problems.Problem, budget: int) -> Curve:
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
     study = optuna.create_study(sampler=sampler)
     found: list[float] = []
     for _ in range(budget):
@@ -196,7 +224,7 @@ def available(runs: dict[str, Any]) -> dict[str, Any]:
     from importlib.util import find_spec
 
     needs = {"cmaes": "cmaes", "CatCMAwM": "cmaes", "SLSQP": "scipy", "TPE": "optuna"}
-    needs["pymoo"] = "pymoo"
+    needs |= {"pymoo": "pymoo", "moocore": "moocore", "GPSampler": "torch"}
     return {k: f for k, f in runs.items() if k not in needs or find_spec(needs[k])}
 
 
@@ -231,6 +259,8 @@ def tuning(scale: int) -> None:
     tasks = problems.tuning()
     curves: dict[str, list[np.ndarray]] = {}
     runs = available({"random": ours("random"), "auto": ours("auto"), "TPE": tpe})
+    if scale == 2:  # a fifth of a second per trial
+        runs |= available({"GPSampler": gp_sampler})
     for name, run in runs.items():
         curves[name] = [
             np.array([np.minimum.accumulate(run(p, budget, s)) for s in range(seeds)])
@@ -320,6 +350,65 @@ def pareto(scale: int) -> None:
         print(f"{name:28}{'pymoo':10}{interval(np.array(volumes))}", flush=True)
 
 
+def speed(scale: int) -> None:
+    """CPU time of what engines do between trials."""
+    rounds = (5, 20, 50)[scale]
+    for m in (2, 3):
+        y = np.random.default_rng(0).random((10_000, m))
+        runs: dict[str, Callable[[], Any]] = {"fastopt": lambda y=y: fronts(y)}
+        if available({"moocore": 1}):
+            import moocore
+
+            runs["moocore"] = lambda y=y: moocore.pareto_rank(y)
+        compare(f"fronts of 10,000 x {m}", runs, rounds)
+    space = Space(x=Vector(10, -5, 5))
+    cma = CMA(space, restarts="none", seed=0)
+
+    def generation() -> None:
+        x = cma.propose(cma.wants())
+        cma.learn(x, (x**2) @ 10.0 ** np.arange(10))
+
+    runs = {"fastopt": generation}
+    if available({"cmaes": 1}):
+        import cmaes
+
+        twin = cmaes.CMA(mean=np.ones(10), sigma=2.0, bounds=np.tile([-5.0, 5.0], (10, 1)), seed=0)
+
+        def theirs() -> None:
+            points = [twin.ask() for _ in range(twin.population_size)]
+            twin.tell([(x, float(x**2 @ 10.0 ** np.arange(10))) for x in points])
+
+        runs["cmaes"] = theirs
+    compare("generation of CMA, d 10", runs, 5 * rounds)
+    problem = problems.rotated_mixed(0, 3, 2)
+    asks = []
+    for seed in range(rounds // 5):
+        gp = GP(problem.space, seed=seed)
+        for _ in range(56):
+            start = time.process_time()
+            x = gp.propose(1)
+            asks.append(time.process_time() - start)
+            gp.learn(x, problem.f(x))
+        del asks[-56:-10]
+    print(f"{'gp, ask at 46 to 55 trials':28}{'fastopt':10}{np.median(asks) * 1e3:9.3g} ms")
+
+
+def compare(label: str, runs: dict[str, Callable[[], Any]], rounds: int) -> None:
+    """Median CPU time of each, in turns; the ratio is the last one's over the first one's."""
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(rounds):
+        for name, run in runs.items():
+            start = time.process_time()
+            run()
+            times[name].append(time.process_time() - start)
+    medians = {name: float(np.median(t)) for name, t in times.items()}
+    for name, t in medians.items():
+        print(f"{label:28}{name:10}{t * 1e6:9.4g} us", flush=True)
+    if len(medians) > 1:
+        first, *_, last = medians.values()
+        print(f"{label:28}{'ratio':10}{last / first:9.3g}", flush=True)
+
+
 def zdt(which: int) -> Callable[[np.ndarray], np.ndarray]:
     """Zitzler, Deb & Thiele 2000."""
 
@@ -348,6 +437,7 @@ TABLES = {
     "bits": bits,
     "pareto": pareto,
     "tuning": tuning,
+    "speed": speed,
 }
 
 

@@ -6,6 +6,7 @@ One section a kernel file, in the order of the names of those files.
 from __future__ import annotations
 
 from functools import reduce
+from math import erfc
 from operator import add
 
 import numpy as np
@@ -679,6 +680,67 @@ def ggml_codes(x, unit, kind):
 def ggml_body(codes, kind):
     """Bytes or nibbles (element j low, j + 16 high)."""
     return codes if kind == "Q8_0" else codes[:, :16] | codes[:, 16:] << 4
+
+
+# --- search
+def matern(a, b):
+    """Matern-5/2 of points that are divided by their length scales: (n, m)."""
+    r = np.sqrt(5.0) * np.sqrt(((a[:, None] - b) ** 2).sum(axis=2))
+    return (1 + r + r * r / 3) * np.exp(-r)
+
+
+def log_improvement(z):
+    """log(phi(z) + z Phi(z)), by its series below -6."""
+    near, far = np.maximum(z, -6.0), np.minimum(z, -6.0)
+    share = np.array([0.5 * erfc(-v / np.sqrt(2)) for v in near])
+    inside = np.log(np.exp(-0.5 * near**2) / np.sqrt(2 * np.pi) + near * share)
+    tail = -0.5 * far**2 - 0.5 * np.log(2 * np.pi) - 2 * np.log(-far)
+    return np.where(z < -6, tail + np.log1p(-3 / far**2 + 15 / far**4), inside)
+
+
+def likelihood(x, t, weights, noise):
+    """n/2 log(t' K^-1 t / n) + log|K| / 2."""
+    k = matern(x * weights, x * weights) + noise * np.eye(len(t))
+    fit = t @ np.linalg.solve(k, t)
+    return 0.5 * len(t) * np.log(fit / len(t)) + 0.5 * np.linalg.slogdet(k)[1]
+
+
+def gain(points, x, t, weights, noise, variance, best):
+    """log EI by the posterior's mean and deviation."""
+    k = matern(x * weights, x * weights) + noise * np.eye(len(t))
+    cross = matern(points * weights, x * weights)
+    rest = 1 - (cross * np.linalg.solve(k, cross.T).T).sum(axis=1)
+    deviation = np.sqrt(variance * np.maximum(rest, 1e-12))
+    z = (best - cross @ np.linalg.solve(k, t)) / deviation
+    return log_improvement(z) + np.log(deviation)
+
+
+def fronts(y):
+    """Peel the rows that no other row dominates, again and again."""
+    rank, left = np.full(len(y), -1), np.arange(len(y))
+    while len(left):
+        here = y[left]
+        lower = (here[:, None] <= here).all(axis=2) & (here[:, None] < here).any(axis=2)
+        rank[left[~lower.any(axis=0)]] = rank.max() + 1
+        left = left[lower.any(axis=0)]
+    return rank
+
+
+def cma_update(c, mean, path_sigma, path_c, steps, w, scale, axes, basis, r, fresh):
+    """Equations 41 to 47 of Hansen's tutorial; ``r``: mu, mu_eff, c_sigma, c_c, c_1, c_mu, chi."""
+    mu, mu_eff, cs, cc, c1, cmu, chi = r
+    d, full = len(mean), len(basis) > 0
+    white = (steps @ basis if full else steps) / axes
+    move = w[:mu] @ steps[:mu]
+    back = basis @ ((move @ basis) / axes) if full else move / axes
+    path_sigma = (1 - cs) * path_sigma + np.sqrt(cs * (2 - cs) * mu_eff) * back
+    length = np.linalg.norm(path_sigma)
+    h = length / np.sqrt(fresh) < (1.4 + 2 / (d + 1)) * chi
+    path_c = (1 - cc) * path_c + h * np.sqrt(cc * (2 - cc) * mu_eff) * move
+    signed = np.where(w >= 0, w, w * d / (white**2).sum(axis=1))
+    new = c1 * np.outer(path_c, path_c) + cmu * (steps.T * signed) @ steps
+    keep = 1 + c1 * (1 - h) * cc * (2 - cc) - c1 - cmu * w.sum()
+    return keep * c + (new if full else np.diag(new)), mean + scale * move, path_sigma, path_c
 
 
 # --- trees

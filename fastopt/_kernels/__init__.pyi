@@ -19,6 +19,9 @@ from fastopt._kernels.quantize import dequantize as dequantize
 from fastopt._kernels.quantize import pack as pack
 from fastopt._kernels.quantize import quantize as quantize
 from fastopt._kernels.quantize import quantize_range as quantize_range
+from fastopt._kernels.search import cma as cma
+from fastopt._kernels.search import fronts as fronts
+from fastopt._kernels.search import gp as gp
 from fastopt._kernels.shared.cpu import levels as levels
 from fastopt._kernels.sparse import sparse as sparse
 from fastopt._kernels.trees import forest as forest

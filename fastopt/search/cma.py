@@ -145,6 +145,7 @@ class CMA(Engine):
     """
 
     method = "cma"
+    proposals = 2
     _state_names = (
         "_mean",
         "_sigma",
@@ -297,18 +298,11 @@ class CMA(Engine):
     ) -> Matrix:
         """sigma N(0, C) (eq. 38-40), rows ``first`` + ``rows`` of a stream of draws."""
         d = len(self._mean)
-        half = (d + 1) // 2
-        u = np.empty((k, 2 * half))
-        _kernels.genetic_select.uniform(u, first, self._key, stream, 1)
+        u = self._uniform(first, k, stream, 2 * ((d + 1) // 2))
         if rows is not None:
             u = u[rows]
-        radius = np.sqrt(-2.0 * np.log1p(-u[:, :half]))
-        angle = 2.0 * math.pi * u[:, half:]
-        z = np.hstack([radius * np.cos(angle), radius * np.sin(angle)])[:, :d]
-        step: Matrix = z * self._axes
-        if not self.separable:
-            step = step @ self._basis.T
-        step *= self._sigma * self._stretch * self._free
+        step, scale = np.empty((len(u), d)), self._sigma * self._stretch * self._free
+        _kernels.cma.sample(step, u, scale, self._axes, self._basis, np.empty(d))
         return step
 
     def _update(self, genomes: Matrix, y: NDArray[np.float64]) -> None:
@@ -319,39 +313,29 @@ class CMA(Engine):
         if self._categories:
             self._categories.learn(self._odds, genomes, r.weights[: r.mu])
             genomes[:, self._categories.columns] = self._mean[self._categories.columns]
-        steps = (genomes - self._mean) / (self._sigma * self._stretch)
-        w = r.weights
-        move = w[: r.mu] @ steps[: r.mu]  # 41
-        self._mean = self._mean + self._sigma * self._stretch * move  # 42
-        if self.separable:
-            white = steps / self._axes
-            white_move = move / self._axes
-        else:
-            white = (steps @ self._basis) / self._axes
-            white_move = self._basis @ ((move @ self._basis) / self._axes)
-        cs, cc = r.c_sigma, r.c_c
-        self._path_sigma = (1 - cs) * self._path_sigma + math.sqrt(
-            cs * (2 - cs) * r.mu_eff
-        ) * white_move  # 43
-        length = float(np.linalg.norm(self._path_sigma))
+        scale = self._sigma * self._stretch
         self._generation += 1
-        fresh = 1 - (1 - cs) ** (2 * self._generation)
-        h = float(length / math.sqrt(fresh) < (1.4 + 2 / (d + 1)) * r.chi)
-        self._path_c = (1 - cc) * self._path_c + h * math.sqrt(
-            cc * (2 - cc) * r.mu_eff
-        ) * move  # 45
-        squares = (white**2).sum(axis=1)
-        w = np.where(w >= 0, w, w * d / np.maximum(squares, 1e-300))  # 46
-        keep = 1 + r.c_1 * (1 - h) * cc * (2 - cc) - r.c_1 - r.c_mu * r.weights.sum()
-        if self.separable:
-            self._c = keep * self._c + r.c_1 * self._path_c**2 + r.c_mu * (w @ steps**2)  # 47
-        else:
-            self._c = (
-                keep * self._c
-                + r.c_1 * np.outer(self._path_c, self._path_c)
-                + r.c_mu * (steps.T * w) @ steps
-            )
-        self._sigma *= math.exp(min(1.0, cs / r.d_sigma * (length / r.chi - 1)))  # 44
+        length = _kernels.cma.update(
+            self._c,
+            self._mean,
+            self._path_sigma,
+            self._path_c,
+            (genomes - self._mean) / scale,
+            r.weights,
+            scale,
+            self._axes,
+            self._basis,
+            np.empty(2 * d),
+            r.mu,
+            r.mu_eff,
+            r.c_sigma,
+            r.c_c,
+            r.c_1,
+            r.c_mu,
+            r.chi,
+            1 - (1 - r.c_sigma) ** (2 * self._generation),
+        )
+        self._sigma *= math.exp(min(1.0, r.c_sigma / r.d_sigma * (length / r.chi - 1)))  # 44
         gap = 1 / (10 * d * (r.c_1 + r.c_mu))
         if self._generation - self._decomposed >= gap:
             self._decompose()
@@ -362,9 +346,8 @@ class CMA(Engine):
         if self.separable:
             self._axes = np.sqrt(np.maximum(self._c, 1e-300))
             return
-        self._c = 0.5 * (self._c + self._c.T)
-        values, self._basis = np.linalg.eigh(self._c)
-        self._axes = np.sqrt(np.maximum(values, 1e-300))
+        d = len(self._axes)
+        _kernels.cma.decompose(self._basis, self._axes, self._c, np.empty(2 * d * d + 3 * d))
 
     # --- between runs
 

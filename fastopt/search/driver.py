@@ -18,14 +18,16 @@ from fastopt.errors import (
     OptionError,
     UnsupportedError,
 )
+from fastopt.search.batch import Budget
 from fastopt.search.engine import Engine, Random, fingerprint, space_of
 from fastopt.search.evaluation import Objective, as_numbers
+from fastopt.search.free_running import free_running
 from fastopt.search.identity import digest_of
 from fastopt.search.journal import Journal, stored_header
 from fastopt.search.methods import engine_for
 from fastopt.search.progress import Line
 from fastopt.search.result import Progress, Result
-from fastopt.search.run import Budget, Run
+from fastopt.search.run import Run
 from fastopt.search.space import Matrix, Space
 from fastopt.search.stopping import stopper_of
 from fastopt.search.workers import Executor, Processes
@@ -252,7 +254,7 @@ def minimize(
         run.workers = Executor(objective, executor)
     elif workers is not None:
         run.workers = Processes(objective, workers, timeout)
-    return run.finish(run.sync if mode == "sync" else run.free_running)
+    return run.finish(run.sync if mode == "sync" else lambda: free_running(run))
 
 
 def _checked_workers(

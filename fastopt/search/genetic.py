@@ -13,9 +13,9 @@ from fastopt._options import choice, integer, number
 from fastopt._random import Seed
 from fastopt._threads import resolve
 from fastopt.search.engine import Engine, fingerprint, hypercube
-from fastopt.search.operators import MUTATIONS, SBX, SERIAL_BELOW
+from fastopt.search.operators import MUTATIONS, SBX, SERIAL_BELOW, UNIFORM
 from fastopt.search.orders import CROSSOVERS, moved, reversed_part
-from fastopt.search.space import Matrix, Permutation, Space
+from fastopt.search.space import Bool, Matrix, Permutation, Space
 
 __all__ = ["Genetic"]
 
@@ -25,6 +25,9 @@ HYPERCUBE_BELOW = 1 << 20
 RETRIES = 8
 FINITE = 1 << 16  # points up to which a space's trials are all remembered
 POOL = 256  # draws from which a new one is picked after that, in such spaces
+# Share of pairs that cross, and of a crossing pair's genes that take part: Deb & Agrawal 1995.
+CROSSED, EXCHANGED = 0.9, 0.5
+STRIDE_OF_GENERATIONS = 4099  # a prime, so that rows of one generation and the next stay apart
 REVERSED = 0.7  # share of the mutations of an order that reverse a part; the others move one
 # Streams of uniform draws, apart from those of random trials and the hypercube (0 to 2).
 EXCHANGE, RESET, CHANCE, STRIDE, RETRY, CROSS, CHANGE = 3, 4, 5, 6, 7, 8, 9
@@ -80,6 +83,7 @@ class Genetic(Engine):
     """
 
     method = "genetic"
+    proposals = 2
     _state_names: ClassVar[tuple[str, ...]] = (
         "_genomes",
         "_fitness",
@@ -122,6 +126,8 @@ class Genetic(Engine):
         self._children = 0  # proposed in this generation
         self._seen: set[int] = set()  # all trials of a small finite space
         self._waiting: Matrix = np.empty((0, d))  # asked and not told, where ``unique``
+        kinds = {type(v) for v in self.space.variables.values()}
+        self._bits = kinds == {Bool} and not self.space.conditional
         self._orders = [
             self.space.slices[name]
             for name, v in self.space.variables.items()
@@ -221,6 +227,8 @@ class Genetic(Engine):
         _kernels.genetic_select.tournament(
             winners, self._fitness, self.tournament, self._key, step, threads
         )
+        if self._bits:
+            return self._bred_bits(winners, before, threads)
         child = np.empty((m, self.space.n_columns))
         _kernels.genetic.breed(
             child,
@@ -229,8 +237,8 @@ class Genetic(Engine):
             self.space.low,
             self.space.high,
             SBX,
-            0.9,
-            0.5,
+            CROSSED,
+            EXCHANGED,
             self.eta,
             MUTATIONS["polynomial"],
             1.0 / self.space.n_columns,
@@ -251,6 +259,27 @@ class Genetic(Engine):
         values = self.space.values_of(child)
         if self.unique:
             self._renew(values, child, rows)
+        return values
+
+    def _bred_bits(self, winners: NDArray[np.intp], before: int, threads: int) -> Matrix:
+        """The same where every variable is a Bool: uniform crossover, each bit flipped 1 / d."""
+        d = self.space.n_columns
+        child = np.empty((len(winners), d), np.uint8)
+        _kernels.genetic_bits.breed_bits(
+            child,
+            self._genomes.astype(np.uint8),
+            winners,
+            UNIFORM,
+            1.0,  # as options in mixed spaces, which every child takes from both parents
+            EXCHANGED,
+            1.0 / d,
+            self._key,
+            self._generation & 0xFFFFFFFF,
+            threads,
+        )
+        values = child[before : self._children].astype(np.float64)
+        if self.unique:
+            self._renew(values, values.copy(), np.arange(before, self._children))
         return values
 
     def _draw(self, rows: NDArray[np.intp], stream: int, attempt: int, columns: int = 0) -> Matrix:
@@ -356,7 +385,7 @@ class Genetic(Engine):
                 rate,
                 self.mutation_eta,
                 self._key ^ (RETRY + attempt),
-                (self._generation * 4099 + int(rows[0])) & 0xFFFFFFFF,
+                (self._generation * STRIDE_OF_GENERATIONS + int(rows[0])) & 0xFFFFFFFF,
                 1,
             )
             self._step(fresh, rows[clones], rate, attempt)

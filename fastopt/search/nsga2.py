@@ -9,12 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastopt._options import integer
-from fastopt._random import Seed
 from fastopt.search.genetic import Genetic
-from fastopt.search.pareto import crowding, fronts
+from fastopt.search.pareto import crowding, fronts, thinned
 from fastopt.search.space import Matrix, Space
 
 __all__ = ["NSGA2"]
+
+DEFAULTS = {"population": 100, "eta": 15.0, "mutation_eta": 10.0, "unique": True}
 
 
 class NSGA2(Genetic):
@@ -25,22 +26,23 @@ class NSGA2(Genetic):
     space : Space or dict of variables
     objectives : int
         Numbers that an objective returns, all minimised; y is told as (k, objectives).
-    population : int
-    x0, tournament, order_crossover, unique, seed, threads
-        As in ``Genetic``.
-    eta, mutation_eta : float
-        Distribution indices of SBX and of the polynomial mutation, by default those of the paper.
+    **options
+        Those of ``Genetic``. By default ``population`` is 100, ``unique`` true, ``eta`` 15 as in
+        the paper and ``mutation_eta`` 10, half of the paper's: with 20 the search of ZDT2
+        collapses to one point now and then (benchmarks/search_quality.py).
 
     Notes
     -----
     Parents and survivors are taken by front, then by crowding distance (Deb et al., IEEE TEC 6
-    (2002)). ``pareto`` has the front of what was told so far, as far as the population holds it.
+    (2002)), which is computed anew whenever one of the last front has gone (``thinned``; Kukkonen
+    & Deb, CEC 2006). ``pareto`` has the front of what was told so far, as far as the population
+    holds it.
 
     Examples
     --------
     >>> from fastopt import Space, Vector
     >>> algo = NSGA2(Space(x=Vector(2, 0, 1)), population=40, seed=0)
-    >>> for _ in range(60):
+    >>> for _ in range(150):
     ...     X = algo.ask(40)
     ...     algo.tell(X, np.column_stack([X[:, 0], (1 - X[:, 0]) ** 2 + X[:, 1]]))
     >>> values, y = algo.pareto
@@ -49,35 +51,13 @@ class NSGA2(Genetic):
     """
 
     method = "nsga2"
+    proposals = 2
     _state_names = (*Genetic._state_names, "_objectives")
 
     def __init__(
-        self,
-        space: Space | Mapping[str, Any],
-        *,
-        objectives: int = 2,
-        population: int = 100,
-        x0: Any = None,
-        tournament: int = 2,
-        eta: float = 15.0,
-        mutation_eta: float = 20.0,
-        order_crossover: str = "ox",
-        unique: bool = False,
-        seed: Seed = 0,
-        threads: int | None = None,
+        self, space: Space | Mapping[str, Any], *, objectives: int = 2, **options: Any
     ) -> None:
-        super().__init__(
-            space,
-            population=population,
-            x0=x0,
-            tournament=tournament,
-            eta=eta,
-            mutation_eta=mutation_eta,
-            order_crossover=order_crossover,
-            unique=unique,
-            seed=seed,
-            threads=threads,
-        )
+        super().__init__(space, **{**DEFAULTS, **options})
         self.n_objectives = integer(objectives, "objectives", low=2)
         self._objectives: Matrix = np.empty((0, self.n_objectives))
 
@@ -95,17 +75,22 @@ class NSGA2(Genetic):
     # --- inside
 
     def _keep(self, genomes: Matrix, y: NDArray[np.float64]) -> None:
-        """The best ``population`` of old and new by front and crowding; fitness is the place."""
+        """The best ``population`` of old and new by front and crowding; fitness is the place.
+
+        Of the last front that fits, the most crowded row goes, one after the other: rows that
+        are close to each other alone are not dropped together.
+        """
         genomes = np.concatenate([self._genomes, genomes])
         if len(self._objectives):  # before, their number may not have been known
             y = np.concatenate([self._objectives, y])
         if not len(y):
             return
         front = fronts(y)
-        spread = np.empty(len(y))
-        for rank in range(int(front.max()) + 1):
-            own = front == rank
-            spread[own] = crowding(y[own])
-        order = np.lexsort((-spread, front))[: self.population]
+        last = int(np.sort(front)[min(self.population, len(y)) - 1])
+        kept = [np.flatnonzero(front == rank) for rank in range(last + 1)]
+        room = self.population - sum(map(len, kept[:-1]))
+        if room < len(kept[-1]):
+            kept[-1] = kept[-1][thinned(y[kept[-1]], room)]
+        order = np.concatenate([own[np.argsort(-crowding(y[own]), kind="stable")] for own in kept])
         self._genomes, self._objectives = genomes[order], y[order]
         self._fitness = np.arange(float(len(order)))

@@ -12,12 +12,13 @@ from fastopt._arrays import as_array, check_disjoint, name_of, out_for
 from fastopt._options import choice, integer, number
 from fastopt._random import Seed, key_of
 from fastopt._threads import resolve
-from fastopt.errors import ArrayError
+from fastopt.errors import ArrayError, OptionError
 
 __all__ = ["tournament", "variation"]
 
 CROSSOVERS = {"none": 0, "uniform": 1, "one_point": 2, "two_point": 3, "sbx": 4}
-SBX = CROSSOVERS["sbx"]
+SBX, UNIFORM = CROSSOVERS["sbx"], CROSSOVERS["uniform"]
+FLIP = "flip"
 MUTATIONS = {"none": 0, "gaussian": 1, "polynomial": 2}
 # Genes of one call below which a second thread costs more than it saves.
 SERIAL_BELOW = 1 << 15
@@ -94,11 +95,11 @@ def variation(
 
     Parameters
     ----------
-    parents : (n, d) float64 or float32, C-contiguous
+    parents : (n, d) float64, float32 or bool, C-contiguous
     mates : (m,) intp, m even
         Children 2 p and 2 p + 1 come from rows mates[2 p] and mates[2 p + 1].
     low, high : float or (d,)
-        Bounds of each gene.
+        Bounds of each gene; 0 and 1 for bool.
     crossover : "sbx", "uniform", "one_point", "two_point" or "none"
     rate : float
         Share of pairs that cross.
@@ -106,7 +107,8 @@ def variation(
         Share of a crossing pair's genes that take part (SBX, uniform).
     eta : float
         SBX's distribution index; larger keeps children nearer their parents.
-    mutation : "polynomial", "gaussian" or "none"
+    mutation : "polynomial", "gaussian", "flip" or "none"
+        "flip" is that of bool, which has no other, nor "sbx".
     mutation_rate : float, optional
         Chance of each gene; 1 / d by default.
     mutation_scale : float, optional
@@ -126,19 +128,51 @@ def variation(
     Uniforms have 23 bits in SBX, so beta stays below 2^(24 / (eta + 1)).
     NaN genes stay NaN.
     """
-    parents = as_array(parents, "parents", ndim=2)
+    parents = as_array(parents, "parents", dtypes=("float64", "float32", "bool"), ndim=2)
     mates = as_array(mates, "mates", dtypes=_INDEX, ndim=1)
     d = parents.shape[1]
+    choice(crossover, "crossover", CROSSOVERS)
+    choice(mutation, "mutation", (*MUTATIONS, FLIP))
+    bits = parents.dtype == bool
+    if bits and (crossover == "sbx" or mutation not in ("none", FLIP)):
+        raise OptionError(
+            f"parents: bool has no crossover {crossover!r} with mutation {mutation!r}; "
+            "use crossover='uniform', mutation='flip'"
+        )
+    if mutation == FLIP and not bits:
+        raise OptionError(f"mutation: 'flip' is for bool, parents are {parents.dtype}")
     lows, highs = _bound(low, "low", parents), _bound(high, "high", parents)
+    if bits and not ((lows == 0).all() and (highs == 1).all()):
+        raise ArrayError("low, high: expected 0 and 1 for bool")
     if not (lows <= highs).all():
         raise ArrayError("low, high: expected low <= high for each gene, and no NaN")
     workers = resolve(threads, len(mates) * d, SERIAL_BELOW)
-    if _kernels.genetic.outside(parents, lows, highs, workers):
+    if not bits and _kernels.genetic.outside(parents, lows, highs, workers):
         raise ArrayError("parents: expected genes within low and high")
     child = out_for(out, "out", (len(mates), d), name_of(parents.dtype))
     check_disjoint([("out", child)], [("parents", parents), ("low", lows), ("high", highs)])
     if mutation_rate is None:
         mutation_rate = 1.0 / max(d, 1)
+    mutation_rate = number(mutation_rate, "mutation_rate", low=0, high=1)
+    if mutation == "none":
+        mutation_rate = 0.0
+    key, step = key_of(seed), integer(generation, "generation") & 0xFFFFFFFF
+    rate = number(rate, "rate", low=0, high=1)
+    gene_rate = number(gene_rate, "gene_rate", low=0, high=1)
+    if bits:
+        _kernels.genetic_bits.breed_bits(
+            child.view(np.uint8),
+            parents.view(np.uint8),
+            mates,
+            CROSSOVERS[crossover],
+            rate,
+            gene_rate,
+            mutation_rate,
+            key,
+            step,
+            workers,
+        )
+        return child
     if mutation_scale is None:
         mutation_scale = 0.1 if mutation == "gaussian" else 20.0
     _kernels.genetic.breed(
@@ -147,23 +181,23 @@ def variation(
         mates,
         lows,
         highs,
-        CROSSOVERS[choice(crossover, "crossover", CROSSOVERS)],
-        number(rate, "rate", low=0, high=1),
-        number(gene_rate, "gene_rate", low=0, high=1),
+        CROSSOVERS[crossover],
+        rate,
+        gene_rate,
         number(eta, "eta", low=0, high=1000),
-        MUTATIONS[choice(mutation, "mutation", MUTATIONS)],
-        number(mutation_rate, "mutation_rate", low=0, high=1) if mutation != "none" else 0.0,
+        MUTATIONS[mutation],
+        mutation_rate,
         number(mutation_scale, "mutation_scale", low=0),
-        key_of(seed),
-        integer(generation, "generation") & 0xFFFFFFFF,
+        key,
+        step,
         workers,
     )
     return child
 
 
 def _bound(value: Any, name: str, parents: NDArray[Any]) -> NDArray[Any]:
-    """One bound a gene, of the parents' dtype."""
-    dtype = name_of(parents.dtype)
+    """One bound per gene, of the parents' dtype; float64 for bool."""
+    dtype = "float64" if parents.dtype == bool else name_of(parents.dtype)
     bound = as_array(value, name, dtypes=(dtype,), cast=dtype, ndim=(0, 1))
     if bound.ndim == 0:
         return np.full(parents.shape[1], bound)

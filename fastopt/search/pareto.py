@@ -8,11 +8,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fastopt import _kernels
 from fastopt.errors import ArrayError
 
-__all__ = ["crowding", "fronts", "hypervolume"]
-
-BLOCK = 256  # rows that are compared with all others at once
+__all__ = ["crowding", "fronts", "hypervolume", "thinned"]
 
 
 def fronts(y: Any) -> NDArray[np.intp]:
@@ -32,8 +31,8 @@ def fronts(y: Any) -> NDArray[np.intp]:
     Notes
     -----
     Rows in lexicographic order go to the first front that does not dominate them, found by
-    bisection (Zhang et al., ENS-BS, IEEE TEC 19 (2015)); with two objectives only the last row of
-    a front is looked at, O(n log n).
+    bisection (Zhang et al., ENS-BS, IEEE TEC 19 (2015)): O(n log n) for two objectives, about
+    that for three, O(n^2) at worst for more.
 
     Examples
     --------
@@ -43,70 +42,16 @@ def fronts(y: Any) -> NDArray[np.intp]:
     y = np.asarray(y, dtype=np.float64)
     if y.ndim != 2:
         raise ArrayError(f"y: expected shape (n, m), got {y.shape}")
-    rank = np.zeros(len(y), np.intp)
+    rank = np.empty(len(y), np.int32)
     bad = np.isnan(y).any(axis=1)
-    good = np.flatnonzero(~bad)
-    rows, inverse = np.unique(y[good], axis=0, return_inverse=True)  # lexicographic, no copies
-    if y.shape[1] == 2:
-        found = _two(rows)
+    if not bad.any():
+        _kernels.fronts.fronts(rank, np.ascontiguousarray(y))
     else:
-        found = _many(rows)
-    rank[good] = found[inverse.ravel()]
-    rank[bad] = found.max(initial=-1) + 1
-    return rank
-
-
-def _two(rows: NDArray[np.float64]) -> NDArray[np.intp]:
-    """Fronts of sorted, different rows: of each front its lowest second value decides."""
-    lowest: list[float] = []  # the negated lowest second value of each front, which falls
-    rank = np.empty(len(rows), np.intp)
-    for i, second in enumerate((-rows[:, 1]).tolist()):
-        # The first front whose lowest second value is above this one.
-        k = _first(lowest, second)
-        if k == len(lowest):
-            lowest.append(second)
-        else:
-            lowest[k] = second
-        rank[i] = k
-    return rank
-
-
-def _first(lowest: list[float], second: float) -> int:
-    """First front with -lowest < second, of a list that falls."""
-    low, high = 0, len(lowest)
-    while low < high:
-        middle = (low + high) // 2
-        if lowest[middle] < second:
-            high = middle
-        else:
-            low = middle + 1
-    return low
-
-
-def _many(rows: NDArray[np.float64]) -> NDArray[np.intp]:
-    members: list[list[int]] = []
-    rank = np.empty(len(rows), np.intp)
-
-    def dominated(front: list[int], row: NDArray[np.float64]) -> bool:
-        for start in range(len(front), 0, -BLOCK):  # the latest rows dominate most often
-            block = rows[front[max(0, start - BLOCK) : start]]
-            if (block <= row).all(axis=1).any():
-                return True
-        return False
-
-    for i, row in enumerate(rows):
-        low, high = 0, len(members)
-        while low < high:
-            middle = (low + high) // 2
-            if dominated(members[middle], row):
-                low = middle + 1
-            else:
-                high = middle
-        if low == len(members):
-            members.append([])
-        members[low].append(i)
-        rank[i] = low
-    return rank
+        found = np.empty(len(y) - int(bad.sum()), np.int32)
+        _kernels.fronts.fronts(found, y[~bad])
+        rank[~bad] = found
+        rank[bad] = found.max(initial=-1) + 1
+    return rank.astype(np.intp)
 
 
 def crowding(y: Any) -> NDArray[np.float64]:
@@ -124,12 +69,70 @@ def crowding(y: Any) -> NDArray[np.float64]:
     distance = np.zeros(len(y))
     for column in y.T:
         order = np.argsort(column, kind="stable")
-        span = column[order[-1]] - column[order[0]] if len(order) else 0.0
-        if not span > 0 or not math.isfinite(span):
+        span = _span(column, order)
+        if not 0 < span < math.inf:
             continue
         distance[order[[0, -1]]] = np.inf
         distance[order[1:-1]] += (column[order[2:]] - column[order[:-2]]) / span
     return distance
+
+
+def _span(column: NDArray[np.float64], order: NDArray[np.intp]) -> float:
+    """Largest value less the smallest; NaN where both are the same infinity."""
+    return float(column[order[-1]]) - float(column[order[0]]) if len(order) else 0.0
+
+
+def thinned(y: Any, n: int) -> NDArray[np.intp]:
+    """Rows of one front that stay when the most crowded row goes, again and again, until n are
+    left: unlike the n rows of largest distance, they have no gap where several were close.
+
+    Parameters
+    ----------
+    y : (k, m) array-like of float64
+    n : int
+
+    Returns
+    -------
+    (min(n, k),) intp, ascending
+
+    Notes
+    -----
+    Distances are those of ``crowding`` among the rows that are left; O(m k log k + k (k - n)).
+
+    Examples
+    --------
+    >>> thinned([[0, 9], [4, 5], [5, 4], [5.1, 3.9], [9, 0]], 3).tolist()
+    [0, 1, 4]
+    """
+    y = np.asarray(y, dtype=np.float64)
+    k = len(y)
+    left = np.ones(k, bool)
+    distance = crowding(y)
+    links = []  # of each objective: scaled values, the row before and the row after each row
+    for column in y.T:
+        order = np.argsort(column, kind="stable")
+        span = _span(column, order)
+        if not 0 < span < math.inf:
+            continue
+        before, after = np.full(k, -1), np.full(k, -1)
+        before[order[1:]], after[order[:-1]] = order[:-1], order[1:]
+        links.append(((column / span).tolist(), before.tolist(), after.tolist()))
+    for _ in range(k - n):
+        out = int(np.argmin(np.where(left, distance, np.inf)))
+        if not math.isfinite(distance[out]):  # ends alone are left
+            out = int(np.flatnonzero(left)[-1])
+        left[out] = False
+        for at, before, after in links:
+            low, high = before[out], after[out]
+            if high >= 0:
+                before[high] = low
+                if after[high] >= 0 and low >= 0:
+                    distance[high] += at[out] - at[low]
+            if low >= 0:
+                after[low] = high
+                if before[low] >= 0 and high >= 0:
+                    distance[low] += at[high] - at[out]
+    return np.flatnonzero(left)
 
 
 def hypervolume(y: Any, reference: Any) -> float:

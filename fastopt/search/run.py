@@ -1,9 +1,8 @@
 """One search under way: ask the engine, send trials out, record what comes back, tell.
 
-Synchronous (``sync``): trials are proposed in batches, and a batch is told when all of it is
-there, in the order of trial numbers; so what is proposed depends on the seed and on finished
-batches, never on who was faster. Asynchronous (``free_running``): every trial is told when it
-arrives and a new one is proposed; the journal keeps that order, so a search can be replayed.
+``sync``: trials are proposed in batches, and a batch is told when all of it is there, in the
+order of trial numbers; so what is proposed depends on the seed and on finished batches, never on
+who was faster. The asynchronous loop is in ``free_running``.
 """
 
 from __future__ import annotations
@@ -16,14 +15,13 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from fastopt._random import generator_of
 from fastopt.errors import FormatError
+from fastopt.search.batch import EXHAUSTED, Batch, Budget, rows_of, told_of
 from fastopt.search.engine import Engine, fingerprint
 from fastopt.search.evaluation import Objective, Outcome
 from fastopt.search.journal import Journal
@@ -34,7 +32,7 @@ from fastopt.search.space import LISTED, Matrix
 from fastopt.search.stopping import Stopper
 from fastopt.search.workers import Inline, Task, Workers
 
-__all__ = ["Budget", "Run"]
+__all__ = ["Run"]
 
 log = logging.getLogger("fastopt.search")
 
@@ -46,36 +44,8 @@ LOOK_S = 0.05
 EARLY = ("stopped by", "patience", "target")
 # Trials of a batch that end by the same rule: what earlier batches taught a stopper.
 STOPPED_BATCH = 8
-EXHAUSTED = "space exhausted: every point was tried"
 # Batches without any new point of a finite space after which the rest is listed.
 STALE = 4
-
-
-@dataclass(frozen=True)
-class Budget:
-    """When a search ends: evaluations, seconds, evaluations without improvement, a value that is
-    good enough (in the sign that is minimised)."""
-
-    max_evals: int | None = None
-    max_time: float | None = None
-    patience: int | None = None
-    target: float | None = None
-
-
-class Batch:
-    """Trials proposed from the same knowledge, and what came out of those that are finished."""
-
-    def __init__(self, values: Matrix, first: int, rows: list[int] | None = None) -> None:
-        self.values = values  # all that the engine proposed
-        self.rows = rows  # those that are new points; None: all
-        self.fresh = values if rows is None else values[rows]
-        self.first = first  # number of the first fresh trial
-        self.outcomes: list[float | Outcome | None] = [None] * len(self.fresh)
-        self.known: set[int] = set()  # from the journal
-        self.missing = len(self.fresh)
-        self.settled = 0
-        self.y: NDArray[np.float64] | None = None  # outcomes that are nothing but numbers
-        self.stop: Any = None  # rule by which its trials end early
 
 
 class Run:
@@ -200,7 +170,7 @@ class Run:
     # --- synchronous
 
     def sync(self) -> None:
-        self._prepare()
+        self.prepare()
         # Batches that the engine may propose before the oldest of them is told.
         finite = self.unseen is not None
         told = finite or self.vectorized or self.stopper is not None
@@ -208,15 +178,15 @@ class Run:
         open_: deque[Batch] = deque()
         try:
             while not self.message:
-                while len(open_) <= ahead and self.asked < self.limit and self._in_time():
+                while len(open_) <= ahead and self.asked < self.limit and self.in_time():
                     batch = self._propose()
                     if batch is None:
                         break
-                    batch.stop = self._stop()
+                    batch.stop = self.rule()
                     open_.append(batch)
                     self._send(batch)
                 if not open_:
-                    self.message = self.message or self._budget_reached()
+                    self.message = self.message or self.budget_reached()
                     break
                 if self.vectorized:
                     self._evaluate_at_once(open_[0])
@@ -227,32 +197,32 @@ class Run:
                 if self.interrupts:
                     self.message = "interrupted"
                 if open_[0].missing or self.failure is not None:  # ended early
-                    self.message = self.message or self._budget_reached()
+                    self.message = self.message or self.budget_reached()
                     break
-                self._settle(open_[0])
-                self._learn(open_[0])
+                self.settle(open_[0])
+                self.learn(open_[0])
                 open_.popleft()
         finally:
             self.evaluating = False
             for batch in open_:
-                self._settle(batch, gaps=True)
-                self._learn(batch)
+                self.settle(batch, gaps=True)
+                self.learn(batch)
             if self.failure is not None:
                 raise self.failure
 
-    def _prepare(self) -> None:
+    def prepare(self) -> None:
         if self.space.size <= LISTED:
             points = self.space.points()
             order = generator_of(self.engine.key).permutation(len(points))
             self.unseen = {points[i].tobytes(): points[i] for i in order}
 
-    def _in_time(self) -> bool:
+    def in_time(self) -> bool:
         return self.deadline == math.inf or time.monotonic() < self.deadline
 
-    def _budget_reached(self) -> str:
+    def budget_reached(self) -> str:
         if self.failure is not None:
             return f"{type(self.failure).__name__}: {self.failure}"
-        if not self._in_time():
+        if not self.in_time():
             return f"max_time={self.budget.max_time:g} s reached"
         return f"max_evals={self.budget.max_evals} reached"
 
@@ -270,7 +240,7 @@ class Run:
             batch = Batch(values, self.asked, rows)
             if rows:
                 return self._known(batch)
-            self._learn(batch)
+            self.learn(batch)
         if self.unseen:
             k = int(min(self.batch or self._wanted(), room))
             rest = np.array(list(self.unseen.values())[:k])
@@ -332,7 +302,7 @@ class Run:
             [Task(batch.first + i, t, stop) for i, t in zip(todo, trials, strict=True)]
         )
 
-    def _stop(self) -> Any:
+    def rule(self) -> Any:
         return None if self.stopper is None else self.stopper.rule()
 
     def _evaluate_here(self, batch: Batch) -> None:
@@ -349,21 +319,21 @@ class Run:
             for i, outcome in zip(todo, results, strict=True):
                 outcomes[i] = outcome
                 batch.missing -= 1
-                if self.interrupts or (type(outcome) is not float and self._fatal(outcome)):
+                if self.interrupts or (type(outcome) is not float and self.is_fatal(outcome)):
                     break
             self.evaluating = False
             return
-        self._settle(batch, ready=True)
+        self.settle(batch, ready=True)
         for i in todo:
             if self.message or (timed and time.monotonic() >= self.deadline):
                 return
             self.evaluating = True
             outcome = next(results)
             self.evaluating = False
-            self._arrived(batch, i, outcome)
+            self.record(batch, i, outcome)
             if self.per_trial:
-                self._settle(batch, ready=True)
-            if self.interrupts or (type(outcome) is not float and self._fatal(outcome)):
+                self.settle(batch, ready=True)
+            if self.interrupts or (type(outcome) is not float and self.is_fatal(outcome)):
                 return
 
     def _evaluate_at_once(self, batch: Batch) -> None:
@@ -386,7 +356,7 @@ class Run:
         if failure is not None:
             message = f"{type(failure).__name__}: {failure}"
             outcomes[0] = Outcome(math.nan, (), message, failure)
-            self._fatal(outcomes[0])
+            self.is_fatal(outcomes[0])
         if self.journal is not None:
             self.journal.append(
                 (batch.first + i, row, whole(o), None)
@@ -398,19 +368,19 @@ class Run:
         """Until the oldest batch is complete, or the search is to end."""
         oldest = open_[0]
         assert self.workers is not None
-        self._settle(oldest, ready=True)
+        self.settle(oldest, ready=True)
         while oldest.missing and not self.message and not self.interrupts:
-            for number, outcome in self._wait():
+            for number, outcome in self.wait():
                 batch = next(b for b in open_ if number - b.first < len(b.fresh))
-                self._arrived(batch, number - batch.first, outcome)
-                if self._fatal(outcome):
+                self.record(batch, number - batch.first, outcome)
+                if self.is_fatal(outcome):
                     return
             if self.per_trial:
-                self._settle(oldest, ready=True)
-            if not self._in_time():
+                self.settle(oldest, ready=True)
+            if not self.in_time():
                 return
 
-    def _wait(self) -> list[tuple[int, float | Outcome]]:
+    def wait(self) -> list[tuple[int, float | Outcome]]:
         """What arrives within a moment."""
         assert self.workers is not None
         left = min(LOOK_S, self.deadline - time.monotonic())
@@ -419,14 +389,14 @@ class Run:
         self.evaluating = False
         return arrivals
 
-    def _fatal(self, outcome: float | Outcome) -> bool:
+    def is_fatal(self, outcome: float | Outcome) -> bool:
         """Whether a trial ends the search; its error is raised when all else is recorded."""
         if not self.raises or not isinstance(outcome, Outcome) or outcome.error is None:
             return False
         self.failure = self.failure or outcome.error
         return True
 
-    def _arrived(
+    def record(
         self, batch: Batch, i: int, outcome: float | Outcome, asked: int | None = None
     ) -> None:
         batch.outcomes[i] = outcome
@@ -447,7 +417,7 @@ class Run:
 
     # --- from outcomes to the result
 
-    def _settle(self, batch: Batch, *, ready: bool = False, gaps: bool = False) -> None:
+    def settle(self, batch: Batch, *, ready: bool = False, gaps: bool = False) -> None:
         """Take finished trials into the history in the order of their numbers: up to the first
         gap (``ready``), or all of them (``gaps``)."""
         todo = batch.outcomes[batch.settled :]
@@ -503,7 +473,7 @@ class Run:
         elapsed = time.monotonic() - self.start
         return Progress(len(self.trials), self.trials.fun, self.trials.x, elapsed)
 
-    def _learn(self, batch: Batch) -> None:
+    def learn(self, batch: Batch) -> None:
         """Tell the engine what of a batch is finished; points that it repeats are answered from
         what is known."""
         if batch.y is not None:  # settled at once
@@ -513,7 +483,7 @@ class Run:
         if batch.rows is not None:
             for number, outcome in zip(numbers, batch.outcomes, strict=True):
                 if outcome is not None:
-                    self.told[number] = _told(outcome)
+                    self.told[number] = told_of(outcome)
             rows = [
                 i for i, row in enumerate(batch.values) if self.seen[row.tobytes()] in self.told
             ]
@@ -523,90 +493,15 @@ class Run:
             plain = rows and not self.trials.several
             if plain and all(type(batch.outcomes[i]) is float for i in rows):
                 y = np.array([batch.outcomes[i] for i in rows])
-                self.engine.learn(_rows(batch.values, rows), y)
+                self.engine.learn(rows_of(batch.values, rows), y)
                 return
-            told = [_told(o) for o in batch.outcomes if o is not None]
+            told = [told_of(o) for o in batch.outcomes if o is not None]
         if not rows:
             return
         m = self.trials.m or self.engine.n_objectives
         y = np.array([v if isinstance(v, tuple) or m == 1 else (v,) * m for v, _ in told])
         violation = np.array([v for _, v in told]) if self.objective.constraints else None
-        self.engine.learn(_rows(batch.values, rows), y, violation)
-
-    # --- asynchronous
-
-    def free_running(self) -> None:
-        workers: Workers = Inline(self.objective) if self.workers is None else self.workers
-        self.workers = workers
-        self._prepare()
-        flying: dict[int, Matrix] = {}
-        slots = self.batch or workers.slots
-        try:
-            self._replay(flying)
-            self._fly(list(flying.items()))
-            while not self.message and not self.interrupts:
-                free = int(min(slots - len(flying), self.limit - self.asked))
-                if free > 0 and self._in_time() and self.unseen != {}:
-                    self._fly(self._ask(free, flying))
-                if not flying and self.unseen == {}:
-                    self.message = EXHAUSTED
-                    return
-                if not flying or not self._in_time():
-                    self.message = self._budget_reached()
-                    return
-                for number, outcome in self._wait():
-                    batch = Batch(flying.pop(number)[None], number)
-                    self._arrived(batch, 0, outcome, self.asked)
-                    self._settle(batch, gaps=True)
-                    self._learn(batch)
-                    self._fatal(outcome)
-                if self.failure is not None:
-                    raise self.failure
-            if self.interrupts:
-                self.message = "interrupted"
-        finally:
-            self.evaluating = False
-
-    def _ask(self, k: int, flying: dict[int, Matrix]) -> list[tuple[int, Matrix]]:
-        values = self.engine.propose(k)
-        new = list(zip(range(self.asked, self.asked + len(values)), values, strict=True))
-        self.asked += len(values)
-        flying.update(new)
-        if self.unseen is not None:
-            for row in values:
-                self.unseen.pop(row.tobytes(), None)
-        return new
-
-    def _fly(self, trials: list[tuple[int, Matrix]]) -> None:
-        if trials:
-            assert self.workers is not None
-            stop = self._stop()
-            dicts = self.space.dicts_of(np.array([row for _, row in trials]))
-            self.workers.send(
-                [Task(number, t, stop) for (number, _), t in zip(trials, dicts, strict=True)]
-            )
-
-    def _replay(self, flying: dict[int, Matrix]) -> None:
-        """Propose and tell as it happened, by the journal's order."""
-        if self.journal is None:
-            return
-        for number, record in self.journal.trials.items():
-            if record.asked is None or record.asked > self.limit:
-                break
-            if record.asked > self.asked:
-                self._ask(record.asked - self.asked, flying)
-            if number not in flying or fingerprint(flying[number]) != record.x:
-                raise FormatError(
-                    f"trial {number} was evaluated at another point than is proposed now: the "
-                    "journal is of another version or machine",
-                    self.journal.path,
-                )
-            if self.retry_failed and record.outcome.failed:
-                continue
-            batch = Batch(flying.pop(number)[None], number)
-            batch.outcomes[0] = record.outcome
-            self._settle(batch, gaps=True)
-            self._learn(batch)
+        self.engine.learn(rows_of(batch.values, rows), y, violation)
 
     # --- the result
 
@@ -618,13 +513,3 @@ class Run:
             interrupted=self.message == "interrupted",
             maximize=self.maximize,
         )
-
-
-def _told(outcome: float | Outcome) -> tuple[Any, float]:
-    """y and the violation of the constraints, as engines get them."""
-    trial = whole(outcome)
-    return trial.y, sum(max(c, 0.0) for c in trial.constraints)
-
-
-def _rows(values: Matrix, rows: list[int]) -> Matrix:
-    return values if len(rows) == len(values) else values[rows]

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import copy
 import itertools
-import math
 from collections.abc import Iterable, Mapping
 from functools import cached_property
 from os import PathLike
@@ -27,6 +26,15 @@ from numpy.typing import NDArray
 from fastopt._arrays import as_array
 from fastopt._options import number
 from fastopt.errors import ArrayError, DTypeError, OptionError
+from fastopt.search.columns import (
+    column_of,
+    conditions_of,
+    is_absent,
+    limits_of,
+    mutable_rows,
+    objects_of,
+    options_array,
+)
 from fastopt.search.identity import describe, digest_of
 from fastopt.search.variables import Bool, Choice, Float, Int, Permutation, Variable, Vector
 
@@ -36,8 +44,6 @@ Matrix: TypeAlias = NDArray[np.float64]
 Mask: TypeAlias = NDArray[np.bool_]
 Trials: TypeAlias = "Matrix | dict[str, NDArray[Any]]"
 
-# Options that an objective could write into: it gets copies.
-MUTABLE = (np.ndarray, list, dict, set, bytearray)
 # Points up to which a finite space is listed, to see that it was searched.
 LISTED = 1 << 16
 
@@ -103,7 +109,7 @@ class Space:
         for name, v in variables.items():
             n = v.n if isinstance(v, (Permutation, Vector)) else 1
             self.slices[name] = slice(len(low), len(low) + n)
-            lo, hi, kind, size = _column_of(v)
+            lo, hi, kind, size = column_of(v)
             low += [lo] * n
             high += [hi] * n
             kinds += [kind] * n
@@ -128,8 +134,8 @@ class Space:
         for name, v in variables.items():
             if isinstance(v, Float) and v.step is not None:
                 self._cell[self.slices[name]] = v.step
-            self._value_low[self.slices[name]], self._value_high[self.slices[name]] = _limits(v)
-        self._conditions = _conditions(self.variables)
+            self._value_low[self.slices[name]], self._value_high[self.slices[name]] = limits_of(v)
+        self._conditions = conditions_of(self.variables)
         self.conditional: bool = bool(self._conditions)
         self.identity: bool = bool((kind_of == "real").all()) and not self.conditional
         self._inactive: Matrix = self._value_low.copy()  # what an inactive variable holds
@@ -351,8 +357,8 @@ class Space:
                 column = part[:, 0] != 0
             elif isinstance(v, Choice):
                 codes = part[:, 0].astype(np.intp)
-                column = _options_array(v)[codes]
-                for i in _mutable(v, codes):
+                column = options_array(v)[codes]
+                for i in mutable_rows(v, codes):
                     column[i] = copy.deepcopy(column[i])
             elif isinstance(v, Permutation):
                 column = part.astype(np.int64)
@@ -364,7 +370,7 @@ class Space:
                     column = column.astype(np.float64)
                     column[off] = np.nan
                 else:
-                    column = _objects(list(column))
+                    column = objects_of(list(column))
                     column[off] = None
             columns[name] = column
         return columns
@@ -384,7 +390,7 @@ class Space:
             elif isinstance(v, Choice):
                 codes, options = part[:, 0].astype(np.intp), v.options
                 column = [options[i] for i in codes.tolist()]
-                for row in _mutable(v, codes):
+                for row in mutable_rows(v, codes):
                     column[row] = copy.deepcopy(column[row])
                 columns.append(column)
             elif isinstance(v, Permutation):
@@ -475,7 +481,7 @@ class Space:
             self._check_names(trial, f"{name}[{i}]", partial=self.conditional)
             for key in trial:
                 v = self.variables[key]
-                if v.when is not None and _absent(trial[key], v):
+                if v.when is not None and is_absent(trial[key], v):
                     continue
                 values[i, self.slices[key]] = self._value(key, trial[key], f"{name}[{i}]")
         if self.conditional:
@@ -484,7 +490,7 @@ class Space:
                 for key, where in self.slices.items():
                     here = key in trial and not (
                         self.variables[key].when is not None
-                        and _absent(trial[key], self.variables[key])
+                        and is_absent(trial[key], self.variables[key])
                     )
                     if here != mask[i, where.start]:
                         what = "is inactive here" if here else "is missing"
@@ -531,109 +537,3 @@ class Space:
                 f"{name}[{i}].{key}: {values[i, j]:g} is not a value of {self.variables[key]!r}"
             )
         return values
-
-
-def _conditions(variables: dict[str, Variable]) -> dict[str, list[tuple[str, Matrix]]]:
-    """Name -> (parent, its values at which the variable is active), parents before children."""
-    ordered: dict[str, list[tuple[str, Matrix]]] = {}
-    waiting = {name: v for name, v in variables.items() if v.when is not None}
-    for name, v in waiting.items():
-        for parent in v.when or ():
-            if parent not in variables:
-                raise OptionError(f"{name}: when names {parent!r}, which is no variable")
-    while waiting:
-        ready = [n for n, v in waiting.items() if not any(p in waiting for p in v.when or ())]
-        if not ready:
-            raise OptionError(f"{', '.join(waiting)}: when goes round in a circle")
-        for name in ready:
-            v = waiting.pop(name)
-            ordered[name] = [
-                (parent, _codes(parent, variables[parent], wanted, name))
-                for parent, wanted in (v.when or {}).items()
-            ]
-    return ordered
-
-
-def _codes(parent: str, v: Variable, wanted: tuple[Any, ...], name: str) -> Matrix:
-    """Values of the parent's column for the values named in ``when``."""
-    if isinstance(v, (Choice, Bool, Int)):
-        codes: list[float] = []
-        for value in wanted:
-            try:
-                if isinstance(v, Choice):
-                    codes.append(v.index(value))
-                else:
-                    low, high = _limits(v)
-                    codes.append(number(value, parent, low=low, high=high))
-            except (OptionError, DTypeError) as error:
-                raise OptionError(f"{name}: when {parent} is {value!r}: {error}") from None
-        return np.array(codes)
-    raise OptionError(f"{name}: when can name a Choice, Bool or Int, not {parent}={v!r}")
-
-
-def _column_of(v: Variable) -> tuple[float, float, str, float]:
-    """Genome bounds, kind of column, number of points."""
-    if isinstance(v, Float):
-        if v.log:
-            return math.log(v.low), math.log(v.high), "log", 1.0 if v.low == v.high else math.inf
-        if v.step is not None:
-            steps = math.floor((v.high - v.low) / v.step * (1 + 1e-12))
-            half = 0.5 * v.step * (1 - 1e-9)
-            return v.low - half, v.low + steps * v.step + half, "step", float(steps + 1)
-        return v.low, v.high, "real", 1.0 if v.low == v.high else math.inf
-    if isinstance(v, Int):
-        if v.log:
-            return math.log(v.low - 0.5), math.log(v.high + 0.5), "log int", v.high - v.low + 1.0
-        return v.low - 0.5, v.high + 0.5, "int", v.high - v.low + 1.0
-    if isinstance(v, Choice):
-        return -0.5, len(v.options) - 0.5, "category", float(len(v.options))
-    if isinstance(v, Bool):
-        return -0.5, 1.5, "category", 2.0
-    if isinstance(v, Permutation):
-        return 0.0, 1.0, "key", math.factorial(v.n) if v.n < 171 else math.inf
-    return v.low, v.high, "real", 1.0 if v.low == v.high else math.inf
-
-
-def _limits(v: Variable) -> tuple[float, float]:
-    if isinstance(v, Float) and v.step is not None:
-        return v.low, v.low + v.step * math.floor((v.high - v.low) / v.step * (1 + 1e-12))
-    if isinstance(v, (Float, Int, Vector)):
-        return float(v.low), float(v.high)
-    if isinstance(v, Choice):
-        return 0.0, len(v.options) - 1.0
-    if isinstance(v, Permutation):
-        return 0.0, v.n - 1.0
-    return 0.0, 1.0
-
-
-def _absent(value: Any, v: Variable) -> bool:
-    """Whether a column's entry says that the variable is inactive."""
-    if value is None:
-        return not (isinstance(v, Choice) and None in v.options)
-    if isinstance(v, (Float, Int)):
-        return isinstance(value, float) and math.isnan(value)
-    return isinstance(v, Vector) and bool(np.isnan(value).all())
-
-
-def _mutable(v: Choice, codes: NDArray[np.intp]) -> list[int]:
-    """Rows whose option an objective could write into."""
-    risky = [i for i, option in enumerate(v.options) if isinstance(option, MUTABLE)]
-    rows: list[int] = np.flatnonzero(np.isin(codes, risky)).tolist() if risky else []
-    return rows
-
-
-def _options_array(v: Choice) -> NDArray[Any]:
-    """Options as an array: str, bool or number dtype where all are of one such type."""
-    kinds = {type(o) for o in v.options}
-    if len(kinds) == 1 and kinds <= {str, bool, int, float}:
-        return np.array(v.options)
-    return _objects(v.options)
-
-
-def _objects(items: Iterable[Any]) -> NDArray[Any]:
-    """Objects as a one-dimensional array, whatever they are."""
-    items = list(items)
-    array = np.empty(len(items), dtype=object)
-    for i, item in enumerate(items):
-        array[i] = item
-    return array

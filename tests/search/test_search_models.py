@@ -9,15 +9,16 @@ import pytest
 
 from fastopt.search import GP, TPE, Choice, Float, Int, Permutation, Space, minimize
 from fastopt.search.engine import INFEASIBLE
-from fastopt.search.gp import (
+from fastopt.search.gaussian_process import (
+    LENGTH,
+    NOISE,
     Features,
     Model,
-    log_expected_improvement,
-    matern,
     negative_log_posterior,
     squashed,
 )
 from fastopt.search.tpe import Mixture, groups_of, truncated
+from tests.reference import log_improvement, matern
 
 SPACE = Space(
     lr=Float(1e-5, 1, log=True), mix=Float(0, 1), n=Int(1, 50), kind=Choice("a", "b", "c")
@@ -36,24 +37,25 @@ def run(algo, budget, k=1):
     return algo
 
 
-def test_the_likelihood_and_its_gradient():
+def test_the_posterior_of_the_parameters_and_its_gradient():
     rng = np.random.default_rng(0)
     x, t = rng.random((15, 3)), rng.standard_normal(15)
-    gaps = np.array([((x[:, i, None] - x[:, i]) ** 2).ravel() for i in range(3)])
+    of, work = np.arange(3), np.empty(4 * 15 * 15 + 9 * 15)
     theta = np.array([-1.0, -0.5, 0.2, -4.0])
-    value, gradient = negative_log_posterior(theta, gaps, t)
-    k = matern(x / np.exp(theta[:3]), x / np.exp(theta[:3])) + (math.exp(-4) + 1e-8) * np.eye(15)
+    value, gradient = negative_log_posterior(theta, x, t, of, work)
+    z = x / np.exp(theta[:3])
+    k = matern(z, z) + (math.exp(-4) + 1e-8) * np.eye(15)
     variance = t @ np.linalg.solve(k, t) / 15
     plain = 0.5 * 15 * math.log(variance) + 0.5 * np.linalg.slogdet(k)[1]
-    away = (theta - np.array([math.log(0.3)] * 3 + [-7.0])) / np.array([1.2] * 3 + [2.0])
+    away = (theta - np.array([LENGTH[0]] * 3 + [NOISE[0]])) / ([LENGTH[1]] * 3 + [NOISE[1]])
     assert value == pytest.approx(plain + 0.5 * (away**2).sum())
     for i in range(4):
         step = 1e-5 * np.eye(4)[i]
-        up, down = (negative_log_posterior(theta + s, gaps, t)[0] for s in (step, -step))
+        up, down = (negative_log_posterior(theta + s, x, t, of, work)[0] for s in (step, -step))
         assert gradient[i] == pytest.approx((up - down) / 2e-5, rel=1e-5, abs=1e-5)
 
 
-def test_matern_and_posterior_against_sklearn():
+def test_the_posterior_is_that_of_sklearn():
     kernels = pytest.importorskip("sklearn.gaussian_process.kernels")
     process = pytest.importorskip("sklearn.gaussian_process")
     rng = np.random.default_rng(1)
@@ -69,33 +71,34 @@ def test_matern_and_posterior_against_sklearn():
     points = rng.random((9, 2))
     mean, deviation = twin.predict(points, return_std=True)
     deviation = deviation * math.sqrt(model.variance)
-    z = (t.min() - mean) / deviation
-    wanted = log_expected_improvement(z) + np.log(deviation)
+    wanted = log_improvement((model.best - mean) / deviation) + np.log(deviation)
     assert model.gain(points) == pytest.approx(wanted, rel=1e-5, abs=1e-5)
 
 
-def test_improvement_far_below_the_best():
-    z = np.array([3.0, 0.0, -2.0, -5.999, -6.001, -9.0, -30.0])
-    stats = pytest.importorskip("scipy.stats")
-    exact = stats.norm.logpdf(z) + np.log1p(
-        z * np.exp(stats.norm.logcdf(z) - stats.norm.logpdf(z))
-    )
-    found = log_expected_improvement(z)
-    assert found[:6] == pytest.approx(exact[:6], abs=2e-3)
-    assert np.isfinite(found).all()
-    assert (np.diff(found) < 0).all()
+def test_a_matrix_without_a_factor_gets_more_noise():
+    space = Space(x=Float(0, 1))
+    x = np.full((30, 1), 0.5)
+    model = Model(Features(space), x, np.linspace(-1, 1, 30), np.array([0.0, -40.0]))
+    assert np.isfinite(model.gain(np.linspace(0, 1, 5)[:, None])).all()
 
 
-def test_values_for_the_model():
+@pytest.mark.parametrize("form", [0, 1])
+def test_values_for_the_model(form):
     y = np.array([1.0, 2.0, 3.0, 4.0, 1e9, np.nan, np.inf, INFEASIBLE * 10])
-    t = squashed(y)
+    t = squashed(y, form)
     assert np.isfinite(t).all()
     assert (np.diff(t[:4]) > 0).all()
     assert len(set(t[4:])) == 1  # clipped alike
     assert t.mean() == pytest.approx(0, abs=1e-12)
-    only = squashed(np.array([1e150, 1e180, np.nan]))
+    only = squashed(np.array([1e150, 1e180, np.nan]), form)
     assert only[0] < only[1] <= only[2]
-    assert not squashed(np.ones(5)).any()
+    assert not squashed(np.ones(5), form).any()
+
+
+def test_a_valley_among_bad_values_is_seen_by_rank():
+    y = np.concatenate([np.linspace(1, 1.01, 20), [5.0, 4.0, 3.0, 2.0]])
+    assert len(set(squashed(y, 0)[20:])) == 1
+    assert (np.diff(squashed(y, 1)[20:]) < 0).all()
 
 
 @pytest.mark.parametrize(("engine", "budget", "level"), [(GP, 40, 0.05), (TPE, 120, 0.35)])

@@ -1,0 +1,3 @@
+from fastopt._arrays import Array
+
+def fronts(rank: Array, y: Array) -> None: ...
