@@ -234,7 +234,7 @@ CASES = [
     Case(
         "engine Genetic 1000 x 100, mu + lambda", engine_case(1000, 100), targets={"pymoo GA": 50}
     ),
-    Case("bits 1000 x 10,000 (one a byte), two-point + flip", bits_case),
+    Case("bits 1000 x 10,000 (one per byte), two-point + flip", bits_case),
     Case(
         "random search, 2000 trials of 4 variables",
         random_case,

@@ -33,7 +33,7 @@ from fastopt.optim.groups import (
 
 __all__ = ["Optimizer"]
 
-# Elements below which one thread is faster: the division and the root of Adam take about 1 ns an
+# Elements below which one thread is faster: the division and the root of Adam take about 1 ns per
 # element, a parallel region on a busy machine up to 40 us (benchmarks/bench_update.py).
 SERIAL_BELOW = 1 << 15
 
@@ -84,7 +84,7 @@ class Optimizer:
     Attributes
     ----------
     param_groups : list of ParamGroup
-        One dict a group: ``"params"`` (list of the arrays) and the options, which may be changed
+        One dict per group: ``"params"`` (list of the arrays) and the options, which may be changed
         between steps.
     ema : list of ndarray or None
         Averages of the parameters, in their order. Another array of the same shape and dtype may

@@ -443,6 +443,12 @@ def test_a_gene_outside_its_bounds_is_seen(level, dtype):
             bad = x.copy()
             bad[row, column] = value
             assert all(outside(bad, low, high, threads) for threads in THREADS)
+        for rows in range(8):  # several are looked at together, the rest one by one
+            for row in range(rows):
+                bad = x[:rows].copy()
+                assert not outside(bad, low, high, 1)
+                bad[row, row % d] = high[row % d] + 1
+                assert outside(bad, low, high, 1), (rows, row)
 
 
 @pytest.mark.parametrize("eta", [0.5, 15.0, 1000.0])

@@ -3,7 +3,7 @@
 The operators are in crossover.pxd and mutation.pxd, the words they read in words.pxd.
 """
 
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 
 from fastopt._kernels.genetic.approximate cimport exp2_d
 from fastopt._kernels.genetic.crossover cimport cross, real
@@ -67,27 +67,48 @@ cdef void vary_chunk(void* context, Py_ssize_t k, int worker) noexcept nogil:
                        <const double*> w.high, i)
 
 
-cdef bint beyond(const real* x, const real* low, const real* high, Py_ssize_t d) noexcept nogil:
-    """Is one of the d genes of a row outside its bounds? NaN is not."""
-    cdef int found = 0
+cdef inline bint beyond(
+    const real* x, const real* low, const real* high, Py_ssize_t d, const int rows
+) noexcept nogil:
+    """Is a gene of one of these rows of d outside its bounds? NaN is not. Several rows share the
+    loads of the bounds; ``found`` is as wide as what is compared, so that no lane is narrowed."""
+    cdef int64_t found = 0
+    cdef int32_t found32 = 0
     cdef Py_ssize_t j
+    cdef int r
     for j in range(d):
-        found |= (x[j] < low[j]) | (x[j] > high[j])
+        for r in range(rows):
+            if real is double:
+                found |= <int64_t> (x[r * d + j] < low[j]) | <int64_t> (x[r * d + j] > high[j])
+            else:
+                found32 |= (x[r * d + j] < low[j]) | (x[r * d + j] > high[j])
+    return (found | found32) != 0
+
+
+cdef bint beyond_rows(
+    const real* x, const real* low, const real* high, Py_ssize_t d, Py_ssize_t rows
+) noexcept nogil:
+    cdef Py_ssize_t i = 0
+    cdef bint found = False
+    while i + 4 <= rows:
+        found |= beyond(x + i * d, low, high, d, 4)
+        i += 4
+    while i < rows:
+        found |= beyond(x + i * d, low, high, d, 1)
+        i += 1
     return found
 
 
 cdef void look_chunk(void* context, Py_ssize_t k, int worker) noexcept nogil:
-    """Rows of GROUP groups."""
     cdef Work* w = <Work*> context
-    cdef Py_ssize_t i
-    cdef bint found = False
-    for i in range(k * w.step, min(w.n, (k + 1) * w.step)):
-        if w.single:
-            found |= beyond(<const float*> w.parents + i * w.d, <const float*> w.low,
-                            <const float*> w.high, w.d)
-        else:
-            found |= beyond(<const double*> w.parents + i * w.d, <const double*> w.low,
-                            <const double*> w.high, w.d)
+    cdef Py_ssize_t first = k * w.step, rows = min(w.step, w.n - first)
+    cdef bint found
+    if w.single:
+        found = beyond_rows(<const float*> w.parents + first * w.d, <const float*> w.low,
+                            <const float*> w.high, w.d, rows)
+    else:
+        found = beyond_rows(<const double*> w.parents + first * w.d, <const double*> w.low,
+                            <const double*> w.high, w.d, rows)
     if found:
         mark(&w.outside)
 

@@ -1,4 +1,4 @@
-"""A generation on bit strings held one a byte (uint8, 0 or 1): exchange and bit flip.
+"""A generation on bit strings held one per byte (uint8, 0 or 1): exchange and bit flip.
 
 The words and their meaning are those of ``genetic.pyx``: uniform, one-point and two-point
 exchange of a pair's genes; each bit of a child flipped with probability ``mutation_rate``, by

@@ -165,7 +165,7 @@ enum { FO_END_IN_TILE = 0 };
 #define FO_VB (4 * FO_LANES) /* bytes of a vector */
 #define FO_INLINE static inline __attribute__((always_inline))
 
-/* How B lies in memory: bytes; two codes of 4 bits a byte; int16; bytes that hold codes of 4 bits. */
+/* How B lies in memory: bytes; two codes of 4 bits per byte; int16; bytes that hold 4-bit codes. */
 enum { FO_S8 = 0, FO_S4 = 1, FO_S16 = 2, FO_B4 = 3 };
 
 FO_INLINE int32_t fo_quad(const void *p) { int32_t x; memcpy(&x, p, 4); return x; }
@@ -226,7 +226,7 @@ FO_INLINE void fo_end_row(const fo_end *end, const int r, const int nv, const fo
 
 /* What to bring in while a step of the tile multiplies. A few rows wait for B: all of what they
  * will read FO_AHEAD bytes on (which brings 12 GB/s to 19 from memory, 24 to 31 from the last
- * cache). More rows share a slice of B and share out the next slice, a cache line a step, into L2:
+ * cache). More rows share a slice of B and share out the next slice, a cache line per step, into L2:
  * all of it in one row panel's time is more than the line fill buffers take. */
 #define FO_FEW (FO_MR / 2 - 1) /* so few are all the rows that there are */
 #define FO_AHEAD 2048

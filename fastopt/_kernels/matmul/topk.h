@@ -105,7 +105,7 @@ FO_INLINE fo_vec fo_bits_table(void) {
 }
 
 /* sums[FO_TR][FO_NQ] = scores; 1 if one of them is above its query's `worst`. next: codes to bring
- * into L1 meanwhile, `ahead` bytes a word. */
+ * into L1 meanwhile, `ahead` bytes per word. */
 FO_INLINE int fo_tile_of(const int bits, ptrdiff_t words, const uint8_t *__restrict row,
                          ptrdiff_t stride, const uint8_t *__restrict panel,
                          const int32_t *__restrict start, const int32_t *__restrict worst,

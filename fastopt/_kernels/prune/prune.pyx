@@ -53,7 +53,7 @@ cdef struct Work:  # one call, of whichever kind
     int shift, width, m, kept
     bint streamed
 
-cdef uint64_t[256] order  # of the bits of a byte: their positions, one a byte
+cdef uint64_t[256] order  # of the bits of a byte: their positions, one per byte
 
 
 cdef void prepare() noexcept:
@@ -242,7 +242,7 @@ cdef void zero_chunk(void* context, Py_ssize_t k, int worker) noexcept nogil:
 cdef int result_of(
     Work* w, cnp.ndarray out, cnp.ndarray keep, bint streamed
 ) except -1:
-    """Fill in where the result goes: like x, and a bool an element (or None)."""
+    """Fill in where the result goes: like x, and a bool per element (or None)."""
     w.out = data_of(out, cnp.NPY_FLOAT32 if w.single else cnp.NPY_FLOAT64, w.n, True, "out")
     if keep is not None:
         w.keep = <uint8_t*> data_of(keep, cnp.NPY_BOOL, w.n, True, "keep")

@@ -40,12 +40,15 @@ cdef inline void wide_line(
             new_c[j] = s2
 
 
+cdef inline void ask_ahead_words(int sign, int k, const Stretch* a, Py_ssize_t at) noexcept nogil:
+    if sign:
+        prefetch_write(<const char*> a.state[k] + 2 * at + AHEAD // 2)
+
+
 cdef inline void decode_word_line(
     int sign, int k, const Stretch* a, Py_ssize_t at, float* line
 ) noexcept nogil:
     if sign:
-        if a.far and at % (2 * LINE) == 0:
-            prefetch_write(<const char*> a.state[k] + 2 * at + AHEAD // 2)
         decode_words(line, <const uint16_t*> a.state[k] + at)
 
 
@@ -80,6 +83,9 @@ cdef inline void word_lines(
         if a.far:
             prefetch(<const char*> (g + i) + AHEAD)
             prefetch_write(<const char*> (p + i) + AHEAD)
+            ask_ahead_words(sign0, 0, a, i)
+            ask_ahead_words(sign1, 1, a, i)
+            ask_ahead_words(sign2, 2, a, i)
         decode_word_line(sign0, 0, a, i, old[0].at)
         decode_word_line(sign1, 1, a, i, old[1].at)
         decode_word_line(sign2, 2, a, i, old[2].at)
