@@ -1,5 +1,5 @@
 """Mutation of rows, gene by gene with probability ``mutation_rate``: by geometric gaps where that
-is small, else by a word a gene. An operator is one function over genes that are computed together
+is small, else by one word per gene. An operator is one function over genes that are computed together
 (in stages, so that none waits for its own chain), named once in ``renew``.
 
 * polynomial (Deb & Agrawal, technical report, IIT Kanpur, 1999), bounded;

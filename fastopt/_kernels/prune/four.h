@@ -1,5 +1,5 @@
 /* Groups of four that lie side by side: each element meets its three rivals by rotations inside the
-   group, which no plain loop says (4096 x 4096, 2:4, from L1: 0.19 ns an element with AVX2 or
+   group, which no plain loop says (4096 x 4096, 2:4, from L1: 0.19 ns per element with AVX2 or
    AVX-512, 0.35 with SSE; the same loop left to gcc 0.5 to 0.9). The vectors are the compiler's
    own, so every machine runs this; rank_tile in n_of_m.pxd is its plain twin. */
 #ifndef FO_FOUR_H
