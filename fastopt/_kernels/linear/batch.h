@@ -110,7 +110,7 @@ static ptrdiff_t NAME(fo_batch)(const fo_rows *f, const int64_t *order, ptrdiff_
     const REAL *x = f->x, *s = f->s;
     const char *y = f->y;
     const ptrdiff_t d = f->d, wide = f->wide, tile = NAME(fo_tile)(f), group = f->group;
-    const ptrdiff_t each = f->coded ? 1 : wide * (ptrdiff_t)sizeof(REAL); /* bytes of y a row */
+    const ptrdiff_t each = f->coded ? 1 : wide * (ptrdiff_t)sizeof(REAL); /* bytes of y per row */
     REAL *z = (REAL *)(sums + 1), *tx = z + f->k * tile, *ty = tx + d * tile, *ts = ty + wide * tile;
     ptrdiff_t total = 0, held = 0;
     for (ptrdiff_t q = 0; q < entries; q++) {

@@ -80,7 +80,7 @@ static inline void fo_group(int mr, int width, const int32_t *c, const uint8_t *
                             float *acc) {
     const float *scale = (const float *)head;
     const int32_t *one = (const int32_t *)(scale + width);
-    if (width == FO_NR && !pairs) /* one scale a channel */
+    if (width == FO_NR && !pairs) /* one scale per channel */
         for (int r = 0; r < mr; r++, c += FO_NR, acc += FO_NR)
             fo_group_row(FO_NR, c, scale, one, 0, 0, za[r], ra[r * groups], acc);
     else

@@ -137,7 +137,7 @@ ctypedef struct Job:
     const float* bias
     int activation
     uint8_t* scratch
-    Py_ssize_t scratch_bytes, scratch_rows  # a thread
+    Py_ssize_t scratch_bytes, scratch_rows  # per thread
 
 
 cdef inline void cut(Job* j, Py_ssize_t m, Py_ssize_t n, Py_ssize_t k, Py_ssize_t group, int bits,

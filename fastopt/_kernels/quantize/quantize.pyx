@@ -42,7 +42,7 @@ cnp.import_array()
 
 cdef enum:
     ROOM = 8192  # bytes of a window on the result: at least three blocks
-    CHUNK = 65536  # elements a thread takes at a time
+    CHUNK = 32768  # elements per chunk: 10 to 20 us, and 100,000 elements make even parts
 
 cdef int convert_chunk(
     Plan* plan, real* scale, const real* zero, Py_ssize_t start, Py_ssize_t stop, bint streamed
@@ -270,7 +270,7 @@ def narrow(
     int bias, uint32_t max_code, uint32_t over, uint32_t nan, bint random, uint64_t key,
     bint streamed, int threads,
 ):
-    """out = codes of x / scale: uint16 for formats of 9 to 16 bits, else uint8, one an element;
+    """out = codes of x / scale: uint16 for formats of 9 to 16 bits, else uint8, one per element;
     with reach > 0 scale = max|x| / reach of each run: is something in x not finite?"""
     cdef Plan plan
     cdef Py_ssize_t n = cnp.PyArray_SIZE(x)

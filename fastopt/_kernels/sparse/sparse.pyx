@@ -2,7 +2,7 @@
 columns (4x1 blocks).
 
 Group g of the rows owns the entries start[g] .. start[g + 1]; entry p has the column index[p] and
-1 or 4 values, one a row. No fused multiply-add, so every level gives the same bits.
+1 or 4 values, one per row. No fused multiply-add, so every level gives the same bits.
 """
 
 from fastopt._kernels.shared cimport numpy as cnp

@@ -5,20 +5,9 @@ from libc.math cimport NAN
 from libc.stdint cimport uint16_t, uint32_t
 from libc.string cimport memcpy, memset
 
+from fastopt._kernels.shared.narrow cimport bits_of, float_of
 from fastopt._kernels.update.codes cimport *
 from fastopt._kernels.update.stretch cimport *
-
-
-cdef inline uint32_t bits_of(float x) noexcept nogil:
-    cdef uint32_t u
-    memcpy(&u, &x, sizeof(u))
-    return u
-
-
-cdef inline float float_of(uint32_t u) noexcept nogil:
-    cdef float x
-    memcpy(&x, &u, sizeof(x))
-    return x
 
 
 cdef inline float from_half(uint16_t h) noexcept nogil:
