@@ -254,7 +254,35 @@ class Gram:
 
 
 def check_gram(gram: Any, n: int | None = None, name: str = "gram") -> Gram:
-    """``gram``, a Gram (of ``n`` features) that has seen data; else a typed error."""
+    """``gram``, a Gram (of ``n`` features) that has seen data; else a typed error.
+
+    Parameters
+    ----------
+    gram : Gram
+        What is checked.
+    n : int, optional
+        The number of features wanted.
+    name : str
+        The argument's name in messages.
+
+    Returns
+    -------
+    Gram
+
+    Raises
+    ------
+    DTypeError
+        Not a Gram.
+    ArrayError
+        Another number of features, or no rows seen.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fastopt.calibration import Gram, check_gram
+    >>> check_gram(Gram(2).update(np.ones((3, 2))), n=2).count
+    3
+    """
     if not isinstance(gram, Gram):
         raise DTypeError(f"{name}: expected a fastopt.Gram, got {type(gram).__name__}")
     if n is not None and gram.n != n:
@@ -280,7 +308,39 @@ def _merge(count: int, mean: Array, scatter: Array, more: int, mean_b: Array, ad
 
 
 def refit(gram: Gram, s: Array, w: Array, kept: Array) -> tuple[Array, Array, float]:
-    """(w', bias shift, lost share of the output variance) with only the inputs ``kept``."""
+    """(w', bias shift, lost share of the output variance) with only the inputs ``kept``.
+
+    Parameters
+    ----------
+    gram : Gram
+        Second moments of the input.
+    s : (n_in, n_in) float64
+        Its covariance, usually damped.
+    w : (n_out, n_in) float64
+        The layer's weight.
+    kept : (n_keep,) intp
+        The inputs that stay.
+
+    Returns
+    -------
+    fitted : (n_out, n_keep) float64
+        W S_:K S_KK^-1.
+    shift : (n_out,) float64
+        To add to the bias: the mean output that the other inputs gave.
+    lost : float
+        0..1.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fastopt.calibration import Gram, refit
+    >>> x = np.random.default_rng(0).standard_normal((50, 2))
+    >>> x = np.column_stack([x, x[:, 0]])  # the third input repeats the first
+    >>> gram = Gram(3).update(x)
+    >>> fitted, shift, lost = refit(gram, gram.covariance(), np.ones((1, 3)), np.array([0, 1]))
+    >>> fitted.round(6).tolist(), round(lost, 6)
+    ([[2.0, 1.0]], 0.0)
+    """
     fitted = solve(s[np.ix_(kept, kept)], s[kept] @ w.T).T
     mean = gram.mean
     shift = w @ mean - fitted @ mean[kept]
@@ -293,7 +353,24 @@ def refit(gram: Gram, s: Array, w: Array, kept: Array) -> tuple[Array, Array, fl
 
 
 def solve(a: Array, b: Array) -> Array:
-    """a^-1 b for a symmetric a >= 0; the least-norm answer where a is singular."""
+    """a^-1 b for a symmetric a >= 0; the least-norm answer where a is singular.
+
+    Parameters
+    ----------
+    a : (n, n) float64
+    b : (n, k) float64
+
+    Returns
+    -------
+    (n, k) float64
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fastopt.calibration import solve
+    >>> solve(np.ones((2, 2)), np.array([[2.0], [2.0]])).round(6).tolist()
+    [[1.0], [1.0]]
+    """
     work = float(len(a)) ** 2 * (len(a) + 2 * b.size / max(1, len(b)))
     try:  # LU alone would return rubbish for a singular matrix
         interruptible(work, np.linalg.cholesky, a)
@@ -303,7 +380,28 @@ def solve(a: Array, b: Array) -> Array:
 
 
 def inverse(s: Array) -> Array:
-    """s^-1 for a symmetric s >= 0, with a last ridge of rounding size where it is singular."""
+    """s^-1 for a symmetric s >= 0, with a last ridge of rounding size where it is singular.
+
+    Parameters
+    ----------
+    s : (n, n) float64
+
+    Returns
+    -------
+    (n, n) float64, symmetric
+
+    Raises
+    ------
+    ArrayError
+        Not positive, even with a ridge of 1e-4 of its mean diagonal.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fastopt.calibration import inverse
+    >>> inverse(np.diag([2.0, 4.0])).tolist()
+    [[0.5, 0.0], [0.0, 0.25]]
+    """
     level = float(s.diagonal().mean()) or 1.0
     work = float(len(s)) ** 3
     for ridge in (0.0, 1e-10, 1e-7, 1e-4):

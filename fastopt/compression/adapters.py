@@ -52,10 +52,25 @@ def open_model(model: Any, portable: bool = False, data: Any = None) -> Opened:
     data : data, optional
         Of which a kind takes the shapes of its inputs, where the model does not know them.
 
+    Returns
+    -------
+    adapter : Model
+        What the passes see.
+    give_back : callable
+        From an adapter to an object of the kind that was given.
+
     Raises
     ------
     DTypeError
         Nothing that can be compressed.
+
+    Examples
+    --------
+    >>> from fastopt.compression import open_model
+    >>> from fastopt.models import Network
+    >>> adapter, give_back = open_model(Network.mlp((4, 8, 2), seed=0))
+    >>> list(adapter.layers), type(give_back(adapter)).__name__
+    (['dense0', 'dense1'], 'Network')
     """
     for kind in KINDS:
         if kind.suits(model):

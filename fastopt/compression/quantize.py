@@ -39,7 +39,16 @@ def quantize_model(
     model : Model
     done : dict
         For each layer what was done, or why nothing.
-    """  # fmt: skip
+
+    Examples
+    --------
+    >>> from fastopt.compression import quantize_model
+    >>> from fastopt.models import Network
+    >>> net = Network.mlp((32, 64, 2), seed=0)
+    >>> small, done = quantize_model(net, "int8")
+    >>> sorted(done), small.nbytes < net.nbytes
+    (['dense0', 'dense1'], True)
+    """
     original, give_back = open_model(model, portable, data)
     rows = None if data is None else open_rows(data, original.inputs)
     known = {f.name for layer in original.layers.values() for f in layer.forms}

@@ -34,6 +34,21 @@ def save(optimizer: Optimizer, path: str | os.PathLike[str]) -> None:
         The system refuses to write there; nothing has changed.
     ImportError
         The package safetensors is missing: ``pip install fastopt[safetensors]``.
+
+    Examples
+    --------
+    >>> import os, tempfile
+    >>> import numpy as np
+    >>> from fastopt import optim
+    >>> opt = optim.Adam(np.ones(3))
+    >>> opt.step(np.ones(3))
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = os.path.join(folder, "adam.safetensors")
+    ...     optim.save(opt, path)
+    ...     again = optim.Adam(np.ones(3))
+    ...     optim.load(again, path)
+    >>> again.state_dict()["state"][0]["step"]
+    1
     """
     tensors: dict[str, Any] = {}
     plain = _taken_apart(optimizer.state_dict(), "", tensors)
@@ -43,6 +58,13 @@ def save(optimizer: Optimizer, path: str | os.PathLike[str]) -> None:
 def load(optimizer: Optimizer, path: str | os.PathLike[str]) -> None:
     """In place: ``optimizer.load_state_dict`` of what :func:`save` wrote.
 
+    Parameters
+    ----------
+    optimizer : Optimizer
+        Of the same class and over parameters of the same shapes as the one that was saved.
+    path : path
+        What :func:`save` wrote.
+
     Raises
     ------
     FormatError
@@ -50,6 +72,21 @@ def load(optimizer: Optimizer, path: str | os.PathLike[str]) -> None:
         parameters; the optimizer is as it was.
     MissingFileError, StorageError
         There is no such file, or it cannot be read.
+
+    Examples
+    --------
+    >>> import os, tempfile
+    >>> import numpy as np
+    >>> from fastopt import optim
+    >>> opt = optim.Adam(np.ones(3))
+    >>> opt.step(np.ones(3))
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = os.path.join(folder, "adam.safetensors")
+    ...     optim.save(opt, path)
+    ...     again = optim.Adam(np.ones(3))
+    ...     optim.load(again, path)
+    >>> again.state_dict()["state"][0]["step"]
+    1
     """
     where = path_of(path)
     # no state is larger than four arrays per parameter in its own precision, and the averages

@@ -95,6 +95,18 @@ class Optimizer:
         Whether the last step was left out.
     n_steps, n_skipped : int
         Steps taken and left out.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fastopt import optim
+    >>> w = np.array([1.0, -2.0])
+    >>> opt = optim.SGD(w, lr=0.5)
+    >>> isinstance(opt, optim.Optimizer)
+    True
+    >>> opt.step(np.array([1.0, 1.0]))
+    >>> w.tolist()
+    [0.5, -2.5]
     """
 
     _options: ClassVar[dict[str, Validator]] = {}  # name -> check, in torch.optim's order

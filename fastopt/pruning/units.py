@@ -132,9 +132,12 @@ def removal_order(
 ) -> tuple[Array, Array]:
     """The order in which units leave, and cost_i = ||w_:i||^2 / [S^-1]_ii as each one does.
 
-    Parameters are those of :func:`select_units`. A selection for any size is a prefix of this
-    order, so one call serves a whole search over sizes; costs of different layers' units compare
-    once divided by the variance of their outputs.
+    Parameters
+    ----------
+    gram, w_next, unit_size, damp
+        As in :func:`select_units`. A selection for any size is a prefix of this order, so one call
+        serves a whole search over sizes; costs of different layers' units compare once divided by
+        the variance of their outputs.
 
     Returns
     -------
@@ -142,6 +145,16 @@ def removal_order(
         First to last unit to leave; the one that never leaves is not in it.
     cost : (n_units - 1,) float64
         Output variance that each removal adds (never negative).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fastopt.calibration import Gram
+    >>> from fastopt.pruning import removal_order
+    >>> x = np.random.default_rng(0).standard_normal((99, 3))
+    >>> order, cost = removal_order(Gram(3).update(x), np.array([[3.0, 0.1, 1.0]]))
+    >>> order.tolist(), bool(cost[0] < cost[1])
+    ([1, 2], True)
     """
     weight, n_units, size = _checked(gram, w_next, unit_size)
     s = gram.covariance(damp=number(damp, "damp", low=0.0))

@@ -277,6 +277,18 @@ class QuantizedArray:
             There is no such file, or it cannot be read.
         ImportError
             The package safetensors is missing.
+
+        Examples
+        --------
+        >>> import os, tempfile
+        >>> import numpy as np, fastopt
+        >>> q = fastopt.quantize(np.arange(6.0), "int8")
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = os.path.join(folder, "w.safetensors")
+        ...     q.to_safetensors(path)
+        ...     again = fastopt.QuantizedArray.from_safetensors(path)
+        >>> bool((again.codes == q.codes).all())
+        True
         """
         where, parts = read(path)
         try:
@@ -310,6 +322,14 @@ class QuantizedArray:
         ArrayError, DTypeError, OptionError
             The last axis does not hold whole blocks; an exponent of MXFP4 is NaN's (255) or 0 with
             codes that are not.
+
+        Examples
+        --------
+        >>> import numpy as np, fastopt
+        >>> q = fastopt.quantize(np.arange(32.0), "int8", group_size=32)
+        >>> again = fastopt.QuantizedArray.from_gguf(q.to_gguf("Q8_0"), "Q8_0")
+        >>> bool((again.codes == q.codes).all())
+        True
         """
         return QuantizedArray(*read_blocks(data, kind, threads))
 

@@ -147,7 +147,29 @@ def fixed_format(int_bits: int, frac_bits: int, signed: bool = True) -> Format:
 
 
 def format_of(dtype: object) -> Format:
-    """The format called ``dtype``: a name such as "int8", "q3.12" or a Format itself."""
+    """The format called ``dtype``: a name such as "int8", "q3.12" or a Format itself.
+
+    Parameters
+    ----------
+    dtype : str or Format
+        A name that ``quantize`` takes, or a Format, which is returned.
+
+    Returns
+    -------
+    Format
+
+    Raises
+    ------
+    OptionError
+        No such format.
+
+    Examples
+    --------
+    >>> from fastopt.quantization import format_of
+    >>> f = format_of("q3.12")
+    >>> f.kind, f.bits, f.frac_bits, f.storage
+    ('fixed', 16, 12, 'int16')
+    """
     if isinstance(dtype, Format):
         return dtype
     if isinstance(dtype, str):

@@ -63,6 +63,25 @@ def factor_of(gram: Any, *, act_order: bool = False, damp: float = 0.01) -> Fact
     gram : Gram or (n, n) array X^T X
     act_order, damp
         As in :func:`gptq`.
+
+    Returns
+    -------
+    Factor
+
+    Raises
+    ------
+    ArrayError, OptionError
+        As in :func:`gptq`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fastopt.calibration import Gram
+    >>> from fastopt.quantization import factor_of, gptq
+    >>> rng = np.random.default_rng(0)
+    >>> factor = factor_of(Gram(8).update(rng.standard_normal((64, 8))))
+    >>> [gptq(rng.standard_normal((4, 8)), factor, "int4").dtype for _ in range(2)]
+    ['int4', 'int4']
     """
     n = gram.n if isinstance(gram, Gram) else len(as_array(gram, "gram", ndim=2))
     return _factored(second_moment(gram, n), act_order, number(damp, "damp", low=0.0))
@@ -199,6 +218,24 @@ def output_error(w: Any, q: Any, gram: Any) -> float:
         What stands in for it.
     gram : Gram or (n_in, n_in) array X^T X
         Second moments of the input.
+
+    Returns
+    -------
+    float
+        0 for an exact stand-in.
+
+    Raises
+    ------
+    ArrayError, DTypeError
+        Shapes do not fit, or the Gram has seen no rows.
+
+    Examples
+    --------
+    >>> import numpy as np, fastopt
+    >>> from fastopt.quantization import output_error
+    >>> w = np.array([[1.0, 2.0]], np.float32)
+    >>> output_error(w, w, np.eye(2)), output_error(w, 0 * w, np.eye(2))
+    (0.0, 1.0)
     """
     a = as_array(w, "w", ndim=2, cast="float64").astype(np.float64)
     b = as_array(q, "q", ndim=2, cast="float64").astype(np.float64)

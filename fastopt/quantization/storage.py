@@ -44,6 +44,18 @@ def to_safetensors(q: QuantizedArray, path: str | os.PathLike[str]) -> None:
         The system refuses to write there; nothing has changed.
     ImportError
         The package safetensors is missing: pip install "fastopt[safetensors]".
+
+    Examples
+    --------
+    >>> import os, tempfile
+    >>> import numpy as np, fastopt
+    >>> q = fastopt.quantize(np.arange(6.0), "int8")
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = os.path.join(folder, "w.safetensors")
+    ...     q.to_safetensors(path)
+    ...     again = fastopt.QuantizedArray.from_safetensors(path)
+    >>> bool((again.codes == q.codes).all())
+    True
     """
     parts = {name: np.asarray(getattr(q, name), order="C") for name in _PARTS}
     if q.dtype == "mxfp4":
@@ -105,6 +117,14 @@ def to_onnx(q: QuantizedArray, name: str) -> tuple[Any, list[Any]]:
         ONNX's operator does not take the format.
     ImportError
         The package onnx is missing.
+
+    Examples
+    --------
+    >>> import numpy as np, fastopt
+    >>> import onnx
+    >>> node, tensors = fastopt.quantize(np.arange(6.0), "int8").to_onnx("w")
+    >>> node.op_type, [t.name for t in tensors]
+    ('DequantizeLinear', ['w_codes', 'w_scale', 'w_zero_point'])
     """
     try:
         from onnx import TensorProto, helper

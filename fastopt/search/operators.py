@@ -127,6 +127,15 @@ def variation(
     parents, seed, generation and i. SBX's spread is cut at the nearer bound (Deb & Agrawal 1995).
     Uniforms have 23 bits in SBX, so beta stays below 2^(24 / (eta + 1)).
     NaN genes stay NaN.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fastopt.search import variation
+    >>> parents = np.random.default_rng(0).random((4, 3))
+    >>> children = variation(parents, np.array([0, 1, 2, 3]), 0.0, 1.0, seed=0)
+    >>> children.shape, bool(((children >= 0) & (children <= 1)).all())
+    ((4, 3), True)
     """
     parents = as_array(parents, "parents", dtypes=("float64", "float32", "bool"), ndim=2)
     mates = as_array(mates, "mates", dtypes=_INDEX, ndim=1)

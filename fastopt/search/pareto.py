@@ -60,6 +60,15 @@ def crowding(y: Any) -> NDArray[np.float64]:
     Each objective is divided by its range; the ends of each objective get infinity (Deb et al.,
     NSGA-II, IEEE TEC 6 (2002), section III.B).
 
+    Parameters
+    ----------
+    y : (n, n_objectives) array
+        Objectives of one front.
+
+    Returns
+    -------
+    (n,) float64
+
     Examples
     --------
     >>> crowding([[0, 4], [1, 2], [4, 0]]).tolist()
@@ -140,6 +149,17 @@ def hypervolume(y: Any, reference: Any) -> float:
 
     Rows that are not below the reference everywhere add nothing. O(n log n) for two objectives,
     O(n^2) for three (a sweep along the third with the front of the other two).
+
+    Parameters
+    ----------
+    y : (n, 2) or (n, 3) array
+        Objectives, smaller is better.
+    reference : (2,) or (3,) array
+        The corner that the volume ends at.
+
+    Returns
+    -------
+    float
 
     Examples
     --------

@@ -19,7 +19,19 @@ __all__ = ["Pareto", "Progress", "Result"]
 
 @dataclass(frozen=True)
 class Progress:
-    """What a callback sees: trials done, the best one, its objective, seconds since the start."""
+    """What a callback sees: trials done, the best one, its objective, seconds since the start.
+
+    Attributes
+    ----------
+    n_evals : int
+        Trials done.
+    fun : float
+        Objective of the best one.
+    x : dict or None
+        The best one.
+    elapsed_s : float
+        Seconds since the start.
+    """
 
     n_evals: int
     fun: float

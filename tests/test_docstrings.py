@@ -1,0 +1,66 @@
+"""Public docstrings are complete: parameters, returns, an example (test_docs.py runs it)."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import pkgutil
+from typing import Any
+
+import pytest
+
+import fastopt
+
+PACKAGES = sorted(
+    f"fastopt.{name}"
+    for name in fastopt._MODULES
+    if name not in ("errors", "integrations", "report")
+)
+
+
+def members() -> list[tuple[str, Any]]:
+    """Every public function and class, once, with the shortest path to it."""
+    found: dict[int, tuple[str, Any]] = {}
+    for package in ("fastopt", *PACKAGES):
+        module = pkgutil.resolve_name(package)
+        for name in module.__all__:
+            value = getattr(module, name)
+            error = inspect.isclass(value) and issubclass(value, BaseException)
+            if inspect.isfunction(value) or (inspect.isclass(value) and not error):
+                found.setdefault(id(value), (f"{package}.{name}", value))
+    return sorted(found.values(), key=lambda each: each[0])
+
+
+MEMBERS = members()
+
+
+def is_record(value: Any) -> bool:
+    """A class of fields alone; the function that makes one has the example."""
+    return (
+        dataclasses.is_dataclass(value)
+        or hasattr(value, "_fields")
+        or hasattr(value, "_is_protocol")
+    )
+
+
+def lacks(value: Any) -> list[str]:
+    """What the docstring ought to have and has not."""
+    text = inspect.getdoc(value) or ""
+    missing = []
+    signature = inspect.signature(value)
+    names = [p for p in signature.parameters if p not in ("self", "args", "kwargs")]
+    if names and not any(f"{part}\n---" in text for part in ("Parameters", "Attributes")):
+        missing.append("Parameters")
+    returns = signature.return_annotation not in (None, "None")
+    if inspect.isfunction(value) and returns and not any(
+        f"{part}\n---" in text for part in ("Returns", "Yields")
+    ):  # fmt: skip
+        missing.append("Returns")
+    if ">>> " not in text and not is_record(value):
+        missing.append("an example")
+    return missing
+
+
+@pytest.mark.parametrize(("name", "value"), MEMBERS, ids=[name for name, _ in MEMBERS])
+def test_docstring_is_complete(name: str, value: Any) -> None:
+    assert not lacks(value), name
