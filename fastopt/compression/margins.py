@@ -44,17 +44,20 @@ class Margins:
         The loss grows like k**power.
     n : int
         Rows.
+    least : float
+        The plain drop minus its standard error, below which no estimate goes.
     """
 
     losses: Array
     std_error: float
     power: float
     n: int
+    least: float = -math.inf
 
     @property
     def value(self) -> float:
         """The estimate of the loss (see :func:`estimate`)."""
-        return estimate(self.losses, self.power)
+        return max(self.least, estimate(self.losses, self.power))
 
     @property
     def cautious(self) -> float:
@@ -83,6 +86,7 @@ class Margins:
             math.hypot(*errors) / n,
             min(self.power, other.power),
             n,
+            (self.n * self.least + other.n * other.least) / n,
         )
 
 
@@ -114,7 +118,7 @@ def margins_of(
         Axis of the classes, for outputs that are distributions.
     """
     n = len(rows)
-    plain = Margins(np.full(len(_FACTORS), drop.value), drop.std_error, 0.0, n)
+    plain = Margins(np.full(len(_FACTORS), drop.value), drop.std_error, 0.0, n, drop.value)
     if not all(a.dtype.kind == "f" for a in original.parts[0].values()):
         return plain  # decisions themselves: there is nothing to enlarge
     scale = {name: _scale(name, original, axes) for name in original.parts[0]}
@@ -138,7 +142,7 @@ def margins_of(
     if n < 2:
         return Margins(found, math.inf, power, n)
     error = jackknife(n, lambda index: estimate(losses(index), power))
-    return Margins(found, error, power, n)
+    return Margins(found, error, power, n, drop.value - drop.std_error)
 
 
 def moved(
@@ -177,7 +181,7 @@ def _moved(theirs: Array, ours: Array, k: float, scale: str, axis: int) -> Array
         return further
     if scale == "odds":
         a, b = (_log_odds(x) for x in (theirs, ours))
-        found: Array = 1 / (1 + np.exp(-(a + np.float32(k) * (b - a))))
+        found: Array = 0.5 + 0.5 * np.tanh(0.5 * (a + np.float32(k) * (b - a)))
         return found.astype(theirs.dtype)
     a, b = (np.log(np.maximum(x, _LEAST)) for x in (theirs, ours))
     z = a + np.asarray(k, a.dtype) * (b - a)
