@@ -35,7 +35,7 @@ def inspect_model(model: Any, data: Any = None) -> dict[str, Any]:
         Rows to run; gives multiply-adds where shapes are dynamic, and each layer's
         ``sensitivity``: the relative squared error of the outputs when it alone has 4 bits.
     """
-    found, _ = open_model(model)
+    found, _ = open_model(model, data=data)
     sensitivity: dict[str, float] = {}
     if data is not None:
         rows = open_rows(data, found.inputs)

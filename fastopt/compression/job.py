@@ -34,7 +34,7 @@ from fastopt.compression.search import NEAR, Candidate
 from fastopt.errors import ArrayError, FastoptError, OptionError
 from fastopt.models import Model
 
-__all__ = ["Job", "feed_size", "fittable", "identity", "open_job", "split"]
+__all__ = ["Job", "feed_size", "fittable", "identity", "narrow", "open_job", "split"]
 
 CHECK_SHARE = 0.25
 
@@ -212,3 +212,11 @@ def identity(job: Job) -> str:
 def fittable(model: Model) -> bool:
     """Whether all parameters of a model can be fitted to outputs at once."""
     return bool(PASSES["refit"].variables(model))
+
+
+def narrow(model: Model) -> bool:
+    """Whether layers can be stored as integers: a choice whose effects add up.
+
+    Elsewhere a model gets smaller by fewer units and thinner layers alone, whose effects do not.
+    """
+    return any(form.integer for layer in model.layers.values() for form in layer.forms)

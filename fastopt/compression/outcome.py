@@ -16,7 +16,7 @@ from fastopt.compression.explain import (
     latencies,
     sizes_of,
 )
-from fastopt.compression.job import Job, fittable
+from fastopt.compression.job import Job, fittable, narrow
 from fastopt.compression.recipe import Applied, Recipe
 from fastopt.models import Model
 
@@ -80,7 +80,8 @@ def explained(job: Job, give_back: Callable[[Model], Any], started: float) -> Co
 
 def _decisions(job: Job, recipe: Recipe, applied: Applied) -> tuple[Decision, ...]:
     """The worth of each step: by undoing it, or for large models from what it does alone."""
-    if job.interrupted or not fittable(job.original) or len(applied.notes) > _MOST_UNDONE:
+    additive = narrow(job.original) and not fittable(job.original)
+    if job.interrupted or additive or len(applied.notes) > _MOST_UNDONE:
 
         def known(rest: Recipe) -> tuple[float, float | None]:
             (key,) = set(recipe.choices) - set(rest.choices)

@@ -40,7 +40,7 @@ def quantize_model(
     done : dict
         For each layer what was done, or why nothing.
     """  # fmt: skip
-    original, give_back = open_model(model, portable)
+    original, give_back = open_model(model, portable, data)
     rows = None if data is None else open_rows(data, original.inputs)
     known = {f.name for layer in original.layers.values() for f in layer.forms}
     choice(form, "form", sorted(known) or [form])

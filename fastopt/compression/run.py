@@ -15,7 +15,8 @@ from fastopt.compression.accept import by_size, certify, confirm
 from fastopt.compression.adapters import open_model
 from fastopt.compression.confirm import rows_needed
 from fastopt.compression.explain import Compressed
-from fastopt.compression.job import Job, fittable, identity, open_job
+from fastopt.compression.forest import compressed_ensemble
+from fastopt.compression.job import Job, fittable, identity, narrow, open_job
 from fastopt.compression.options import CHECKING, Options
 from fastopt.compression.outcome import explained
 from fastopt.compression.passes import PASSES
@@ -24,6 +25,7 @@ from fastopt.compression.recipe import Recipe
 from fastopt.compression.search import Candidate, Memory, Search
 from fastopt.errors import OptionError
 from fastopt.models import Model
+from fastopt.models.sklearn import is_ensemble
 from fastopt.search import Choice
 
 __all__ = ["apply_recipe", "compress"]
@@ -32,6 +34,7 @@ START_SHARES = (1.0, 0.5, 0.25, 0.125)  # of every layer: where the refinement b
 
 _EVALS_MACS = 4e12  # of the whole search, where the number of recipes is not given
 _FEWEST_EVALS, _MOST_EVALS = 16, 200
+_BITS_ONLY = ("fold", "quantize")
 
 
 def compress(
@@ -70,8 +73,12 @@ def compress(
 
     Parameters
     ----------
-    model : path, onnx.ModelProto or Network
-        ``result.model`` has the same kind (an adapter with ``save`` where a path was given).
+    model : path, onnx.ModelProto, Network, torch.nn.Module or fitted scikit-learn estimator
+        ``result.model`` has the same kind (an adapter with ``save`` where a path was given; of
+        scikit-learn an estimator of the same class where that can hold the result, else a
+        :class:`~fastopt.models.sklearn.CompactEstimator`; of torch a module of the same class, or
+        the traced one where its own code holds numbers that no longer fit). Tree ensembles go to
+        :func:`~fastopt.compression.forest.compress_forest`.
     data : path, mapping of arrays by input name, (X, y) or X
         See :func:`fastopt.compression.data.open_rows` for how axes are read. Without labels the
         metric compares with the original model's own outputs.
@@ -98,7 +105,8 @@ def compress(
         What is made small: bytes as saved, multiply-adds, or seconds measured here.
     method : {"random", "greedy", "genetic", "auto"}
         The refinement's search, one of :func:`fastopt.minimize`; "auto" refines (genetic) a
-        model that can be fitted as a whole; elsewhere effects add up and nothing is gained.
+        model that can be fitted as a whole or stored in float alone; elsewhere effects add up and
+        nothing is gained.
     max_evals, max_time : int, float
         Budget of the search in recipes (by default what suits the model's multiply-adds) and in
         seconds.
@@ -152,7 +160,9 @@ def compress(
         threads=threads, portable=portable, seed=seed,
     )  # fmt: skip
     choice(on_interrupt, "on_interrupt", ("return", "raise"))
-    original, give_back = open_model(model, options.portable)
+    if is_ensemble(model):
+        return compressed_ensemble(model, data, options, started)
+    original, give_back = open_model(model, options.portable, data)
     if options.passes is None:
         options = replace(options, passes=_default_passes(original, options.target))
     job = open_job(original, data, options, progress)
@@ -194,7 +204,7 @@ def apply_recipe(recipe: Recipe, model: Any, data: Any, **options: Any) -> Compr
     if unknown := set(options) - CHECKING:
         raise OptionError(f"{', '.join(sorted(unknown))}: no option of a recipe's check")
     asked = Options(**options, passes=tuple(PASSES))
-    original, give_back = open_model(model, asked.portable)
+    original, give_back = open_model(model, asked.portable, data)
     _check_places(recipe, original)
     job = open_job(original, data, asked, None)
     candidate = Candidate(recipe, *job.measure(recipe))
@@ -239,7 +249,7 @@ def _run(job: Job, memory: Memory, callback: Callable[[int, float], object] | No
             if job.confirmed is not None:
                 break
             confirm(job, [safer])
-    if options.method != "auto" or fittable(job.original):
+    if options.method != "auto" or fittable(job.original) or not narrow(job.original):
         method = "genetic" if options.method == "auto" else options.method
         search.refine(places, _first(job, places), method, options.seed)
     if search.interrupted:
@@ -316,7 +326,9 @@ def _neutral(variable: Any) -> Any:
 
 
 def _default_passes(model: Model, target: str) -> tuple[str, ...]:
-    return tuple(PASSES) if target != "size" or fittable(model) else ("fold", "quantize")
+    """All, but where per byte fewer bits cost less than fewer units and no refit makes up."""
+    everything = target != "size" or fittable(model) or not narrow(model)
+    return tuple(PASSES) if everything else _BITS_ONLY
 
 
 def _check_places(recipe: Recipe, model: Model) -> None:

@@ -16,6 +16,7 @@ from fastopt._files import write_whole
 from fastopt._options import choice, flag, integer
 from fastopt.errors import ArrayError, FastoptError, OptionError, UnsupportedError
 from fastopt.models.base import FLOAT32, Form, Group, Input, Layer
+from fastopt.models.labels import Labels, groups_of, propagate
 from fastopt.models.onnx.build import Stored, encoded, half_biases, put_values, stored_as
 from fastopt.models.onnx.compact import compact
 from fastopt.models.onnx.edit import can_split, set_bias, split_site, take_out
@@ -25,7 +26,6 @@ from fastopt.models.onnx.fold import fold
 from fastopt.models.onnx.forms import forms_of, own_form
 from fastopt.models.onnx.graph import Graph
 from fastopt.models.onnx.integer import can_run_dynamic
-from fastopt.models.onnx.labels import Labels, groups_of, propagate
 from fastopt.models.onnx.layers import Site, bias_of, find_sites
 from fastopt.models.onnx.rows import input_rows, multiply_adds
 from fastopt.models.onnx.rules import RULES
