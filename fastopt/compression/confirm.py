@@ -9,6 +9,7 @@ the chance that the returned model drops more.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +19,7 @@ from fastopt._random import Seed, generator_of
 from fastopt.compression.data import Rows
 from fastopt.compression.metric import Metric, Outputs
 
-__all__ = ["Drop", "bootstrap_p_value", "drop_of", "p_value", "rows_needed"]
+__all__ = ["Drop", "bootstrap_p_value", "drop_of", "jackknife", "p_value", "rows_needed"]
 
 _GROUPS = 10  # parts of the delete-a-group jackknife
 _RESAMPLES = 400
@@ -76,14 +77,16 @@ def drop_of(
     value = metric.drop(original, ours, rows, None)
     if n < 2 or not value <= limit:
         return Drop(value, math.inf, n)
+    return Drop(value, jackknife(n, lambda index: metric.drop(original, ours, rows, index)), n)
+
+
+def jackknife(n: int, statistic: Callable[[Array], float]) -> float:
+    """The standard error of a statistic of n rows, groups of them left out in turn."""
     everything = np.arange(n)
     groups = np.array_split(everything, min(n, _GROUPS))
-    left = np.array(
-        [metric.drop(original, ours, rows, np.setdiff1d(everything, g)) for g in groups]
-    )
+    left = np.array([statistic(np.setdiff1d(everything, part)) for part in groups])
     g = len(groups)
-    error = math.sqrt((g - 1) / g * float(((left - left.mean()) ** 2).sum()))
-    return Drop(value, error, n)
+    return math.sqrt((g - 1) / g * float(((left - left.mean()) ** 2).sum()))
 
 
 def p_value(differences: Array, limit: float) -> float:

@@ -18,15 +18,15 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from fastopt._arrays import Array
-from fastopt.compression.confirm import Drop, drop_of
+from fastopt.compression.confirm import Drop, jackknife
 from fastopt.compression.data import Rows
 from fastopt.compression.metric import Metric, Outputs
 
 __all__ = ["Margins", "margins_of", "moved"]
 
 _FACTORS = (1.0, 2.0, 4.0)
-_SMALLEST = 1e-7  # of a probability whose logit is taken; float32 cannot say more of 1 - p
-_LEAST = 1e-30  # of a probability among classes
+_LEAST = 1e-30  # of a probability whose logarithm is taken
+_MOST = 1 - 2.0**-24  # float32 has no probability between it and 1
 _ERRORS = 2.0  # standard errors that count
 
 
@@ -37,29 +37,27 @@ class Margins:
     Attributes
     ----------
     losses : (3,) array
-        The mean loss of both directions for k = 1, 2, 4; the first one also the plain drop's.
+        The mean loss of both directions for k = 1, 2, 4; the first one is at least the plain drop.
     std_error : float
-        Of the largest estimate.
+        Of :attr:`value`.
     power : float
         The loss grows like k**power.
     n : int
         Rows.
+    least : float
+        The plain drop minus its standard error, below which no estimate goes.
     """
 
     losses: Array
     std_error: float
     power: float
     n: int
-
-    @property
-    def largest(self) -> int:
-        """Which k gives the largest estimate."""
-        return int((self.losses / np.array(_FACTORS) ** self.power).argmax())
+    least: float = -math.inf
 
     @property
     def value(self) -> float:
-        """The largest estimate of the loss."""
-        return float((self.losses / np.array(_FACTORS) ** self.power).max())
+        """The estimate of the loss (see :func:`estimate`)."""
+        return max(self.least, estimate(self.losses, self.power))
 
     @property
     def cautious(self) -> float:
@@ -88,7 +86,18 @@ class Margins:
             math.hypot(*errors) / n,
             min(self.power, other.power),
             n,
+            (self.n * self.least + other.n * other.least) / n,
         )
+
+
+def estimate(losses: Array, power: float) -> float:
+    """The mean of loss(k) / k**power; the last of them where it is larger.
+
+    Losses at small k are few events, whose chance the mean evens out. Where they grow faster than
+    expected, rows that are next in line to flip are not among these few.
+    """
+    each = losses / np.array(_FACTORS) ** power
+    return float(max(each.mean(), each[-1]))
 
 
 def margins_of(
@@ -101,34 +110,39 @@ def margins_of(
 ) -> Margins:
     """The margins of a candidate whose plain drop on these rows is ``drop``.
 
+    The standard error is a delete-a-group jackknife's.
+
     Parameters
     ----------
     axes : mapping
         Axis of the classes, for outputs that are distributions.
     """
-    plain = Margins(np.full(len(_FACTORS), drop.value), drop.std_error, 0.0, len(rows))
+    n = len(rows)
+    plain = Margins(np.full(len(_FACTORS), drop.value), drop.std_error, 0.0, n, drop.value)
     if not all(a.dtype.kind == "f" for a in original.parts[0].values()):
         return plain  # decisions themselves: there is nothing to enlarge
     scale = {name: _scale(name, original, axes) for name in original.parts[0]}
-    mirrored = _drop(metric, rows, original, moved(original, ours, -1.0, scale, axes))
-    losses = [max(drop.value, (drop.value + mirrored) / 2)]
-    for k in _FACTORS[1:]:
-        both = [moved(original, ours, sign * k, scale, axes) for sign in (1, -1)]
-        losses.append(sum(_drop(metric, rows, original, o) for o in both) / 2)
-    if not np.isfinite(losses).all():
+    further = {
+        k: [moved(original, ours, sign * k, scale, axes) for sign in (1, -1)] for k in _FACTORS
+    }
+
+    def losses(index: Array | None) -> Array:
+        found = []
+        for k, both in further.items():
+            drops = [metric.drop(original, o, rows, index) for o in both]
+            found.append(max(drops[0], sum(drops) / 2) if k == 1 else sum(drops) / 2)
+        return np.array(found)
+
+    found = losses(None)
+    if not np.isfinite(found).all():
         return plain
     power = 1.0
-    if "values" in scale.values() and losses[0] > 0 and losses[1] > 0:
-        power = min(2.0, max(1.0, math.log2(losses[1] / losses[0])))
-    found = Margins(np.array(losses), drop.std_error, power, len(rows))
-    k = _FACTORS[found.largest]
-    if k == 1:
-        return found
-    errors = [
-        drop_of(metric, rows, original, moved(original, ours, sign * k, scale, axes)).std_error
-        for sign in (1, -1)
-    ]
-    return replace(found, std_error=max(drop.std_error, float(np.mean(errors)) / k**power))
+    if "values" in scale.values() and found[0] > 0 and found[1] > 0:
+        power = min(2.0, max(1.0, math.log2(found[1] / found[0])))
+    if n < 2:
+        return Margins(found, math.inf, power, n)
+    error = jackknife(n, lambda index: estimate(losses(index), power))
+    return Margins(found, error, power, n, drop.value - drop.std_error)
 
 
 def moved(
@@ -167,7 +181,7 @@ def _moved(theirs: Array, ours: Array, k: float, scale: str, axis: int) -> Array
         return further
     if scale == "odds":
         a, b = (_log_odds(x) for x in (theirs, ours))
-        found: Array = 1 / (1 + np.exp(-(a + np.float32(k) * (b - a))))
+        found: Array = 0.5 + 0.5 * np.tanh(0.5 * (a + np.float32(k) * (b - a)))
         return found.astype(theirs.dtype)
     a, b = (np.log(np.maximum(x, _LEAST)) for x in (theirs, ours))
     z = a + np.asarray(k, a.dtype) * (b - a)
@@ -177,10 +191,6 @@ def _moved(theirs: Array, ours: Array, k: float, scale: str, axis: int) -> Array
 
 
 def _log_odds(p: Array) -> Array:
-    kept = np.clip(p, _SMALLEST, 1 - _SMALLEST)
+    kept = np.clip(p, _LEAST, _MOST)
     found: Array = np.log(kept) - np.log1p(-kept)
     return found
-
-
-def _drop(metric: Metric, rows: Rows, original: Outputs, ours: Outputs) -> float:
-    return metric.drop(original, ours, rows, None)
