@@ -43,7 +43,8 @@ sanitized = rm -rf build/$1 && mkdir -p build/$1 && cp -r fastopt tests setup.py
 	FASTOPT_ISA=$(LEVEL) PYTHONPATH=. PYTHONMALLOC=malloc OPENBLAS_NUM_THREADS=1
 KERNEL_TESTS = $(addprefix tests/,kernels/test_update.py kernels/test_linear_kernels.py \
 	quantization/test_quantize.py quantization/test_matmul.py quantization/test_gptq.py \
-	pruning/test_prune.py search/test_genetic.py)
+	pruning/test_prune.py pruning/test_prune_sparse.py merging/test_merging_codebook.py \
+	models/test_forest.py search/test_genetic.py search/test_search_kernels.py)
 
 asan: | .venv/bin/python
 	$(call sanitized,asan,address$(comma)undefined) ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 \
