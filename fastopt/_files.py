@@ -224,13 +224,13 @@ def load_arrays(
     """
     where = path_of(path)
     with storage_errors(where), open(where, "rb") as file:
-        size, start = os.fstat(file.fileno()).st_size, file.read(8)
+        size, start = os.fstat(file.fileno()).st_size, file.read(9)
     npz = start[:4] == b"PK\3\4"
     if not npz:
-        _safetensors()
-        length = int.from_bytes(start, "little")
-        if size < 10 or not 2 <= length <= min(size - 8, _HEADER_LIMIT):
+        length = int.from_bytes(start[:8], "little")
+        if start[8:] != b"{" or not 2 <= length <= min(size - 8, _HEADER_LIMIT):
             raise FormatError("neither a safetensors nor an .npz file", where, 0)
+        _safetensors()
     try:
         with (_npz_members if npz else _tensors)(where, key, size) as (note, declared, read):
             found = note.pop("sha256", None)

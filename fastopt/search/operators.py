@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastopt import _kernels
-from fastopt._arrays import as_array, check_disjoint, out_for
+from fastopt._arrays import as_array, check_disjoint, name_of, out_for
 from fastopt._options import choice, integer, number
 from fastopt._random import Seed, key_of
 from fastopt._threads import resolve
@@ -22,6 +22,7 @@ FLIP = "flip"
 MUTATIONS = {"none": 0, "gaussian": 1, "polynomial": 2}
 # Genes of one call below which a second thread costs more than it saves.
 SERIAL_BELOW = 1 << 15
+_INDEX = (np.dtype(np.intp).name,)
 
 
 def tournament(
@@ -128,7 +129,7 @@ def variation(
     NaN genes stay NaN.
     """
     parents = as_array(parents, "parents", dtypes=("float64", "float32", "bool"), ndim=2)
-    mates = as_array(mates, "mates", dtypes=(np.dtype(np.intp).name,), ndim=1)
+    mates = as_array(mates, "mates", dtypes=_INDEX, ndim=1)
     d = parents.shape[1]
     choice(crossover, "crossover", CROSSOVERS)
     choice(mutation, "mutation", (*MUTATIONS, FLIP))
@@ -148,7 +149,7 @@ def variation(
     workers = resolve(threads, len(mates) * d, SERIAL_BELOW)
     if not bits and _kernels.genetic.outside(parents, lows, highs, workers):
         raise ArrayError("parents: expected genes within low and high")
-    child = out_for(out, "out", (len(mates), d), parents.dtype.name)
+    child = out_for(out, "out", (len(mates), d), name_of(parents.dtype))
     check_disjoint([("out", child)], [("parents", parents), ("low", lows), ("high", highs)])
     if mutation_rate is None:
         mutation_rate = 1.0 / max(d, 1)
@@ -196,7 +197,7 @@ def variation(
 
 def _bound(value: Any, name: str, parents: NDArray[Any]) -> NDArray[Any]:
     """One bound per gene, of the parents' dtype; float64 for bool."""
-    dtype = "float64" if parents.dtype == bool else parents.dtype.name
+    dtype = "float64" if parents.dtype == bool else name_of(parents.dtype)
     bound = as_array(value, name, dtypes=(dtype,), cast=dtype, ndim=(0, 1))
     if bound.ndim == 0:
         return np.full(parents.shape[1], bound)

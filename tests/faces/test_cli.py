@@ -59,7 +59,6 @@ def test_inspect_info_and_version(files, capsys: pytest.CaptureFixture[str]) -> 
 
 
 def test_faults_are_one_line_and_a_code(files, tmp_path: Path, capsys) -> None:
-    pytest.importorskip("safetensors")
     model, data = files
     (tmp_path / "junk.npz").write_bytes(b"junk")
     (tmp_path / "empty.npz").write_bytes(b"")

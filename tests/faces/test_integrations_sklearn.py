@@ -36,6 +36,8 @@ C = {"C": Float(1e-3, 1e3, log=True)}
     expected_failed_checks=lambda _: {"check_supervised_y_2d": "DataConversionWarning not caught"},
 )
 def test_scikit_learns_checks(estimator, check):
+    if "array_api" in str(check):  # a check of array-API estimators, which skips itself for others
+        return
     check(estimator)
 
 

@@ -24,7 +24,8 @@ def test_damaged_calls_are_refused_by_name_and_change_nothing(part):
 
 @pytest.mark.parametrize("name", damage.READERS)
 def test_damaged_files_are_refused_or_read_right(name, tmp_path):
-    pytest.importorskip("safetensors")  # what begins like no .npz is read as safetensors
+    if "npz" not in name:
+        pytest.importorskip("safetensors")
     outcomes = list(damage.run_mutants(name, 0, 200, tmp_path))
     assert [o.note for o in outcomes if o.kind in ("foreign", "silent")] == []
     assert sum(o.kind == "refused" for o in outcomes) > 100
