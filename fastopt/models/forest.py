@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from fastopt import _threads
-from fastopt._arrays import Array
+from fastopt._arrays import Array, as_array, as_labels, as_numbers
 from fastopt._kernels import forest as kernel
 from fastopt._options import integer
-from fastopt.errors import ArrayError, DTypeError, FormatError, UnsupportedError
+from fastopt.errors import ArrayError, FormatError, UnsupportedError
 
 __all__ = ["CompactForest", "Ensemble", "is_ensemble", "read_ensemble"]
 
@@ -242,11 +242,7 @@ class CompactForest:
         )  # fmt: skip
 
     def _sums(self, X: Any, threads: int | None = None) -> Array:
-        x = X.to_numpy() if hasattr(X, "to_numpy") else np.asarray(X)
-        if x.ndim != 2 or x.shape[1] != self.n_features_in_:
-            raise ArrayError(f"X: expected shape (rows, {self.n_features_in_}), got {x.shape}")
-        if x.dtype.kind not in "fiub":
-            raise DTypeError(f"X: expected numbers, got {x.dtype}")
+        x = as_array(X, "X", cast="float64", shape=(None, self.n_features_in_))
         if self._narrow:
             x = x.astype(np.float32)
         x = np.ascontiguousarray(x, np.float64)
@@ -288,9 +284,10 @@ class CompactForest:
 
     def score(self, X: Any, y: Any) -> float:
         """Accuracy of a classifier, R^2 of a regressor."""
-        truth, found = np.asarray(y), self.predict(X)
+        found = self.predict(X)
         if hasattr(self, "classes_"):
-            return float((found == truth).mean())
+            return float((found == _like(as_labels(y, "y"), found)).mean())
+        truth = _like(as_numbers(y, "y"), found)
         rest = ((truth - found) ** 2).sum()
         return float(1.0 - rest / ((truth - truth.mean(axis=0)) ** 2).sum())
 
@@ -513,8 +510,19 @@ def _hist_tree(nodes: Any) -> dict[str, Array]:
     }
 
 
+def _like(y: Array, found: Array) -> Array:
+    """``y`` where it has the shape of the predictions."""
+    if y.shape != found.shape:
+        raise ArrayError(f"y: expected shape {found.shape}, got {y.shape}")
+    return y
+
+
 def _joined(
-    trees: Sequence[dict[str, Array]], base: Array, link: str, classes: Any, n_features: int
+    trees: Sequence[dict[str, Array]],
+    base: Array,
+    link: str,
+    classes: Array | None,
+    n_features: int,
 ) -> Ensemble:
     """Trees one after another, each in preorder, inner values the means of their leaves."""
     parts = [_preorder(t) for t in trees]
@@ -526,7 +534,7 @@ def _joined(
     whole = {k: np.concatenate([t[k] for t in parts]) for k in parts[0]}
     ensemble = Ensemble(
         **whole, root=root, column=np.zeros(len(parts), np.int64), base=base, link=link,
-        classes=None if classes is None else np.asarray(classes), n_features=int(n_features),
+        classes=classes, n_features=int(n_features),
         narrow=True,
     )  # fmt: skip
     for level in reversed(ensemble.levels()):

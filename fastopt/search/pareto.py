@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fastopt._arrays import as_array
 from fastopt.errors import ArrayError
 
 __all__ = ["crowding", "fronts", "hypervolume"]
@@ -40,9 +41,7 @@ def fronts(y: Any) -> NDArray[np.intp]:
     >>> fronts([[1, 2], [2, 1], [2, 2], [3, 3]]).tolist()
     [0, 0, 1, 2]
     """
-    y = np.asarray(y, dtype=np.float64)
-    if y.ndim != 2:
-        raise ArrayError(f"y: expected shape (n, m), got {y.shape}")
+    y = _rows(y)
     rank = np.zeros(len(y), np.intp)
     bad = np.isnan(y).any(axis=1)
     good = np.flatnonzero(~bad)
@@ -54,6 +53,10 @@ def fronts(y: Any) -> NDArray[np.intp]:
     rank[good] = found[inverse.ravel()]
     rank[bad] = found.max(initial=-1) + 1
     return rank
+
+
+def _rows(y: Any) -> NDArray[np.float64]:
+    return as_array(y, "y", dtypes=("float64",), cast="float64", ndim=2)
 
 
 def _two(rows: NDArray[np.float64]) -> NDArray[np.intp]:
@@ -120,7 +123,7 @@ def crowding(y: Any) -> NDArray[np.float64]:
     >>> crowding([[0, 4], [1, 2], [4, 0]]).tolist()
     [inf, 2.0, inf]
     """
-    y = np.asarray(y, dtype=np.float64)
+    y = _rows(y)
     distance = np.zeros(len(y))
     for column in y.T:
         order = np.argsort(column, kind="stable")
@@ -143,8 +146,9 @@ def hypervolume(y: Any, reference: Any) -> float:
     >>> hypervolume([[1, 2], [2, 1]], [3, 3])
     3.0
     """
-    y, reference = np.asarray(y, dtype=np.float64), np.asarray(reference, dtype=np.float64)
-    if y.ndim != 2 or y.shape[1] not in (2, 3) or reference.shape != (y.shape[1],):
+    y = _rows(y)
+    reference = as_array(reference, "reference", dtypes=("float64",), cast="float64")
+    if y.shape[1] not in (2, 3) or reference.shape != (y.shape[1],):
         raise ArrayError(
             f"hypervolume: expected y (n, 2) or (n, 3) and a reference of that length, "
             f"got {y.shape} and {reference.shape}"
