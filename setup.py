@@ -64,8 +64,11 @@ INLINED = ["-DCYTHON_INLINE=inline __attribute__((always_inline))"]
 KERNELS = [
     ("shared/cpu", ONCE, []),  # asked before any level is known
     ("shared/pool", ONCE, []),  # one pool of threads for the process
-    ("update/update", LEVELS, INLINED),
-    ("update/update_state", LEVELS, INLINED),
+    ("update/update", LEVELS, []),
+    ("update/rules_sgd", LEVELS, INLINED),
+    ("update/rules_adam", LEVELS, INLINED),
+    ("update/rules_rmsprop", LEVELS, INLINED),
+    ("update/update_state", LEVELS, []),
     ("linear/linear", LEVELS, []),
     ("linear/linear_gram", LEVELS, []),
     ("linear/linear_sparse", LEVELS, []),

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from benchmarks.harness import Case, peer
-from fastopt.calibration import Gram, HistogramObserver, MinMaxObserver
-from fastopt.quantization import EmbeddingQuantizer, gptq
+from fastopt.calibration import Gram
+from fastopt.quantization import EmbeddingQuantizer, HistogramObserver, MinMaxObserver, gptq
 from fastopt.quantization.clipping import mse_range
 
 

@@ -65,7 +65,7 @@ def layer(m: int) -> Callable[[int], object]:
 
 def sparse(n: int) -> Callable[[int], object]:
     w = normal(2048, 2048)
-    one, x = SparseLinear.from_dense(np.where(np.abs(w) > 1.3, w, 0)), normal(2048, n)
+    one, x = SparseLinear.from_dense(np.where(np.abs(w) > 1.3, w, 0), "csr"), normal(2048, n)
     out = np.empty((2048, n), np.float32)
     return lambda threads: one.matmul(x, out=out, threads=threads)
 

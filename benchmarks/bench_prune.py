@@ -101,7 +101,10 @@ def sharing(threads: int) -> dict[str, Any]:
 def product(share: float, pattern: str, batch: int) -> Any:
     def build(threads: int) -> dict[str, Any]:
         w = fastopt.prune(normal(1024, 1024), share, pattern=pattern).arrays
-        x, s = normal(1024, batch), SparseLinear.from_dense(w)
+        x, s = (
+            normal(1024, batch),
+            SparseLinear.from_dense(w, "csr" if pattern == "unstructured" else pattern),
+        )
         out = np.empty((1024, batch), np.float32)
         cases = {
             "fastopt": lambda: s.matmul(x, out=out, threads=threads),

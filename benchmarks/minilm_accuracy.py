@@ -27,8 +27,9 @@ from typing import Any
 import numpy as np
 
 import fastopt
-from fastopt.calibration import Gram, MinMaxObserver
+from fastopt.calibration import Gram
 from fastopt.quantization import (
+    MinMaxObserver,
     awq,
     dequantize_linear,
     gptq,

@@ -36,7 +36,9 @@ if TYPE_CHECKING:
     from fastopt.linear_model import LinearRegression
     from fastopt.merging import cluster_weights, merge_neurons
     from fastopt.pruning import prune
-    from fastopt.quantization import QuantizedArray, dequantize, fake_quantize, quantize
+    from fastopt.quantization import QuantizedArray
+    from fastopt.quantization.fake_quantize import fake_quantize
+    from fastopt.quantization.quantize import dequantize, quantize
     from fastopt.search import Bool, Choice, Float, Int, Permutation, Space, Vector, minimize
 
 __version__ = "0.2.0"

@@ -176,6 +176,8 @@ def resolve(threads: int | None, work: int, serial_below: int = SERIAL_BELOW) ->
         Size of the job, in the unit of ``serial_below``.
     """
     if threads is not None:
+        if type(threads) is int and 1 <= threads <= MOST:  # at every step of an optimizer
+            return threads
         return min(integer(threads, "threads", low=1), MOST)
     return 1 if work < serial_below else get_num_threads()
 

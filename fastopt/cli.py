@@ -112,7 +112,7 @@ def _compress_parser(commands: Any) -> None:
     c.add_argument("model", help=MODEL)
     _judged(c)
     c.add_argument("--target", choices=("size", "macs", "latency"), default="size")
-    c.add_argument("--method", choices=("auto", "genetic", "greedy", "random"), default="genetic")
+    c.add_argument("--method", choices=("auto", "genetic", "greedy", "random"), default="auto")
     c.add_argument("--passes", help=f"some of {from_names} (default: all)")
     c.add_argument(
         "--keep", action="append", default=[], metavar="PATTERN", help="layers to leave alone"

@@ -27,8 +27,9 @@ import numpy as np
 import fastopt as fo
 from fastopt import linear_model, merging, optim, pruning, quantization, search
 from fastopt._files import load_arrays, save_arrays
-from fastopt.calibration import Gram, HistogramObserver
+from fastopt.calibration import Gram
 from fastopt.errors import FastoptError, FormatError, StorageError, UnsupportedError
+from fastopt.quantization import HistogramObserver
 
 # -- valid calls -------------------------------------------------------------------------------
 

@@ -22,6 +22,9 @@ from fastopt._kernels.quantize import quantize_range as quantize_range
 from fastopt._kernels.shared.cpu import levels as levels
 from fastopt._kernels.sparse import sparse as sparse
 from fastopt._kernels.trees import forest as forest
+from fastopt._kernels.update import rules_adam as rules_adam
+from fastopt._kernels.update import rules_rmsprop as rules_rmsprop
+from fastopt._kernels.update import rules_sgd as rules_sgd
 from fastopt._kernels.update import update as update
 from fastopt._kernels.update import update_state as update_state
 

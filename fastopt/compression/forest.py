@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pickle
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,10 +13,16 @@ import numpy as np
 from fastopt._arrays import Array, as_array, as_labels, as_numbers
 from fastopt._options import number
 from fastopt._random import Seed, generator_of
-from fastopt.errors import ArrayError
-from fastopt.models.forest import CompactForest, Ensemble, read_ensemble
+from fastopt.compression.data import open_rows
+from fastopt.compression.explain import Compressed, Measures
+from fastopt.compression.options import Options
+from fastopt.compression.recipe import Recipe
+from fastopt.errors import ArrayError, UnsupportedError
+from fastopt.models import Input
+from fastopt.models.forest import CompactForest, Ensemble
+from fastopt.models.sklearn import read_ensemble
 
-__all__ = ["CompressedForest", "compress_forest"]
+__all__ = ["CompressedForest", "compress_forest", "compressed_ensemble"]
 
 _SHARES = (1.0, 0.7, 0.5, 0.35, 0.25, 0.17, 0.12, 0.08, 0.05)  # of the trees
 _BITS = 8
@@ -144,6 +152,56 @@ def compress_forest(
         n_trees=(ensemble.trees, taken.n_trees if changed else ensemble.trees),
         n_nodes=(len(ensemble.feature), taken.n_nodes if changed else len(ensemble.feature)),
     )  # fmt: skip
+
+
+def compressed_ensemble(model: Any, data: Any, options: Options, started: float) -> Compressed:
+    """What :func:`compress_forest` finds, in the form that :func:`fastopt.compress` returns.
+
+    Raises
+    ------
+    UnsupportedError
+        An option that the search over trees does not have.
+    """
+    plain = Options()
+    for name in ("metric", "confidence", "passes", "keep", "method", "max_evals", "max_time"):
+        if getattr(options, name) != getattr(plain, name):
+            raise UnsupportedError(f"{name}: no option for a {type(model).__name__}")
+    if options.calib is not None or options.check is not None or options.target != "size":
+        raise UnsupportedError(
+            f"calib, check, target: no options for a {type(model).__name__}: half of data confirms"
+        )
+    columns = (Input("X", "float64", (None, int(model.n_features_in_))),)
+    rows = open_rows(data, columns, "data", options.labels)
+    x, y = rows.column("X"), rows.y
+    found = compress_forest(model, x, y, max_drop=options.max_drop, seed=options.seed)
+    seconds = _predict_s([model, found.model], x[: options.batch])
+    before, after = (
+        Measures(metric, nodes, nbytes, 0, s)
+        for metric, nodes, nbytes, s in zip(
+            (found.before, found.after), found.n_nodes, (found.bytes_before, found.bytes_after),
+            seconds, strict=True,
+        )
+    )  # fmt: skip
+    notes = [f"{found.n_trees[0]} -> {found.n_trees[1]} trees; nodes are counted as parameters"]
+    kind = "r2" if not hasattr(model, "classes_") else "accuracy" if y is not None else "agreement"
+    return Compressed(
+        model=found.model, recipe=Recipe(), before=before, after=after, max_drop=found.max_drop,
+        drop=found.drop, search_drop=found.search_drop, changed=found.changed, decisions=(),
+        candidates=(), metric=kind, target="size", method="smallest first", refused=0,
+        time_s=time.monotonic() - started, n_search=len(x) // 2, n_check=len(x) - len(x) // 2,
+        notes=tuple(notes), batch=options.batch, threads=options.threads,
+    )  # fmt: skip
+
+
+def _predict_s(models: Sequence[Any], x: Array, rounds: int = 5) -> list[float]:
+    """Median seconds of ``predict``, interleaved."""
+    times: list[list[float]] = [[] for _ in models]
+    for _ in range(rounds):
+        for taken, model in zip(times, models, strict=True):
+            start = time.perf_counter()
+            model.predict(x)
+            taken.append(time.perf_counter() - start)
+    return [float(np.median(taken)) for taken in times]
 
 
 def _fewer_trees(ensemble: Ensemble, x: Array, classifier: bool) -> list[Ensemble]:

@@ -10,14 +10,15 @@ from typing import Any
 
 import numpy as np
 
+from fastopt.compression.adapters import open_model
 from fastopt.compression.data import open_rows
 from fastopt.compression.explain import latencies
+from fastopt.compression.job import feed_size
 from fastopt.compression.metric import batches_ok, collect, metric_of
 from fastopt.compression.passes import quantize
 from fastopt.compression.passes.calibration import Calibration
 from fastopt.compression.prepare import effects
 from fastopt.compression.recipe import Recipe, Workbench
-from fastopt.compression.run import feed_size, open_model
 from fastopt.errors import OptionError
 from fastopt.models import Model
 
@@ -34,7 +35,7 @@ def inspect_model(model: Any, data: Any = None) -> dict[str, Any]:
         Rows to run; gives multiply-adds where shapes are dynamic, and each layer's
         ``sensitivity``: the relative squared error of the outputs when it alone has 4 bits.
     """
-    found, _ = open_model(model)
+    found, _ = open_model(model, data=data)
     sensitivity: dict[str, float] = {}
     if data is not None:
         rows = open_rows(data, found.inputs)

@@ -36,12 +36,15 @@ class Outputs:
         Samples fed whole get an axis of their own; rows are concatenated.
     logits : dict
         By output its values before the last Softmax or Sigmoid, flattened, all rows together.
+    scores : dict
+        What metrics say of parts of these outputs compared with themselves.
     """
 
     parts: list[dict[str, Array]]
     single: bool = False
     stacked: bool = False
     logits: dict[str, Array] = field(default_factory=dict)
+    scores: dict[object, float] = field(default_factory=dict, repr=False, compare=False)
 
     @cached_property
     def joint(self) -> dict[str, Array] | None:
@@ -169,6 +172,16 @@ class Metric:
             assert original is not None
             found.append(float(self.function(mine, Columns(one), one.y, original)))
         return float(np.mean(found))
+
+    def drop(self, original: Outputs, ours: Outputs, rows: Rows, index: Array | None) -> float:
+        """Score of the original minus ours, on the rows ``index`` or all of them."""
+        key = (self.name, id(self.function), None if index is None else index.tobytes())
+        reference = original
+        if index is not None:
+            rows, reference, ours = rows.select(index), original.select(index), ours.select(index)
+        if key not in original.scores:
+            original.scores[key] = self.score(reference, rows, reference)
+        return original.scores[key] - self.score(ours, rows, reference)
 
     def losses(self, outputs: Outputs, rows: Rows, reference: Outputs) -> Array | None:
         """The loss of each row, or None where the metric is no mean over rows."""

@@ -9,7 +9,7 @@ model per layer is enough for all of its forms.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ from fastopt.compression.passes import quantize
 from fastopt.compression.recipe import Recipe, Workbench
 from fastopt.errors import FastoptError
 from fastopt.models import Form, Layer, Model
+from fastopt.quantization import Factor
 from fastopt.search import Float
 
 __all__ = ["Option", "Probe", "effects", "grid"]
@@ -29,6 +30,7 @@ __all__ = ["Option", "Probe", "effects", "grid"]
 _PROBE_BITS = 4  # an error that is neither rounding noise nor a wreck
 _PROBE_MACS = 3e11  # multiply-adds of all probes together
 _MOST_ROWS = 24
+_SAMPLED = 256  # rows of a weight that tell how a form rounds it
 _MODES = ("dynamic", "static")
 _PAYS = 0.01  # share of the cost that running in int8 must save to be considered
 _SHARES = (0.875, 0.75, 0.5, 0.375, 0.25, 0.125)
@@ -158,21 +160,44 @@ def _probe_rows(rows: Rows, probes: int, macs: int) -> Rows:
 
 def _forms(layer: Layer, probe: Probe) -> list[Option]:
     """The forms of one layer: one is measured, the others follow from their rounding errors."""
-    gram = probe.state.calibration.grams([layer.name]).get(layer.name)
+    calibration = probe.state.calibration
+    gram = calibration.grams([layer.name]).get(layer.name)
+    factor = calibration.factor(layer.name)
     found = [Option(layer.form.name, 0.0, 0.0)]
     forms = [f for f in layer.forms if f.activations is None and f.name != layer.form.name]
     coded = [f for f in forms if f.integer]
     if not coded:
         return found
     first = min(coded, key=lambda f: (abs(f.bits - _PROBE_BITS), f.group_size is None))
-    weights = {f.name: rounded(layer, f) for f in forms}
-    errors = {name: _output_error(layer.weight - w, gram) for name, w in weights.items()}
-    error = probe.error(probe.state.model, {layer.name: weights[first.name]})
-    unit = error / errors[first.name] if errors[first.name] > 0 else 0.0
+    weight = rounded(layer, first)
+    own = _output_error(layer.weight - weight, gram)
+    error = probe.error(probe.state.model, {layer.name: weight})
+    unit = error / own if own > 0 else 0.0
+    some = _some_rows(layer)
     for form in forms:
         cost = probe.per_byte * (form.nbytes - layer.form.nbytes)
-        found.append(Option(form.name, cost, unit * errors[form.name]))
+        found.append(Option(form.name, cost, unit * _rounding_error(some, form, factor)))
     return found
+
+
+def _some_rows(layer: Layer) -> Layer:
+    """The layer with some of its rows: enough to tell what rounding does to them."""
+    n = len(layer.weight)
+    if n <= _SAMPLED:
+        return layer
+    picked = np.arange(_SAMPLED) * n // _SAMPLED
+    return replace(layer, weight=np.ascontiguousarray(layer.weight[picked]), bias=None)
+
+
+def _rounding_error(layer: Layer, form: Form, factor: Factor | None) -> float:
+    """Mean squared error that a form makes per row of the layer's output.
+
+    Rounding errors of different inputs are next to independent, so their squares add up, each
+    weighed by what GPTQ leaves of it; without an input to look at, by one.
+    """
+    lost = (layer.weight - rounded(layer, form)).astype(np.float64) ** 2
+    columns = lost.sum(axis=0)
+    return float(columns.sum() if factor is None else columns @ factor.pivots) / len(lost)
 
 
 def _gains(
@@ -231,7 +256,8 @@ def rounded(layer: Layer, form: Form) -> Array:
 
 
 def _output_error(delta: Array, gram: Gram | None) -> float:
-    """Mean squared error of the layer's own output; of its weight where no input is known."""
+    """Mean squared error per row of the layer's own output; of its weight without an input."""
     if gram is None:
-        return float((delta.astype(np.float64) ** 2).sum())
-    return float(np.vdot(delta.T @ delta, gram.second)) / gram.count
+        return float((delta.astype(np.float64) ** 2).sum()) / len(delta)
+    second = gram.second.astype(np.float32) / np.float32(gram.count)
+    return max(0.0, float(np.vdot(delta @ second, delta))) / len(delta)

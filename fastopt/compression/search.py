@@ -32,7 +32,7 @@ _AIM = 0.8  # of the budget
 NEAR = 30.0  # budgets; beyond, a drop says nothing about small ones
 _RULED_OUT = 4.0  # of the deviance: two standard errors
 _POWERS = (0.5, 0.75, 1.0)
-_SAFER = (1.5, 2.5, 5.0, 12.0, 40.0, 300.0, 1e4)
+_SAFER = (1.4, 2.0, 2.8, 4.0, 6.0, 10.0, 20.0, 60.0, 300.0, 1e4)
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,8 @@ class Candidate:
         Of the metric.
     error : float
         Relative squared error of the logits.
+    cautious : float
+        The drop with its uncertainty (see :mod:`fastopt.compression.margins`).
     """
 
     recipe: Recipe
@@ -55,11 +57,7 @@ class Candidate:
     drop: float
     std_error: float = 0.0
     error: float = 0.0
-
-    @property
-    def cautious(self) -> float:
-        """The drop plus one standard error."""
-        return self.drop + (self.std_error if math.isfinite(self.std_error) else 0.0)
+    cautious: float = 0.0
 
 
 class Memory:
@@ -107,7 +105,7 @@ class Memory:
         self._file.seek(0, os.SEEK_END)
 
     def get(self, key: str) -> list[float] | None:
-        """Cost, drop and standard error of a recipe, where it is known."""
+        """What was measured of a recipe, where it is known."""
         return self._known.get(key)
 
     def put(self, key: str, values: list[float]) -> None:
@@ -186,7 +184,8 @@ class Search:
     Parameters
     ----------
     measure : callable
-        ``measure(recipe) -> (cost, drop, standard error, error)`` on the search rows.
+        ``measure(recipe) -> (cost, drop, standard error, error, cautious drop)`` on the search
+        rows.
     base_cost, limit : float
         Cost of the original; the drop that is allowed.
     max_evals : int
@@ -201,7 +200,7 @@ class Search:
 
     def __init__(
         self,
-        measure: Callable[[Recipe], tuple[float, float, float, float]],
+        measure: Callable[[Recipe], tuple[float, float, float, float, float]],
         base_cost: float,
         limit: float,
         max_evals: int,
@@ -239,9 +238,9 @@ class Search:
     def keeps(self, c: Candidate) -> bool:
         """Whether a candidate keeps the budget on the search rows.
 
-        Where the metric compares with the original, so does what its error foretells, and one
-        standard error counts: a drop is then all loss. With labels losses and gains offset each
-        other, and the check rows decide.
+        Where the metric compares with the original, so does what its error foretells, and its
+        margins count: a drop is then all loss. With labels losses and gains offset each other,
+        and the check rows decide.
         """
         if not self._follows:
             return c.drop <= self._limit

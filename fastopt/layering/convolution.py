@@ -1,4 +1,4 @@
-"""One convolution as several thinner ones: Tucker-2 and depthwise-separable."""
+"""One convolution as several thinner ones: Tucker-2, CP and depthwise-separable."""
 
 from __future__ import annotations
 
@@ -11,9 +11,12 @@ from fastopt._interrupts import interruptible
 from fastopt._options import integer, number
 from fastopt.errors import ArrayError, OptionError
 
-__all__ = ["split_convolution", "split_depthwise"]
+__all__ = ["split_convolution", "split_cp", "split_depthwise"]
 
-_SWEEPS = 10  # of alternating least squares; the error rarely moves after five
+_SWEEPS = 10  # of Tucker's alternating least squares; the error rarely moves after five
+_CP_SWEEPS = 500  # of CP's, which go on until the fit changes by less than _CP_CHANGE per sweep
+_CP_CHANGE = 1e-10
+_CP_RIDGE = 1e-10  # of the mean diagonal: keeps nearly parallel components solvable
 
 
 def split_convolution(
@@ -87,6 +90,120 @@ def split_convolution(
         np.ascontiguousarray(core.reshape(r_out, r_in, *weight.shape[2:]), weight.dtype),
         np.ascontiguousarray(u.reshape(n_out, r_out, *ones), weight.dtype),
     )
+
+
+def split_cp(w: Any, rank: int) -> tuple[Array, ...]:
+    """w[o, i, a, b, ...] ~ sum_r last[o, r] A[r, a] B[r, b] ... first[r, i].
+
+    A convolution as 1x1, one depthwise convolution per kernel axis (k x 1, then 1 x k), 1x1.
+
+    Parameters
+    ----------
+    w : (n_out, n_in, ...) float32 or float64
+        The weight of a convolution with one group, one or more kernel axes. Not changed.
+    rank : int
+        Channels between the parts, 1 or more.
+
+    Returns
+    -------
+    first : (rank, n_in, 1, ...) array
+        Runs first.
+    *depths : (rank, 1, ...) arrays, one per kernel axis
+        Convolutions with ``groups=rank``, each with the kernel size, stride, padding and dilation
+        of its own axis and 1, 1, 0, 1 on the others.
+    last : (n_out, rank, 1, ...) array
+        Takes the bias.
+
+    Raises
+    ------
+    DTypeError, ArrayError, OptionError
+        A bad argument, or NaN or infinity in ``w``.
+
+    Notes
+    -----
+    Alternating least squares (Kolda and Bader, "Tensor decompositions and applications", 2009,
+    figure 3.3; Lebedev et al., "Speeding-up convolutional neural networks using fine-tuned
+    CP-decomposition", 2015), begun at the leading vectors of each unfolding and extrapolated along
+    each sweep (Bro, "Multi-way analysis in the food industry", 1998, section 4.5.1). The best
+    rank-r approximation need not exist, so a result is a local optimum; the same ``w`` gives the
+    same result. Computed in float64; a sweep costs about 2 rank * w.size operations per axis.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fastopt.layering import split_cp
+    >>> w = np.einsum("o,i,a,b->oiab", *(np.arange(1.0, n) for n in (7, 5, 4, 4)))
+    >>> first, rows, columns, last = split_cp(w, 1)
+    >>> first.shape, rows.shape, columns.shape, last.shape
+    ((1, 4, 1, 1), (1, 1, 3, 1), (1, 1, 1, 3), (6, 1, 1, 1))
+    >>> back = np.einsum("or,ri,ra,rb->oiab", last[..., 0, 0], first[..., 0, 0],
+    ...                  rows[:, 0, :, 0], columns[:, 0, 0])
+    >>> bool(np.allclose(back, w))
+    True
+    """
+    weight = _kernel(w)
+    r = integer(rank, "rank", low=1, high=2**20)
+    largest = float(np.abs(weight).max()) or 1.0
+    whole = weight.astype(np.float64) / largest
+    factors = interruptible(2.0 * r * whole.size * whole.ndim * _CP_SWEEPS, _polyadic, whole, r)
+    left, right, *kernels = factors
+    ones = (1,) * (weight.ndim - 2)
+    depths = [
+        k.T.reshape(r, 1, *ones[:axis], len(k), *ones[axis + 1 :])
+        for axis, k in enumerate(kernels)
+    ]
+    parts = [
+        right.T.reshape(r, -1, *ones),
+        *depths,
+        (left * largest).reshape(-1, r, *ones),
+    ]
+    return tuple(np.ascontiguousarray(p, weight.dtype) for p in parts)
+
+
+def _polyadic(w: Array, r: int) -> list[Array]:
+    """The factors (n_axis, r) of w, one per axis, by alternating least squares."""
+    rng = np.random.default_rng(0)  # only fills up columns beyond an axis' length
+    factors = []
+    for axis in range(w.ndim):
+        start = rng.standard_normal((w.shape[axis], r)) / np.sqrt(w.shape[axis])
+        vectors = _leading(w, axis)[1][:, :r]
+        start[:, : vectors.shape[1]] = vectors
+        factors.append(start)
+    axes = list(range(w.ndim))
+    unfolded = [np.moveaxis(w, a, 0).reshape(w.shape[a], -1) for a in axes]
+    square, least = float(np.square(w).sum()), np.inf
+    kept = factors
+    for sweep in range(_CP_SWEEPS):
+        start = factors
+        factors = list(factors)
+        for axis in axes:
+            others = [a for a in axes if a != axis]
+            gram = np.ones((r, r))
+            for a in others:
+                gram *= factors[a].T @ factors[a]
+            ridge = _CP_RIDGE * np.trace(gram) / r + np.finfo(float).tiny
+            columns = factors[others[0]]  # the Khatri-Rao product of the other factors
+            for a in others[1:]:
+                columns = (columns[:, None] * factors[a]).reshape(-1, r)
+            product = unfolded[axis] @ columns
+            factors[axis] = np.linalg.solve(gram + ridge * np.eye(r), product.T).T
+        last = factors[-1]
+        # |w - fit|^2 = |w|^2 - 2 <w, fit> + |fit|^2
+        error = square - 2 * float((product * last).sum()) + float((gram * (last.T @ last)).sum())
+        if error > least:  # the extrapolation went too far
+            factors = kept
+            continue
+        kept, settled, least = factors, least - error < _CP_CHANGE * square, error
+        if settled:
+            break
+        stride = (sweep + 1) ** (1 / 3) - 1  # Bro, 1998, section 4.5.1
+        factors = [f + stride * (f - g) for f, g in zip(factors, start, strict=True)]
+    sizes = [np.linalg.norm(f, axis=0) for f in kept]
+    whole = np.prod(sizes, axis=0)
+    factors = [f / np.where(size > 0, size, 1.0) for f, size in zip(kept, sizes, strict=True)]
+    for axis in (0, 1):  # the sizes of the components, shared by the first and the last part
+        factors[axis] = factors[axis] * np.sqrt(whole)
+    return factors
 
 
 def split_depthwise(w: Any, multiplier: int = 1) -> tuple[Array, Array]:

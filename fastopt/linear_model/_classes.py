@@ -13,8 +13,8 @@ from fastopt._kernels import linear
 from fastopt._options import number
 from fastopt.errors import ArrayError, DTypeError, OptionError
 from fastopt.linear_model._data import _column, check_weights, weights_of
+from fastopt.linear_model._problem import DIRECT, ONE_VS_REST, TWO
 from fastopt.linear_model._rows import CSR, Rows
-from fastopt.linear_model._train import DIRECT, ONE_VS_REST, TWO
 
 __all__ = ["ClassifierFace", "as_targets", "check_classes", "class_weights", "encode"]
 

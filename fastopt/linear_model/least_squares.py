@@ -10,9 +10,9 @@ from fastopt._arrays import Array
 from fastopt._options import number
 from fastopt.linear_model._data import check_weights, check_x, check_y
 from fastopt.linear_model._estimator import LinearEstimator, r2_score
+from fastopt.linear_model._problem import Problem
 from fastopt.linear_model._rows import CSR
-from fastopt.linear_model._solve import Fit, Solver
-from fastopt.linear_model._train import Problem
+from fastopt.linear_model._solvers import Fit, Solver
 
 __all__ = ["LinearRegression", "Ridge"]
 

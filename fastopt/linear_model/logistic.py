@@ -12,8 +12,8 @@ from fastopt.errors import OptionError
 from fastopt.linear_model._classes import ClassifierFace, as_targets, class_weights, encode
 from fastopt.linear_model._data import check_weights, check_x
 from fastopt.linear_model._estimator import LinearEstimator
-from fastopt.linear_model._solve import Solver
-from fastopt.linear_model._train import Problem
+from fastopt.linear_model._problem import Problem
+from fastopt.linear_model._solvers import Solver
 
 __all__ = ["LogisticRegression"]
 

@@ -17,10 +17,10 @@ from fastopt.linear_model._classes import (
     encode,
 )
 from fastopt.linear_model._data import check_x, check_y
-from fastopt.linear_model._epochs import SGD
 from fastopt.linear_model._estimator import r2_score
+from fastopt.linear_model._problem import DIRECT, LOSSES, Problem
 from fastopt.linear_model._rows import CSR
-from fastopt.linear_model._train import DIRECT, LOSSES, Problem
+from fastopt.linear_model._sgd import SGD
 
 __all__ = ["SGDClassifier", "SGDRegressor"]
 

@@ -9,9 +9,8 @@ import numpy as np
 
 from fastopt._arrays import Array, as_array, check_finite
 from fastopt._options import integer, number
-from fastopt.calibration import Gram, check_gram
+from fastopt.calibration import Gram, check_gram, refit
 from fastopt.errors import ArrayError
-from fastopt.pruning.units import refit
 
 __all__ = ["Merged", "merge_neurons"]
 

@@ -15,8 +15,7 @@ import numpy as np
 
 from fastopt._arrays import Array
 from fastopt._kernels import obs as kernel
-from fastopt.calibration import Gram
-from fastopt.pruning.units import inverse, solve
+from fastopt.calibration import Gram, inverse, solve
 
 __all__ = ["EXACT", "alternate", "exact_losses", "fit", "moment"]
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 
 from fastopt._arrays import Array
-from fastopt.pruning.units import inverse
+from fastopt.calibration import inverse
 
 __all__ = ["sparsegpt"]
 

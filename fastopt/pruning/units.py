@@ -12,9 +12,8 @@ from typing import Any
 import numpy as np
 
 from fastopt._arrays import Array, as_array, check_finite
-from fastopt._interrupts import interruptible
 from fastopt._options import integer, number
-from fastopt.calibration import Gram, check_gram
+from fastopt.calibration import Gram, check_gram, inverse, refit
 from fastopt.errors import ArrayError, OptionError
 
 __all__ = ["Selection", "removal_order", "select_units"]
@@ -163,46 +162,6 @@ def _checked(gram: Gram, w_next: Any, unit_size: int) -> tuple[Array, int, int]:
         raise OptionError(f"unit_size: expected a divisor of {gram.n}, got {size}")
     check_finite(weight, "w_next")
     return weight, gram.n // size, size
-
-
-def refit(gram: Gram, s: Array, w: Array, kept: Array) -> tuple[Array, Array, float]:
-    """(w', bias shift, lost share of the output variance) with only the inputs ``kept``."""
-    fitted = solve(s[np.ix_(kept, kept)], s[kept] @ w.T).T
-    mean = gram.mean
-    shift = w @ mean - fitted @ mean[kept]
-    change = w.copy()
-    change[:, kept] -= fitted
-    plain = gram.covariance()
-    whole = float(np.einsum("ij,ij->", w, w @ plain))
-    lost = float(np.einsum("ij,ij->", change, change @ plain))
-    return fitted, shift, min(1.0, max(0.0, lost / whole)) if whole > 0 else 0.0
-
-
-def solve(a: Array, b: Array) -> Array:
-    """a^-1 b for a symmetric a >= 0; the least-norm answer where a is singular."""
-    work = float(len(a)) ** 2 * (len(a) + 2 * b.size / max(1, len(b)))
-    try:  # LU alone would return rubbish for a singular matrix
-        interruptible(work, np.linalg.cholesky, a)
-        return interruptible(work, np.linalg.solve, a, b)
-    except np.linalg.LinAlgError:
-        return interruptible(20 * work, np.linalg.lstsq, a, b)[0]
-
-
-def inverse(s: Array) -> Array:
-    """s^-1 for a symmetric s >= 0, with a last ridge of rounding size where it is singular."""
-    level = float(s.diagonal().mean()) or 1.0
-    work = float(len(s)) ** 3
-    for ridge in (0.0, 1e-10, 1e-7, 1e-4):
-        try:
-            damped = s if ridge == 0 else s + ridge * level * np.eye(len(s))
-            interruptible(work, np.linalg.cholesky, damped)
-            result: Array = interruptible(2 * work, np.linalg.inv, damped)
-        except np.linalg.LinAlgError:
-            continue
-        result += result.T.copy()
-        result *= 0.5
-        return result
-    raise ArrayError("gram: its covariance is not positive; raise damp")
 
 
 def _removals(s: Array, w: Array, size: int, count: int) -> tuple[list[int], list[float]]:

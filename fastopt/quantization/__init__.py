@@ -6,16 +6,20 @@ Row 2: NumPy arrays in and out; no idea of a model.
 from __future__ import annotations
 
 from fastopt.quantization.array import QuantizedArray
+from fastopt.quantization.awq import AWQ, awq
 from fastopt.quantization.casting import cast
+from fastopt.quantization.choose_qparams import choose_qparams
 from fastopt.quantization.embedding import EmbeddingQuantizer, TopK
-from fastopt.quantization.fake import fake_quantize
-from fastopt.quantization.feedback import gptq, output_error
+from fastopt.quantization.fake_quantize import fake_quantize
 from fastopt.quantization.fixed_point import FixedPoint
 from fastopt.quantization.formats import Format, format_of
-from fastopt.quantization.functions import dequantize, quantize
-from fastopt.quantization.gguf import from_gguf, to_gguf
+from fastopt.quantization.gguf import to_gguf
+from fastopt.quantization.gptq import Factor, factor_of, gptq, output_error
+from fastopt.quantization.histograms import HistogramObserver, PercentileObserver
+from fastopt.quantization.hqq import hqq
 from fastopt.quantization.linear import QuantizedLinear
 from fastopt.quantization.matmul import PackedMatrix, matmul_integer, qlinear_matmul
+from fastopt.quantization.observers import MinMaxObserver, MovingAverageMinMaxObserver
 from fastopt.quantization.onnx_ops import (
     dequantize_linear,
     dynamic_quantize,
@@ -23,16 +27,25 @@ from fastopt.quantization.onnx_ops import (
     quantize_linear,
 )
 from fastopt.quantization.packing import pack_int4, unpack_int4
-from fastopt.quantization.qparams import QParams, choose_qparams, qparams_from_range
-from fastopt.quantization.scaling import AWQ, Smoothed, awq, hqq, smoothquant
-from fastopt.quantization.storage import from_safetensors, to_onnx, to_safetensors
+from fastopt.quantization.qparams import QParams, qparams_from_range
+from fastopt.quantization.quantize import dequantize, quantize
+from fastopt.quantization.smoothquant import Smoothed, smoothquant
+from fastopt.quantization.storage import to_onnx, to_safetensors
+
+from_gguf = QuantizedArray.from_gguf
+from_safetensors = QuantizedArray.from_safetensors
 
 __all__ = [
     "AWQ",
     "EmbeddingQuantizer",
+    "Factor",
     "FixedPoint",
     "Format",
+    "HistogramObserver",
+    "MinMaxObserver",
+    "MovingAverageMinMaxObserver",
     "PackedMatrix",
+    "PercentileObserver",
     "QParams",
     "QuantizedArray",
     "QuantizedLinear",
@@ -45,6 +58,7 @@ __all__ = [
     "dequantize_linear",
     "dynamic_quantize",
     "dynamic_quantize_linear",
+    "factor_of",
     "fake_quantize",
     "format_of",
     "from_gguf",

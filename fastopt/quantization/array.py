@@ -11,12 +11,14 @@ import numpy as np
 
 from fastopt import _options
 from fastopt._arrays import Array, as_array, name_of, out_for
-from fastopt.errors import ArrayError
-from fastopt.quantization.convert import decode
+from fastopt.errors import ArrayError, FastoptError, FormatError
+from fastopt.quantization.codebooks import decode_narrow
+from fastopt.quantization.codes import decode
 from fastopt.quantization.formats import Format, format_of
+from fastopt.quantization.gguf import read_blocks, to_gguf
 from fastopt.quantization.layout import layout_of
-from fastopt.quantization.narrow import decode_narrow
 from fastopt.quantization.packing import unpack_int4
+from fastopt.quantization.storage import read, to_onnx, to_safetensors
 
 __all__ = ["QuantizedArray"]
 
@@ -252,35 +254,68 @@ class QuantizedArray:
 
     def to_safetensors(self, path: str | os.PathLike[str]) -> None:
         """Write a file with a checksum; see :func:`fastopt.quantization.to_safetensors`."""
-        from fastopt.quantization.storage import to_safetensors
-
         to_safetensors(self, path)
 
     @staticmethod
     def from_safetensors(path: str | os.PathLike[str]) -> QuantizedArray:
-        """Read such a file; see :func:`fastopt.quantization.from_safetensors`."""
-        from fastopt.quantization.storage import from_safetensors
+        """Read what :func:`to_safetensors` wrote; every bit is checked.
 
-        return from_safetensors(path)
+        Parameters
+        ----------
+        path : path
+            The file.
+
+        Returns
+        -------
+        QuantizedArray
+
+        Raises
+        ------
+        FormatError
+            Not such a file, or damaged.
+        MissingFileError, StorageError
+            There is no such file, or it cannot be read.
+        ImportError
+            The package safetensors is missing.
+        """
+        where, parts = read(path)
+        try:
+            return QuantizedArray(*parts)
+        except FastoptError as error:
+            raise FormatError(f"not a quantised array: {error}", where) from None
 
     def to_gguf(self, kind: str = "Q8_0") -> Array:
         """The bytes of ggml's blocks; see :func:`fastopt.quantization.to_gguf`."""
-        from fastopt.quantization.gguf import to_gguf
-
         return to_gguf(self, kind)
 
     @staticmethod
-    def from_gguf(data: Any, kind: str = "Q8_0") -> QuantizedArray:
-        """What such bytes hold; see :func:`fastopt.quantization.from_gguf`."""
-        from fastopt.quantization.gguf import from_gguf
+    def from_gguf(data: Any, kind: str = "Q8_0", *, threads: int | None = None) -> QuantizedArray:
+        """The QuantizedArray that ggml's blocks hold; its values are exact.
 
-        return from_gguf(data, kind)
+        Parameters
+        ----------
+        data : (..., blocks * block bytes) uint8 array
+            What :func:`to_gguf` or gguf-py gives (a GGUFReader's ``tensor.data``).
+        kind, threads
+            As in :func:`to_gguf`.
+
+        Returns
+        -------
+        QuantizedArray
+            int8, int4 or mxfp4 in groups of 32 along the last axis. Scales of Q4_0 may be
+            negative.
+
+        Raises
+        ------
+        ArrayError, DTypeError, OptionError
+            The last axis does not hold whole blocks; an exponent of MXFP4 is NaN's (255) or 0 with
+            codes that are not.
+        """
+        return QuantizedArray(*read_blocks(data, kind, threads))
 
     def to_onnx(self, name: str) -> tuple[Any, list[Any]]:
         """A DequantizeLinear node and its initialisers; see
         :func:`fastopt.quantization.to_onnx`."""
-        from fastopt.quantization.storage import to_onnx
-
         return to_onnx(self, name)
 
     def __repr__(self) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 from fastopt._arrays import Array, as_array, as_target, check_disjoint, name_of
 from fastopt._options import choice, flag
 from fastopt._random import Seed, check_seed
-from fastopt.quantization.convert import decode_floats, encode_floats
+from fastopt.quantization.codes import decode_floats, encode_floats
 from fastopt.quantization.formats import FLOAT_SPECS
 from fastopt.quantization.layout import layout_of
 

@@ -15,10 +15,10 @@ from fastopt import _threads
 from fastopt._arrays import Array, as_array, check_finite
 from fastopt._interrupts import interruptible
 from fastopt._kernels import clip as kernel
-from fastopt.calibration.gram import Gram
+from fastopt.calibration import Gram
 from fastopt.errors import ArrayError, OptionError
+from fastopt.quantization.codebooks import decode_narrow, encode_narrow, narrow_scale
 from fastopt.quantization.formats import Format, format_of
-from fastopt.quantization.narrow import decode_narrow, encode_narrow, narrow_scale
 
 __all__ = [
     "RangeRule",

@@ -10,10 +10,10 @@ from fastopt import _threads
 from fastopt._arrays import Array, as_array, as_numbers, check_finite
 from fastopt._kernels import topk as kernel
 from fastopt._options import choice, integer, number
-from fastopt.calibration import MinMaxObserver
 from fastopt.errors import ArrayError, OptionError
-from fastopt.quantization.convert import encode
+from fastopt.quantization.codes import encode
 from fastopt.quantization.layout import layout_of
+from fastopt.quantization.observers import MinMaxObserver
 
 __all__ = ["EmbeddingQuantizer", "TopK"]
 

@@ -12,10 +12,10 @@ from fastopt._options import choice, flag, integer
 from fastopt._random import Seed
 from fastopt.errors import ArrayError
 from fastopt.quantization.array import QuantizedArray
-from fastopt.quantization.convert import OVERFLOWS, ROUNDINGS, decode, encode
+from fastopt.quantization.choose_qparams import holds_nan
+from fastopt.quantization.codes import OVERFLOWS, ROUNDINGS, decode, encode
 from fastopt.quantization.formats import Format, fixed_format
 from fastopt.quantization.layout import layout_of
-from fastopt.quantization.qparams import holds_nan
 
 __all__ = ["FixedPoint"]
 

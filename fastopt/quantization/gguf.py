@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -12,13 +12,10 @@ from fastopt._arrays import Array, as_array
 from fastopt._kernels import codebook as kernel
 from fastopt._options import choice
 from fastopt.errors import ArrayError, DTypeError
-from fastopt.quantization.narrow import exponents
+from fastopt.quantization.codebooks import exponents
 from fastopt.quantization.packing import pack_int4
 
-if TYPE_CHECKING:
-    from fastopt.quantization.array import QuantizedArray
-
-__all__ = ["from_gguf", "to_gguf"]
+__all__ = ["read_blocks", "to_gguf"]
 
 _BLOCK = 32
 _ENCODE, _JOIN, _SPLIT = 0, 1, 2  # values to blocks, codes to blocks, blocks to codes
@@ -66,10 +63,8 @@ def to_gguf(x: Any, kind: str = "Q8_0", *, threads: int | None = None) -> Array:
     >>> data.shape, from_gguf(data, "Q8_0").codes[[0, 31, 62, 63]].tolist()
     ((68,), [0, 127, 125, 127])
     """
-    from fastopt.quantization.array import QuantizedArray
-
     name, width = _KINDS[choice(kind, "kind", _KINDS)]
-    if isinstance(x, QuantizedArray):
+    if hasattr(x, "codes"):
         shape = x.shape
         at_end = x.axis is None or x.axis % max(x.ndim, 1) == x.ndim - 1
         if x.dtype != name or not (x.symmetric and x.group_size == _BLOCK and at_end):
@@ -97,29 +92,8 @@ def to_gguf(x: Any, kind: str = "Q8_0", *, threads: int | None = None) -> Array:
     return result
 
 
-def from_gguf(data: Any, kind: str = "Q8_0", *, threads: int | None = None) -> QuantizedArray:
-    """The QuantizedArray that ggml's blocks hold; its values are exact.
-
-    Parameters
-    ----------
-    data : (..., blocks * block bytes) uint8 array
-        What :func:`to_gguf` or gguf-py gives (a GGUFReader's ``tensor.data``).
-    kind, threads
-        As in :func:`to_gguf`.
-
-    Returns
-    -------
-    QuantizedArray
-        int8, int4 or mxfp4 in groups of 32 along the last axis. Scales of Q4_0 may be negative.
-
-    Raises
-    ------
-    ArrayError, DTypeError, OptionError
-        The last axis does not hold whole blocks; an exponent of MXFP4 is NaN's (255) or 0 with
-        codes that are not.
-    """
-    from fastopt.quantization.array import QuantizedArray
-
+def read_blocks(data: Any, kind: str, threads: int | None) -> tuple[Any, ...]:
+    """The arguments of the QuantizedArray that ggml's blocks hold."""
     name, width = _KINDS[choice(kind, "kind", _KINDS)]
     a = as_array(data, "data", dtypes=("uint8",))
     if not a.ndim or a.shape[-1] % width:
@@ -133,4 +107,4 @@ def from_gguf(data: Any, kind: str = "Q8_0", *, threads: int | None = None) -> Q
     if not kernel.ggml(a, codes, scale, list(_KINDS).index(kind), _SPLIT, used):
         raise ArrayError("data: an exponent is NaN, or its scale 2**-127 is below float32's")
     zero = np.zeros(groups, "uint8" if kind == "MXFP4" else "int8")
-    return QuantizedArray(codes, scale, zero, name, shape, len(shape) - 1, _BLOCK, True)
+    return codes, scale, zero, name, shape, len(shape) - 1, _BLOCK, True

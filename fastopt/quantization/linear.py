@@ -18,12 +18,12 @@ from fastopt._kernels import matmul as _kernel
 from fastopt._options import choice, flag, integer
 from fastopt.errors import ArrayError, DTypeError, OptionError
 from fastopt.quantization.array import QuantizedArray
-from fastopt.quantization.convert import encode
+from fastopt.quantization.choose_qparams import choose_qparams
+from fastopt.quantization.codes import encode
 from fastopt.quantization.formats import format_of
 from fastopt.quantization.layout import layout_of
 from fastopt.quantization.matmul import SERIAL_BELOW
-from fastopt.quantization.operands import aligned_bytes, excess_of
-from fastopt.quantization.qparams import choose_qparams
+from fastopt.quantization.packed_matrix import aligned_bytes, excess_of
 
 __all__ = ["SCHEMES", "QuantizedLinear"]
 

@@ -16,7 +16,7 @@ from fastopt import _threads
 from fastopt._arrays import Array, as_target, check_disjoint, out_for
 from fastopt._kernels import matmul as _kernel
 from fastopt.errors import ArrayError
-from fastopt.quantization.operands import (
+from fastopt.quantization.packed_matrix import (
     PackedMatrix,
     flat,
     matrix,

@@ -19,7 +19,8 @@ from fastopt._options import integer
 from fastopt.errors import ArrayError, DTypeError, OptionError
 from fastopt.quantization.array import QuantizedArray
 from fastopt.quantization.casting import narrow_target
-from fastopt.quantization.convert import (
+from fastopt.quantization.choose_qparams import ranges
+from fastopt.quantization.codes import (
     check_rules,
     decode,
     decode_floats,
@@ -29,7 +30,7 @@ from fastopt.quantization.convert import (
 )
 from fastopt.quantization.formats import FLOAT_SPECS, FORMATS, FloatSpec, Format, format_of
 from fastopt.quantization.layout import Layout, layout_of, normal_axis
-from fastopt.quantization.qparams import qparams_from_range, ranges
+from fastopt.quantization.qparams import qparams_from_range
 
 __all__ = ["dequantize_linear", "dynamic_quantize", "dynamic_quantize_linear", "quantize_linear"]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -12,12 +12,15 @@ from fastopt._arrays import Array
 from fastopt._files import Declared, load_arrays, path_of, save_arrays
 from fastopt._options import flag, integer
 from fastopt.errors import FastoptError, FormatError, UnsupportedError
-from fastopt.quantization.array import QuantizedArray
+from fastopt.quantization.codebooks import exponents
 from fastopt.quantization.formats import format_of
 from fastopt.quantization.layout import layout_of
-from fastopt.quantization.narrow import exponents
+from fastopt.quantization.packing import pack_int4
 
-__all__ = ["from_safetensors", "to_onnx", "to_safetensors"]
+if TYPE_CHECKING:
+    from fastopt.quantization.array import QuantizedArray
+
+__all__ = ["read", "to_onnx", "to_safetensors"]
 
 _KEY = "fastopt.quantized"
 _ONNX_NAMES = {"mxfp4": "FLOAT4E2M1", "float8_e4m3fn": "FLOAT8E4M3FN"}
@@ -48,27 +51,8 @@ def to_safetensors(q: QuantizedArray, path: str | os.PathLike[str]) -> None:
     save_arrays(path, _KEY, q.config(), parts)
 
 
-def from_safetensors(path: str | os.PathLike[str]) -> QuantizedArray:
-    """Read what :func:`to_safetensors` wrote; every bit is checked.
-
-    Parameters
-    ----------
-    path : path
-        The file.
-
-    Returns
-    -------
-    QuantizedArray
-
-    Raises
-    ------
-    FormatError
-        Not such a file, or damaged.
-    MissingFileError, StorageError
-        There is no such file, or it cannot be read.
-    ImportError
-        The package safetensors is missing.
-    """
+def read(path: str | os.PathLike[str]) -> tuple[str, tuple[Any, ...]]:
+    """(path, the arguments of QuantizedArray) of a file of :func:`to_safetensors`."""
     where = path_of(path)
     note, parts = load_arrays(where, _KEY, _check)
     try:
@@ -76,21 +60,13 @@ def from_safetensors(path: str | os.PathLike[str]) -> QuantizedArray:
         if fmt.name == "mxfp4":
             exponent = parts["scale"].astype(np.int32) - 127
             parts["scale"] = np.ldexp(np.float32(1), exponent).astype(np.float32)
-        q = QuantizedArray(
-            parts["codes"],
-            parts["scale"],
-            parts["zero_point"],
-            fmt.name,
-            tuple(note["shape"]),
-            note["axis"],
-            note["group_size"],
-            flag(note["symmetric"], "symmetric"),
-        )
-        if q.zero_point.dtype != fmt.storage:
-            raise FormatError(f"zero_point: expected {fmt.storage}, got {q.zero_point.dtype}")
+        if parts["zero_point"].dtype != fmt.storage:
+            raise FormatError(f"zero_point: expected {fmt.storage}")
+        symmetric = flag(note["symmetric"], "symmetric")
+        layout = (tuple(note["shape"]), note["axis"], note["group_size"], symmetric)
     except (FastoptError, KeyError, TypeError, ValueError) as error:
         raise FormatError(f"not a quantised array: {error}", where) from None
-    return q
+    return where, (*(parts[name] for name in _PARTS), fmt.name, *layout)
 
 
 def _check(config: dict[str, Any], declared: Declared) -> None:
@@ -138,7 +114,6 @@ def to_onnx(q: QuantizedArray, name: str) -> tuple[Any, list[Any]]:
     kind = _ONNX_NAMES.get(fmt.name, (fmt.name if fmt.packed else fmt.storage).upper())
     if fmt.name == "nf4" or "32" in kind:
         raise UnsupportedError(f"ONNX has no codes of the format {q.dtype}")
-    from fastopt.quantization.packing import pack_int4
 
     def tensor(part: str, codes: Array, shape: tuple[int, ...]) -> Any:
         raw = pack_int4(codes) if fmt.packed else codes

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastopt import _kernels
-from fastopt._arrays import as_array, check_disjoint, out_for
+from fastopt._arrays import as_array, check_disjoint, name_of, out_for
 from fastopt._options import choice, integer, number
 from fastopt._random import Seed, key_of
 from fastopt._threads import resolve
@@ -21,6 +21,7 @@ SBX = CROSSOVERS["sbx"]
 MUTATIONS = {"none": 0, "gaussian": 1, "polynomial": 2}
 # Genes of one call below which a second thread costs more than it saves.
 SERIAL_BELOW = 1 << 15
+_INDEX = (np.dtype(np.intp).name,)
 
 
 def tournament(
@@ -126,7 +127,7 @@ def variation(
     NaN genes stay NaN.
     """
     parents = as_array(parents, "parents", ndim=2)
-    mates = as_array(mates, "mates", dtypes=(np.dtype(np.intp).name,), ndim=1)
+    mates = as_array(mates, "mates", dtypes=_INDEX, ndim=1)
     d = parents.shape[1]
     lows, highs = _bound(low, "low", parents), _bound(high, "high", parents)
     if not (lows <= highs).all():
@@ -134,7 +135,7 @@ def variation(
     workers = resolve(threads, len(mates) * d, SERIAL_BELOW)
     if _kernels.genetic.outside(parents, lows, highs, workers):
         raise ArrayError("parents: expected genes within low and high")
-    child = out_for(out, "out", (len(mates), d), parents.dtype.name)
+    child = out_for(out, "out", (len(mates), d), name_of(parents.dtype))
     check_disjoint([("out", child)], [("parents", parents), ("low", lows), ("high", highs)])
     if mutation_rate is None:
         mutation_rate = 1.0 / max(d, 1)
@@ -162,7 +163,7 @@ def variation(
 
 def _bound(value: Any, name: str, parents: NDArray[Any]) -> NDArray[Any]:
     """One bound a gene, of the parents' dtype."""
-    dtype = parents.dtype.name
+    dtype = name_of(parents.dtype)
     bound = as_array(value, name, dtypes=(dtype,), cast=dtype, ndim=(0, 1))
     if bound.ndim == 0:
         return np.full(parents.shape[1], bound)

@@ -540,9 +540,7 @@ def _column(values: Any, name: str) -> Any:
         return values
     column = as_ndarray(values, name)
     if column.ndim == 0:
-        raise ArrayError(
-            f"{name}: expected one value per trial, got {short(values)}; pass a list"
-        )
+        raise ArrayError(f"{name}: expected one value per trial, got {short(values)}; pass a list")
     return column
 
 

@@ -47,7 +47,7 @@ def test_chunks_of_any_size_agree(
 ) -> None:
     x = rng.standard_normal((500, 6)) * [1, 10, 0.1, 3, 1, 1] + [0, 5, -3, 100, 0, 0]
     whole = Gram(6).update(x)
-    monkeypatch.setattr("fastopt.calibration.gram._CHUNK_BYTES", 8 * 6 * 37)
+    monkeypatch.setattr("fastopt.calibration._CHUNK_BYTES", 8 * 6 * 37)
     pieces = Gram(6).update(x)
     for a, b in ((whole.mean, pieces.mean), (whole.second, pieces.second)):
         np.testing.assert_allclose(a, b, rtol=1e-12)
@@ -178,7 +178,7 @@ def test_concurrent_update_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         go_on.wait(10)
         return 0
 
-    monkeypatch.setattr("fastopt.calibration.gram._merge", slow)
+    monkeypatch.setattr("fastopt.calibration._merge", slow)
     worker = threading.Thread(target=g.update, args=(np.ones((1, 2)),))
     worker.start()
     assert inside.wait(10)

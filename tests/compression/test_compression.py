@@ -13,10 +13,10 @@ import fastopt
 from fastopt import report
 from fastopt.compression import Compressed, Recipe
 from fastopt.compression.data import open_rows
+from fastopt.compression.job import feed_size, split
 from fastopt.compression.passes import PASSES
 from fastopt.compression.passes.calibration import Calibration
 from fastopt.compression.recipe import Workbench
-from fastopt.compression.run import feed_size, split
 from fastopt.errors import ArrayError, DTypeError, OptionError
 from fastopt.models import Model, Network
 

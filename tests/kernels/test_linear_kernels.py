@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from fastopt._kernels import levels
-from fastopt.linear_model._train import LOSSES, RULES
+from fastopt.linear_model._problem import LOSSES
+from fastopt.linear_model._stochastic import RULES
 from tests import reference
 from tests.conftest import SIZES, Guarded, kernel
 

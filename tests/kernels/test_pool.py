@@ -26,7 +26,7 @@ import numpy as np, os, sys, threading, fastopt
 from fastopt.pruning import SparseLinear
 w = np.random.default_rng(0).standard_normal((512, 256)).astype(np.float32)
 w[np.abs(w) < 1.2] = 0
-layer = SparseLinear.from_dense(w)
+layer = SparseLinear.from_dense(w, "csr")
 x = np.random.default_rng(1).standard_normal((256, 40)).astype(np.float32)
 want = layer.matmul(x, threads=1)
 right = lambda threads: np.array_equal(layer.matmul(x, threads=threads), want)
@@ -170,7 +170,7 @@ print(len(os.listdir("/proc/self/task")))
 FAMILIES = """
 import numpy as np, fastopt
 from fastopt._kernels import linear_gram
-from fastopt.calibration import PercentileObserver
+from fastopt.quantization import PercentileObserver
 rng = np.random.default_rng(3)
 x, y, w = rng.standard_normal((3000, 20)), rng.standard_normal((3000, 1)), rng.standard_normal(
     (300, 500)).astype(np.float32)

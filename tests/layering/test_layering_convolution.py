@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from fastopt.errors import ArrayError, DTypeError, OptionError
-from fastopt.layering import block_influence, split_convolution, split_depthwise
+from fastopt.layering import block_influence, split_convolution, split_cp, split_depthwise
 from fastopt.merging import fold_linear
 
 
@@ -72,6 +72,59 @@ def test_depthwise_is_the_best_of_each_channel(rng: np.random.Generator) -> None
             for i in range(3)
         ]
         assert ((w - back) ** 2).sum() == pytest.approx(sum(tails))
+
+
+def polyadic(parts: tuple[np.ndarray, ...]) -> np.ndarray:
+    """The convolution that the parts of split_cp stand for."""
+    first, *depths, last = parts
+    full = np.ones((len(first), *(1 for _ in depths)))
+    for d in depths:
+        full = full * d[:, 0]
+    r = len(first)
+    return np.einsum("or,ri,r...->oi...", last.reshape(-1, r), first.reshape(r, -1), full)
+
+
+@pytest.mark.parametrize("window", [(3,), (3, 3), (5, 3), (2, 3, 4)])
+def test_cp_finds_what_has_few_components(
+    window: tuple[int, ...], rng: np.random.Generator
+) -> None:
+    shapes = [(12, 3, *(1 for _ in window))]
+    first = rng.standard_normal((3, 7, *(1 for _ in window)))
+    depths = [
+        rng.standard_normal((3, 1, *(n if a == axis else 1 for a, n in enumerate(window))))
+        for axis in range(len(window))
+    ]
+    w = polyadic((first, *depths, rng.standard_normal(shapes[0])))
+    parts = split_cp(w, 3)
+    assert [p.shape for p in parts] == [p.shape for p in (first, *depths)] + shapes
+    assert np.linalg.norm(polyadic(parts) - w) < 1e-3 * np.linalg.norm(w)
+    again = split_cp(w, 3)
+    assert all((a == b).all() for a, b in zip(parts, again, strict=True))
+
+
+def test_cp_error_falls_with_the_rank_and_scales_with_w(rng: np.random.Generator) -> None:
+    w = rng.standard_normal((10, 8, 3, 3))
+    errors = [np.linalg.norm(polyadic(split_cp(w, r)) - w) for r in (1, 4, 16, 64)]
+    assert sorted(errors, reverse=True) == errors
+    best = np.linalg.svd(w.reshape(10, -1))[1]  # one component is at most the matrix's best
+    assert np.linalg.norm(w) ** 2 - errors[0] ** 2 <= best[0] ** 2
+    big = split_cp((w * 1e30).astype("f4"), 4)
+    np.testing.assert_allclose(np.linalg.norm(polyadic(big) / 1e30 - w), errors[1], rtol=1e-3)
+    assert not polyadic(split_cp(np.zeros((3, 2, 3)), 2)).any()
+
+
+def test_cp_runs_as_torch_runs_it(rng: np.random.Generator) -> None:
+    torch = pytest.importorskip("torch")
+    conv = torch.nn.functional.conv2d
+    w = rng.standard_normal((6, 4, 3, 3))
+    parts = split_cp(w, 5)
+    x = torch.tensor(rng.standard_normal((2, 4, 9, 8)))
+    first, rows, columns, last = (torch.tensor(p) for p in parts)
+    y = conv(x, first)
+    y = conv(y, rows, stride=(2, 1), padding=(1, 0), groups=5)
+    y = conv(y, columns, stride=(1, 2), padding=(0, 1), groups=5)
+    wanted = conv(x, torch.tensor(polyadic(parts)), stride=2, padding=1)
+    np.testing.assert_allclose(conv(y, last).numpy(), wanted.numpy(), atol=1e-12)
 
 
 def test_influence_ranks_blocks(rng: np.random.Generator) -> None:

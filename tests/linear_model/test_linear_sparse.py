@@ -19,8 +19,9 @@ from fastopt.linear_model import (
     SGDRegressor,
 )
 from fastopt.linear_model._data import check_x
+from fastopt.linear_model._problem import LOSSES, Problem, loss_gradient
 from fastopt.linear_model._rows import dense_pieces, matmul, take_rows
-from fastopt.linear_model._train import LOSSES, Problem, Stochastic, loss_gradient
+from fastopt.linear_model._stochastic import Stochastic
 from tests.conftest import SIZES, THREADS, Guarded
 
 TOLERANCE = {"float32": 2e-5, "float64": 1e-11}

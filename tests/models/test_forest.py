@@ -19,7 +19,8 @@ from sklearn.datasets import load_breast_cancer, load_diabetes, load_digits
 from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor
 
 from fastopt.compression.forest import compress_forest
-from fastopt.models.forest import CompactForest, Ensemble, is_ensemble, read_ensemble
+from fastopt.models.forest import CompactForest, Ensemble
+from fastopt.models.sklearn import is_ensemble, read_ensemble
 
 
 def random_trees(

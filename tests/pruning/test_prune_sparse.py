@@ -38,7 +38,7 @@ def test_product_matches_its_twin(level: str, dtype: str, form: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("form", ["auto", "csr", "4x1"])
+@pytest.mark.parametrize("form", ["auto", "csr", "4x1", "8x1", "bitmask", "dense"])
 @pytest.mark.parametrize("shape", [(1, 1), (5, 7), (16, 16), (33, 20), (0, 3), (3, 0)])
 def test_equals_the_dense_product(dtype: str, form: str, shape: tuple[int, int]) -> None:
     w = weight(*shape, dtype)
@@ -59,16 +59,55 @@ def test_equals_the_dense_product(dtype: str, form: str, shape: tuple[int, int])
     assert (w == before).all()
 
 
-def test_auto_takes_blocks_where_they_fit() -> None:
+def test_auto_takes_what_it_measured_as_fastest(monkeypatch: pytest.MonkeyPatch) -> None:
     w = np.random.default_rng(0).standard_normal((64, 64)).astype(np.float32)
     blocks = fastopt.prune(w, 0.9, pattern="4x1").arrays
+    cost = {"dense": 3.0, "csr": 2.0, "4x1": 1.0}
+    clock = [0.0]
+    product = SparseLinear.matmul
+
+    def slow(self: SparseLinear, x: np.ndarray, **options: object) -> np.ndarray:
+        clock[0] += cost[self.format]
+        return product(self, x, **options)
+
+    monkeypatch.setattr(SparseLinear, "matmul", slow)
+    monkeypatch.setattr("time.perf_counter", lambda: clock[0])
     assert SparseLinear.from_dense(blocks).format == "4x1"
     assert SparseLinear.from_dense(fastopt.prune(w, 0.95).arrays).format == "csr"
-    assert SparseLinear.from_dense(blocks).nbytes < blocks.nbytes / 5
+    cost["dense"] = 0.5
+    s = SparseLinear.from_dense(blocks, batch=3)
+    assert s.format == "dense"
+    assert s.reason == (
+        "fastest for 3 samples at 90% zeros: dense 500000 us, 4x1 1000000 us, csr 2000000 us"
+    )
+
+
+def test_bytes_of_the_formats() -> None:
+    w = fastopt.prune(np.random.default_rng(0).standard_normal((64, 64)).astype("f4"), 0.9)
+    blocks = fastopt.prune(w.arrays, 0.9, pattern="4x1").arrays
+    assert SparseLinear.from_dense(blocks, "4x1").nbytes < blocks.nbytes / 5
+    mask, rows = (SparseLinear.from_dense(w.arrays, f).nbytes for f in ("bitmask", "csr"))
+    assert mask == 4 * w.arrays.astype(bool).sum() + 64 * 8 + 65 * 8 < rows
+
+
+@pytest.mark.parametrize("form", ["csr", "4x1", "bitmask", "dense"])
+def test_a_call_takes_rows_and_adds_the_bias(form: str) -> None:
+    w, rng = weight(10, 7), np.random.default_rng(1)
+    bias = rng.standard_normal(10).astype("f4")
+    s = SparseLinear.from_dense(w, form, bias=bias)
+    for lead in ((), (1,), (5,), (2, 3), (0,)):
+        x = rng.standard_normal((*lead, 7)).astype("f4")
+        out = np.empty((*lead, 10), "f4")
+        assert s(x, out, threads=2) is out
+        np.testing.assert_allclose(out, x @ w.T + bias, rtol=1e-5, atol=1e-5)
+    with pytest.raises(ArrayError, match="x"):
+        s(np.ones((3, 10), "f4"))
+    with pytest.raises(ArrayError, match="bias"):
+        SparseLinear.from_dense(w, form, bias=bias[:3])
 
 
 def test_pickle_and_copy() -> None:
-    s = SparseLinear.from_dense(weight(9, 8))
+    s = SparseLinear.from_dense(weight(9, 8), "csr")
     x = np.ones((8, 3), np.float32)
     for other in (pickle.loads(pickle.dumps(s)), copy.deepcopy(s)):
         assert ((other @ x) == (s @ x)).all()
@@ -76,7 +115,7 @@ def test_pickle_and_copy() -> None:
 
 def test_refusals() -> None:
     w = weight(8, 6)
-    s = SparseLinear.from_dense(w)
+    s = SparseLinear.from_dense(w, "csr")
     x = np.ones((6, 2), np.float32)
     for bad, kind, word in (
         (x[:5], ArrayError, "x"), (x.astype("f8"), DTypeError, "x"),
@@ -97,6 +136,14 @@ def test_refusals() -> None:
         SparseLinear((8, 6), s.format, s._values, s._columns + np.int32(6), s._starts)
     with pytest.raises(FormatError):
         SparseLinear((8, 6), s.format, s._values, s._columns, s._starts[::-1].copy())
+    bits = SparseLinear.from_dense(w, "bitmask")
+    parts = {"values": bits._values, "columns": bits._columns, "starts": bits._starts}
+    for name, other in (
+        ("values", bits._values[1:]), ("columns", bits._columns ^ np.uint8(128)),
+        ("columns", bits._columns | np.uint8(1)), ("starts", bits._starts[::-1].copy()),
+    ):  # fmt: skip
+        with pytest.raises(FormatError):
+            SparseLinear((8, 6), "bitmask", **{**parts, name: other})
 
 
 def test_the_arrays_it_was_made_from_may_change() -> None:

@@ -8,7 +8,7 @@ import pytest
 import fastopt
 from fastopt.errors import ArrayError, OptionError
 from fastopt.quantization import FixedPoint
-from fastopt.quantization.convert import ROUNDINGS
+from fastopt.quantization.codes import ROUNDINGS
 from fastopt.quantization.layout import layout_of
 from tests import reference
 from tests.conftest import SIZES, Guarded, kernel, sample

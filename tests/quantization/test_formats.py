@@ -11,9 +11,9 @@ import pytest
 import fastopt
 from fastopt import quantization as Q
 from fastopt.errors import ArrayError, DTypeError, OptionError
+from fastopt.quantization.codebooks import CODEBOOKS
 from fastopt.quantization.formats import FORMATS
 from fastopt.quantization.layout import layout_of
-from fastopt.quantization.narrow import CODEBOOKS
 from tests import reference
 from tests.conftest import SIZES, THREADS, Guarded, kernel, sample
 

@@ -11,8 +11,8 @@ from fastopt.calibration import Gram
 from fastopt.errors import ArrayError, DTypeError, OptionError
 from fastopt.quantization import gptq, output_error, quantize
 from fastopt.quantization.clipping import RangeRule
-from fastopt.quantization.feedback import _panels
 from fastopt.quantization.formats import FORMATS
+from fastopt.quantization.gptq import _panels
 from fastopt.quantization.qparams import qparams_from_range
 from tests import reference
 from tests.conftest import THREADS, Guarded, kernel

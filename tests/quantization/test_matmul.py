@@ -13,7 +13,7 @@ import pytest
 from fastopt.errors import ArrayError, DTypeError, OptionError
 from fastopt.quantization import PackedMatrix, matmul_integer, qlinear_matmul
 from fastopt.quantization.matmul import SAFE_K
-from fastopt.quantization.operands import aligned_bytes
+from fastopt.quantization.packed_matrix import aligned_bytes
 from tests import reference
 from tests.conftest import SIZES, THREADS, Guarded, kernel
 

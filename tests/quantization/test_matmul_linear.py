@@ -12,7 +12,7 @@ from fastopt import quantize
 from fastopt.errors import ArrayError, DTypeError, OptionError
 from fastopt.quantization import QuantizedLinear
 from fastopt.quantization.linear import LONGEST, SCHEMES, _kernel_group
-from fastopt.quantization.operands import aligned_bytes
+from fastopt.quantization.packed_matrix import aligned_bytes
 from tests import reference
 from tests.conftest import SIZES, THREADS, Guarded, kernel, sample
 

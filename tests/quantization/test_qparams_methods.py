@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 
 import fastopt
-from fastopt.calibration import Gram, HistogramObserver
+from fastopt.calibration import Gram
 from fastopt.errors import ArrayError, DTypeError, OptionError
-from fastopt.quantization import choose_qparams
+from fastopt.quantization import HistogramObserver, choose_qparams
+from fastopt.quantization.choose_qparams import METHODS
 from fastopt.quantization.clipping import RangeRule, mse_range, percentile_range
 from fastopt.quantization.formats import FORMATS
-from fastopt.quantization.qparams import METHODS, qparams_from_range
+from fastopt.quantization.qparams import qparams_from_range
 from tests import reference
 from tests.conftest import SIZES, THREADS, Guarded, kernel, sample
 

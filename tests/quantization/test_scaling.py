@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from fastopt.calibration import Gram, MinMaxObserver
+from fastopt.calibration import Gram
 from fastopt.errors import ArrayError, OptionError
-from fastopt.quantization import awq, hqq, output_error, quantize, smoothquant
+from fastopt.quantization import MinMaxObserver, awq, hqq, output_error, quantize, smoothquant
 
 
 def outliers(rng, n_out=24, n_in=32, rows=300):

@@ -23,11 +23,16 @@ cdef inline float log2_f(float x) noexcept nogil:
 
 
 cdef inline float exp2_f(float x) noexcept nogil:
+    """2^x, clipped to |x| <= 126."""
+    x = <float> -126.0 if x < <float> -126.0 else x
+    x = <float> 126.0 if x > <float> 126.0 else x
+    return exp2_within(x)
+
+
+cdef inline float exp2_within(float x) noexcept nogil:
     """2^x for |x| <= 126, relative error < 2e-7: Taylor's series of e^(x ln 2) on [-0.5, 0.5]."""
     cdef float nearest, f, p, power
     cdef int32_t bits
-    x = <float> -126.0 if x < <float> -126.0 else x
-    x = <float> 126.0 if x > <float> 126.0 else x
     nearest = x + <float> 12582912.0  # 1.5 * 2^23: the sum is rounded to a whole number
     memcpy(&bits, &nearest, 4)
     f = x - (nearest - <float> 12582912.0)

@@ -10,7 +10,7 @@
 from libc.stdint cimport int32_t, uint8_t, uint32_t
 from libc.string cimport memcpy
 
-from fastopt._kernels.genetic.approximate cimport exp2_f, log2_f
+from fastopt._kernels.genetic.approximate cimport exp2_f, exp2_within, log2_f
 from fastopt._kernels.genetic.words cimport (
     COPY, CROSS, MASK, ONE_POINT, SBX, UNIFORM, Variation, scaled, tile, unit_32
 )
@@ -95,8 +95,8 @@ cdef inline void spread_of(
     const uint32_t* masks, Py_ssize_t n, const Variation* how,
 ) noexcept nogil:
     """step[j] = (1 - beta) / 2 of n genes (a multiple of 16), 0 for those that take no part. In
-    stages over the tile: one gene's chain of operations would wait for itself (2.4 ns a gene, in
-    one loop 4.9)."""
+    stages over the tile: one gene's chain of operations would wait for itself (2.4 ns per gene,
+    in one loop 4.9)."""
     cdef float[TILE] q
     cdef float[TILE] base
     cdef float[TILE] log
@@ -132,7 +132,7 @@ cdef inline void spread_of(
         e = root * log2_f(v if v < <float> 1.0 else (<float> 2.0 - q[j]) * (<float> 1.0 - u))
         log[j] = -e if v < <float> 1.0 else e
     for j in range(n):
-        e = exp2_f(log[j])
+        e = exp2_within(log[j])  # |log| < 26, as u >= 2^-24
         e = -e if words[j] & 1 else e  # which child lies on which side
         e = <float> 0.5 - <float> 0.5 * e
         step[j] = e if <int32_t> (masks[j] >> 1) <= limit else <float> 0.0

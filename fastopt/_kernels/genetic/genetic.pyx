@@ -19,7 +19,7 @@ from fastopt.errors import ArrayError, DTypeError
 cnp.import_array()
 
 cdef enum:
-    CHUNK = 1 << 15  # genes a thread takes at a time, about 50 us
+    CHUNK = 1 << 13  # genes a thread takes at a time, about 20 us
 
 cdef struct Work:  # one call
     Variation how
@@ -147,7 +147,7 @@ def outside(
     cdef Work w
     w.parents = data_of(x, real_matrix(&w, x, low, high, "x"), -1, False, "x")
     w.outside = 0
-    w.step = max(<Py_ssize_t> 1, 4 * CHUNK // max(w.d, <Py_ssize_t> 1))
+    w.step = max(<Py_ssize_t> 1, 2 * CHUNK // max(w.d, <Py_ssize_t> 1))
     with nogil:
         run_polled(look_chunk, &w, (w.n + w.step - 1) // w.step, threads)
     return bool(marked(&w.outside))

@@ -102,7 +102,7 @@ cdef inline void mutate_dense(
             genes.x[j] = x[start + j]
             genes.low[j] = low[start + j]
             genes.high[j] = high[start + j]
-        renew(&genes, TILE // 2, how)
+        renew(&genes, (n + 7) // 8 * 8, how)
         for j in range(n):
             if <int32_t> (masks[j] >> 1) <= how.mutation_limit:
                 x[start + j] = within(

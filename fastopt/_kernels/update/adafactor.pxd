@@ -9,12 +9,15 @@ matrix by matrix, the tiles' sums are added in order, R and C move, and the fact
 division. Shazeer and Stern, ICML 2018, algorithm 4, as in torch.optim.Adafactor.
 """
 
+from cpython.mem cimport PyMem_Calloc
+from libc.math cimport pow, sqrt
 from libc.string cimport memset
 
+from fastopt._kernels.shared cimport numpy as cnp
 from fastopt._kernels.shared.pool cimport run as run_chunks
 from fastopt._kernels.update.arrays cimport *
+from fastopt._kernels.update.entry cimport ADAFACTOR_NORMS, Options, Rule, root
 from fastopt._kernels.update.narrow cimport widen
-from fastopt._kernels.update.entry cimport root
 from fastopt._kernels.update.steps cimport after, gradient
 from fastopt._kernels.update.sums cimport add_squares, sum_of_squares
 
@@ -28,6 +31,29 @@ cdef struct Factoring:
     Work* work
     Py_ssize_t lo, hi, size  # of them, and how many a chunk has
     bint tiles  # or matrices
+
+
+cdef inline int bind_matrices(Matrices* f, cnp.ndarray a) except -1:
+    """The view of an array as a stack of matrices: their tiles, room for their sums."""
+    cdef int d = cnp.PyArray_NDIM(a)
+    cdef Py_ssize_t k, rows, cols
+    f.count = 1
+    for k in range(d - 2):
+        f.count *= cnp.PyArray_DIMS(a)[k]
+    f.rows, f.cols = cnp.PyArray_DIMS(a)[d - 2], cnp.PyArray_DIMS(a)[d - 1]
+    if cnp.PyArray_SIZE(a) == 0:
+        return 0
+    f.blocks, f.strips = (f.rows + TALL - 1) // TALL, (f.cols + BROAD - 1) // BROAD
+    rows, cols = f.count * f.rows, f.count * f.cols
+    f.row_sums = <double*> PyMem_Calloc(
+        rows * (f.strips + 1) + cols * (f.blocks + 1), sizeof(double)
+    )
+    if f.row_sums == NULL:
+        raise MemoryError
+    f.col_sums = f.row_sums + rows * f.strips
+    f.left = <char*> (f.col_sums + cols * f.blocks)
+    f.right = f.left + rows * sizeof(double)
+    return 0
 
 
 cdef inline double eps1_of(const Array* r, const Scalars64* s) noexcept nogil:
@@ -249,3 +275,17 @@ cdef inline void factor_all(
         a.hi = w.matrices[last].first_tile if tiles else w.matrices[last].first_matrix
         a.size = 1 + ELEMENTS * (a.hi - a.lo) // elements
         run_chunks(factor_chunk, &a, (a.hi - a.lo + a.size - 1) // a.size, threads)
+
+
+cdef inline void adafactor_scalars(Scalars64* s, const Options* o, double t) noexcept nogil:
+    """eps1 negative: the machine epsilon of the parameter's dtype."""
+    s.take2 = pow(t, o.beta2_decay)
+    s.eps1, s.eps2, s.d = o.eps1, o.eps2, o.d
+    s.lr = min(o.lr, 1.0 / sqrt(t))
+
+
+cdef inline Rule adafactor_rule() noexcept:
+    return Rule(
+        b"adafactor", b"+variance", b"beta2_decay eps1 eps2 d", ADAFACTOR_NORMS,
+        adafactor_scalars, NULL, NULL,
+    )

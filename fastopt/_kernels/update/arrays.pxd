@@ -2,7 +2,7 @@
 
 from libc.stdint cimport uint64_t
 
-from fastopt._kernels.update.lines cimport *
+from fastopt._kernels.update.stretch cimport *
 from fastopt._kernels.update.entry cimport Rule
 
 cdef struct Matrices:  # Adafactor's view of an array of two dimensions or more: a stack
@@ -17,6 +17,8 @@ cdef struct Matrices:  # Adafactor's view of an array of two dimensions or more:
 cdef struct Array:
     char* p
     char* g  # NULL: no gradient this step
+    const char* apart_from  # where the last gradient that was found to overlap nothing begins,
+    const char* apart_to  # and ends
     char* state[STATES]
     float* scales[STATES]  # CODES only
     char* ema

@@ -1,8 +1,20 @@
-"""What an entry of rules.pxd consists of, and what several of them use."""
+"""What the entry of a rule consists of, and what several of them use.
+
+Rules are in ``rules_<family>.pyx``, a module each, so that one of them is compiled at a time; the
+entries are listed at its end, and the module in ``FAMILIES`` (update.pyx). An entry has
+
+- ``<rule>_scalars``: the options of a group -> the scalars of step t, in double;
+- ``<rule>``: the formula of one element. ``w`` is the weight, ``x`` the gradient (scaled, with its
+  coupled decay), ``a``, ``b``, ``c`` the state arrays in their order;
+- ``<rule>_step``: the formula along an array, with the sign of each of its state arrays;
+- ``<rule>_rule``: its name; the names of its state arrays, as torch.optim has them, with + in
+  front of those that are never negative; the names of its own options, in the order of
+  ``set_options``; whether norms scale its step.
+"""
 
 from libc.math cimport sqrt, sqrtf
 
-from fastopt._kernels.update.lines cimport *
+from fastopt._kernels.update.stretch cimport *
 
 cdef struct Options:  # of a group; the first four are every rule's
     double lr, sign, coupled, decoupled
@@ -28,6 +40,12 @@ cdef struct Rule:
     Prepare prepare
     Step32 step32
     Step64 step64
+
+cdef extern from *:
+    """
+    #define FO_RULES "fastopt rules"
+    """
+    const char* RULES_OF_A_MODULE "FO_RULES"  # the name of the capsule with its entries
 
 
 cdef inline real root(real x) noexcept nogil:

@@ -1,11 +1,12 @@
 """Narrow numbers at the edges of a step: 16-bit gradients, 16-bit copies of the weights, and state
-outside the loop of the rules. What is inside it stands in lines.pxd."""
+outside the loop of the rules. What is inside it stands in narrow_lines.pxd."""
 
 from libc.math cimport NAN
 from libc.stdint cimport uint16_t, uint32_t
 from libc.string cimport memcpy, memset
 
-from fastopt._kernels.update.lines cimport *
+from fastopt._kernels.update.codes cimport *
+from fastopt._kernels.update.stretch cimport *
 
 
 cdef inline uint32_t bits_of(float x) noexcept nogil:
@@ -66,6 +67,15 @@ cdef inline void narrow(uint16_t* out, f32 x, Py_ssize_t n, int storage) noexcep
             out[i] = to_bfloat(x[i])
 
 
+cdef inline void load_line(
+    float* line, const char* codes, int storage, float unit, int sign
+) noexcept nogil:
+    if storage == BFLOAT:
+        decode_words(line, codes)
+    else:
+        decode_codes(line, codes, unit, sign == SIGNED)
+
+
 cdef inline void load_state(
     float* out, const Stretch* a, int k, int sign, Py_ssize_t n
 ) noexcept nogil:
@@ -78,16 +88,15 @@ cdef inline void load_state(
     cdef Py_ssize_t i = 0, m
     while i < n:
         m = min(LINE, n - i)
-        if m < LINE:
+        if a.storage == CODES and i % UNIT == 0:
+            unit = unit_of(a.scales[k][i // UNIT])
+        if m == LINE:
+            load_line(out + i, codes + i * size, a.storage, unit, sign)
+        else:
             memset(padded, 0, sizeof(padded))
             memcpy(padded, codes + i * size, m * size)
-        if a.storage == BFLOAT:
-            decode_words(line, codes + i * size if m == LINE else padded)
-        else:
-            if i % UNIT == 0:
-                unit = unit_of(a.scales[k][i // UNIT])
-            decode_codes(line, codes + i if m == LINE else padded, unit, sign == SIGNED)
-        memcpy(out + i, line, m * sizeof(float))
+            load_line(line, padded, a.storage, unit, sign)
+            memcpy(out + i, line, m * sizeof(float))
         i += m
 
 
@@ -127,7 +136,7 @@ cdef inline void store_state(
             line[j] = x[i + j] if x[i + j] == x[i + j] else NAN  # a quiet one
         if a.storage == CODES:
             encode_codes(
-                coded, line, inverse, phase + <uint32_t> (i % UNIT) * GOLDEN, sign == SIGNED
+                coded, line, inverse, shifts_of(phase) + i % UNIT, sign == SIGNED
             )
         elif sign == SIGNED:
             encode_words(coded, line)

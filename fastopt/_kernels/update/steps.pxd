@@ -1,11 +1,12 @@
 """A rule over a stretch of one array: tails that are no whole line, and tile by tile where
 gradients are narrow or more is done with the new weights while they are in L1."""
 
+from libc.stdint cimport uint16_t
 from libc.string cimport memcpy, memmove, memset
 
 from fastopt._kernels.update.arrays cimport *
+from fastopt._kernels.update.moments cimport lamb_direction, moments
 from fastopt._kernels.update.narrow cimport load_state, narrow, widen
-from fastopt._kernels.update.rules cimport lamb_direction, moments
 from fastopt._kernels.update.sums cimport sum_of_squares
 
 cdef enum:

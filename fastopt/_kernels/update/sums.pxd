@@ -1,7 +1,7 @@
 """Sums of squares over a unit. Lanes are independent and added up as a tree in double, so every
 level gives the same bits."""
 
-from fastopt._kernels.update.lines cimport *
+from fastopt._kernels.update.stretch cimport *
 
 cdef enum:
     LANES = 32

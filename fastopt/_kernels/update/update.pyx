@@ -1,16 +1,17 @@
-"""Optimiser steps over many arrays at once: pointers bound once, one parallel region a step.
+"""Optimiser steps over many arrays at once: pointers bound once, one parallel region per step.
 
 A ``Plan`` binds parameters and their state, cuts them into units of 256 elements and numbers the
 units of all arrays through. A step rebinds and checks the gradients (gradients.pxd), turns each
-group's options into the scalars of this step (rules.pxd, in double) and walks the units, shared
-out to the threads (walk.pxd). The rules are element-wise: any thread count and any cut into arrays
-gives the same bits. Norms are summed for each unit in a fixed order, then over the units.
+group's options into the scalars of this step (by its rule's entry, in double) and walks the units,
+shared out to the threads (walk.pxd). The rules are element-wise: any thread count and any cut into
+arrays gives the same bits. Norms are summed for each unit in a fixed order, then over the units.
 """
 
 cimport cython
 from fastopt._kernels.shared cimport numpy as cnp
 from cpython.exc cimport PyErr_Clear
 from cpython.mem cimport PyMem_Calloc, PyMem_Free
+from cpython.pycapsule cimport PyCapsule_GetPointer
 from cpython.tuple cimport PyTuple_GET_ITEM, PyTuple_GET_SIZE
 from libc.math cimport INFINITY, isfinite
 from libc.stdint cimport uint64_t
@@ -18,7 +19,7 @@ from libc.stdlib cimport qsort
 from libc.string cimport memcmp
 
 from fastopt._kernels.shared.arguments cimport data_of
-from fastopt._kernels.update.adafactor cimport BROAD, TALL
+from fastopt._kernels.update.adafactor cimport adafactor_rule, bind_matrices
 from fastopt._kernels.update.arrays cimport *
 from fastopt._kernels.update.gradients cimport (
     BRAIN_FLOAT, FLOAT, Borrow, Span, Tensor, borrow_of, by_address, is_dense, moved, overlapped,
@@ -26,10 +27,11 @@ from fastopt._kernels.update.gradients cimport (
     usable,
 )
 from fastopt._kernels.update.entry cimport (
-    ADAFACTOR_NORMS, NO_NORMS, Options, Rule, round_scalars, scalars_of,
+    ADAFACTOR_NORMS, NO_NORMS, RULES_OF_A_MODULE, Options, Rule, round_scalars, scalars_of,
 )
-from fastopt._kernels.update.rules cimport N_RULES, list_rules
 from fastopt._kernels.update.walk cimport STEP, go, grad_norm, overflows, step_all
+
+from importlib import import_module
 
 cnp.import_array()
 
@@ -37,38 +39,49 @@ cdef extern from "update/codes.h" nogil:
     uint64_t mixed "fo_mixed" (uint64_t x)
 
 cdef enum:
+    MOST_RULES = 64
     HOLDS_GIL_BELOW = 8192  # elements: shorter steps end before another thread could wake
     FETCHES_FROM = 1 << 19  # elements: with fewer the caches deliver without being asked ahead
 
 cdef double LARGE = 1e15  # norm of gradients above which a guarded step is tried on copies first
 
-cdef Rule TABLE[N_RULES]
-list_rules(TABLE)
+FAMILIES = ("rules_sgd", "rules_adam", "rules_rmsprop")  # modules of this level
+
+cdef const Rule* TABLE[MOST_RULES]
+cdef dict NUMBERS = {}  # name -> place in TABLE
+cdef Rule[2] ADAFACTOR
+ADAFACTOR[0] = adafactor_rule()
+
+# name -> (the name of each state array and whether it has a sign, the names of the rule's own
+# options)
+RULES = {}
 
 
-cdef dict described():
-    """name -> (the name of each state array and whether it has a sign, the names of the rule's own
-    options)"""
-    cdef Py_ssize_t k
-    found = {}
-    for k in range(N_RULES):
-        states = TABLE[k].states.decode().split()
-        found[TABLE[k].name.decode()] = (
-            tuple([(name.lstrip("+"), not name.startswith("+")) for name in states]),
-            tuple(TABLE[k].options.decode().split()),
+cdef int enter_rules(const Rule* rule) except -1:
+    """The entries from ``rule`` to the empty one."""
+    while rule.name != NULL:
+        name, number = rule.name.decode(), len(NUMBERS)
+        if number == MOST_RULES:
+            raise IndexError(f"more than {MOST_RULES} rules")
+        states = rule.states.decode().split()
+        TABLE[number], NUMBERS[name] = rule, number
+        RULES[name] = (
+            tuple([(state.lstrip("+"), not state.startswith("+")) for state in states]),
+            tuple(rule.options.decode().split()),
         )
-    return found
+        rule += 1
+    return 0
 
 
-RULES = described()
+cdef int enter_all() except -1:
+    for family in FAMILIES:
+        module = import_module(f"{__name__.rpartition('.')[0]}.{family}")
+        enter_rules(<const Rule*> PyCapsule_GetPointer(module.RULES, RULES_OF_A_MODULE))
+    enter_rules(ADAFACTOR)
+    return 0
 
 
-cdef const Rule* rule_of(str name) except NULL:
-    cdef Py_ssize_t k
-    for k in range(N_RULES):
-        if TABLE[k].name.decode() == name:
-            return TABLE + k
-    raise KeyError(name)
+enter_all()
 
 
 cdef int bfloat_typenum = -1  # of ml_dtypes, once seen
@@ -181,11 +194,12 @@ cdef class Plan:
         r.item = 8 if typenum == cnp.NPY_FLOAT64 else 4
         r.group, r.product = group, 1.0
         size = r.n
-        r.rule = rule_of(self.rules[group])
+        r.rule = TABLE[<Py_ssize_t> NUMBERS[self.rules[group]]]
         signs = [SIGNED if signed else POSITIVE for _, signed in RULES[self.rules[group]][0]]
         self.scaled = self.scaled or r.rule.norms != NO_NORMS
         if r.rule.norms == ADAFACTOR_NORMS and cnp.PyArray_NDIM(a) > 1:
-            self.bind_matrices(i, a)
+            r.matrices = &self.work.matrices[i]
+            bind_matrices(r.matrices, a)
             signs = [POSITIVE, POSITIVE]  # means over rows and over columns
         r.n_states = len(signs)
         r.key = mixed(self.seed ^ mixed(<uint64_t> i))
@@ -209,30 +223,6 @@ cdef class Plan:
         r.unit = self.work.units
         self.work.units += (r.n + UNIT - 1) // UNIT
         self.size += r.n
-        return 0
-
-    cdef int bind_matrices(self, Py_ssize_t i, cnp.ndarray a) except -1:
-        """Adafactor's view of an array: a stack of matrices, their tiles, room for their sums."""
-        cdef Matrices* f = &self.work.matrices[i]
-        cdef int d = cnp.PyArray_NDIM(a)
-        cdef Py_ssize_t k, rows, cols
-        f.count = 1
-        for k in range(d - 2):
-            f.count *= cnp.PyArray_DIMS(a)[k]
-        f.rows, f.cols = cnp.PyArray_DIMS(a)[d - 2], cnp.PyArray_DIMS(a)[d - 1]
-        self.work.arrays[i].matrices = f
-        if cnp.PyArray_SIZE(a) == 0:
-            return 0
-        f.blocks, f.strips = (f.rows + TALL - 1) // TALL, (f.cols + BROAD - 1) // BROAD
-        rows, cols = f.count * f.rows, f.count * f.cols
-        f.row_sums = <double*> PyMem_Calloc(
-            rows * (f.strips + 1) + cols * (f.blocks + 1), sizeof(double)
-        )
-        if f.row_sums == NULL:
-            raise MemoryError
-        f.col_sums = f.row_sums + rows * f.strips
-        f.left = <char*> (f.col_sums + cols * f.blocks)
-        f.right = f.left + rows * sizeof(double)
         return 0
 
     def set_options(self, Py_ssize_t group, tuple values not None):
@@ -279,6 +269,7 @@ cdef class Plan:
         cdef char* lo
         for i in range(self.work.n_arrays):
             r = &self.work.arrays[i]
+            r.apart_from = r.apart_to = NULL
             for k in range(3):
                 lo = r.p if k == 0 else r.ema if k == 1 else r.copy
                 if lo == NULL or r.n == 0:
@@ -397,12 +388,15 @@ cdef class Plan:
                 continue
             self.grad_spans[m].lo = r.g
             self.grad_spans[m].hi = r.g + r.n * (2 if r.grad_storage != SAME else r.item)
-            met = overlapped(self.spans, self.n_spans, self.grad_spans[m])
+            m += 1
+            if r.apart_from == r.g and r.apart_to == self.grad_spans[m - 1].hi:
+                continue  # the same memory as at the last step
+            met = overlapped(self.spans, self.n_spans, self.grad_spans[m - 1])
             if met != NULL:
                 return refuse_overlap(
                     i, f"{('params', 'ema', 'copy_out')[met.what]}[{met.array}]"
                 )
-            m += 1
+            r.apart_from, r.apart_to = r.g, self.grad_spans[m - 1].hi
         if writes:
             qsort(self.grad_spans, m, sizeof(Span), by_address)
             for i in range(1, m):

@@ -3,13 +3,13 @@
 bfloat16 is kept as uint16 bits; 8-bit codes are described in codes.h.
 """
 
-from fastopt._kernels.shared cimport numpy as cnp
-
+from libc.stdint cimport uint64_t
 from libc.string cimport memset
 
+from fastopt._kernels.shared cimport numpy as cnp
 from fastopt._kernels.shared.arguments cimport data_of
-from fastopt._kernels.update.lines cimport *
 from fastopt._kernels.update.narrow cimport load_state, store_state
+from fastopt._kernels.update.stretch cimport *
 
 cnp.import_array()
 

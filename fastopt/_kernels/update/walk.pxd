@@ -10,7 +10,8 @@ from fastopt._kernels.update.steps cimport foresee, gradient, lamb_norms, steps
 from fastopt._kernels.update.sums cimport sum_of_squares
 
 cdef enum:
-    CHUNK = 64  # units a thread takes at a time: 16 Ki elements, about 10 us of Adam
+    MOST_UNITS = 64  # that a thread takes at a time: 16 Ki elements, about 10 us of Adam
+    LEAST_UNITS = 16
     CACHED = 2048  # units, 512 Ki elements: small arrays are still cached at their second pass
 
 cdef enum Pass:
@@ -102,7 +103,9 @@ cdef inline void go(
     """The units first..last."""
     cdef Walk a
     a.work, a.first, a.last, a.what = w, first, last, what
-    a.size = CHUNK if threads > 1 else last - first
+    a.size = last - first
+    if threads > 1:
+        a.size = max(LEAST_UNITS, min(MOST_UNITS, a.size // (16 * threads)))
     if last > first:
         run_chunks(walk_chunk, &a, (last - first + a.size - 1) // a.size, threads)
 

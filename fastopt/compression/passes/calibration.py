@@ -12,6 +12,7 @@ from fastopt.calibration import Gram
 from fastopt.compression.data import Rows
 from fastopt.errors import OptionError
 from fastopt.models import Layer, Model
+from fastopt.quantization import Factor, factor_of
 
 __all__ = ["Calibration"]
 
@@ -83,6 +84,16 @@ class Calibration:
         found = {name: self._grams[name] for name in wanted}
         return {name: gram for name, gram in found.items() if gram is not None}
 
+    def factor(self, layer: str) -> Factor | None:
+        """The Gram of a layer's input factorised for GPTQ; None where no rows reach it."""
+        gram = self.grams([layer]).get(layer)
+        if gram is None:
+            return None
+        key = ("factor", id(gram))  # layers that read one tensor share its Gram
+        if key not in self.memory:
+            self.memory[key] = factor_of(shrunk(gram))
+        return self.memory[key]  # type: ignore[return-value]
+
     def ranges(self, layer: str) -> dict[str, tuple[float, float]]:
         """Least and largest value of a layer's input and output."""
         if self._ranges is None:
@@ -133,3 +144,20 @@ class Calibration:
         for key, gram in grams.items():
             if gram.count:
                 self._grams.update(dict.fromkeys(sources[key], gram))
+
+
+def shrunk(gram: Gram) -> Array:
+    """Second moments per row, those between inputs made smaller where few rows show them.
+
+    (1 - s) S + s diag(S), s = sum of the variances of S_ij / sum of S_ij^2 over i != j, the
+    variance of S_ij being (S_ii S_jj + S_ij^2) / rows (Schaefer and Strimmer, "A shrinkage
+    approach to large-scale covariance matrix estimation", 2005, equation 10, for normal inputs).
+    """
+    second = gram.second / gram.count
+    level = second.diagonal().copy()
+    squares = float((second**2).sum() - (level**2).sum())
+    products = float(level.sum() ** 2 - (level**2).sum())
+    share = min(1.0, (products + squares) / (gram.count * squares)) if squares > 0 else 1.0
+    second *= 1.0 - share
+    second[np.diag_indices(len(second))] = level
+    return second

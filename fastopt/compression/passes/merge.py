@@ -32,7 +32,9 @@ def start(share: float, variable: Float) -> float:
 
 def apply(model: Model, place: str, value: Any, calibration: Calibration) -> str | None:
     """Merge the group's units down to ``value`` of them."""
-    group = model.groups[place]
+    group = model.groups.get(place)
+    if group is None:  # one unit is left, which no label tells from a broadcast axis
+        return None
     n_keep = units_left(group, value)
     if n_keep == group.n_units:
         return None

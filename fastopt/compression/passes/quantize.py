@@ -10,11 +10,12 @@ from fastopt._arrays import Array
 from fastopt.calibration import Gram
 from fastopt.compression.passes.calibration import Calibration
 from fastopt.models import Form, Layer, Model
-from fastopt.quantization import QuantizedArray, gptq, quantize
+from fastopt.quantization import Factor, QuantizedArray, gptq, quantize
 from fastopt.quantization.formats import Format
 from fastopt.search import Choice
 
 NAME = "quantize"
+_SPARSE = 0.5  # share of zeros
 
 
 def variables(model: Model, integer_runs: bool = False) -> dict[str, Choice]:
@@ -63,16 +64,21 @@ def coded(
     key = (NAME, name, form.bits, form.group_size)
     if key not in calibration.memory:
         gram = calibration.grams([name]).get(name)
-        codes = codes_of(layer, form, gram)
+        codes = codes_of(layer, form, calibration.factor(name))
         calibration.memory[key] = codes, bias_for(layer, codes, gram)
     return calibration.memory[key]  # type: ignore[return-value]
 
 
-def codes_of(layer: Layer, form: Form, gram: Gram | None) -> QuantizedArray:
-    """The weight as symmetric codes of the form's width."""
+def codes_of(layer: Layer, form: Form, factor: Factor | None) -> QuantizedArray:
+    """The weight as symmetric codes of the form's width.
+
+    A weight that is mostly zeros (a filter bank, a pruned layer) is rounded plainly: GPTQ would
+    put the errors of other inputs where nothing was connected.
+    """
     fmt = format_for(form.bits)
-    if gram is not None:
-        return gptq(layer.weight, gram, fmt, group_size=form.group_size)
+    zeros = 1.0 - np.count_nonzero(layer.weight) / max(1, layer.weight.size)
+    if factor is not None and zeros <= _SPARSE:
+        return gptq(layer.weight, factor, fmt, group_size=form.group_size)
     axis = 0 if form.group_size is None else 1
     return quantize(layer.weight, fmt, axis=axis, group_size=form.group_size, method="mse")
 

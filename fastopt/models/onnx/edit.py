@@ -10,8 +10,8 @@ import numpy as np
 
 from fastopt._arrays import Array
 from fastopt.errors import OptionError, UnsupportedError
+from fastopt.models.labels import Labels
 from fastopt.models.onnx.graph import Graph, Node, attribute, new_node
-from fastopt.models.onnx.labels import Labels
 from fastopt.models.onnx.layers import Site
 from fastopt.models.onnx.rules import slice_bounds
 

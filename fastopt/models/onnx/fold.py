@@ -3,7 +3,8 @@
 - BatchNormalization, Mul, Div, Add and Sub with one constant per channel into the convolution or
   product before them (rows of the weight, bias) or after them (columns, where nothing is padded);
 - x * clip(x + 3, 0, 6) / 6 into x * HardSigmoid(x);
-- two products without anything between them into one, where that is less work.
+- two products without anything between them into one, where that is less work;
+- kernels that are their own mirror image kept by half (:mod:`fastopt.models.onnx.mirror`).
 
 Sums are made in float64; outputs then differ by float32 rounding alone.
 """
@@ -18,6 +19,7 @@ import numpy as np
 
 from fastopt._arrays import Array
 from fastopt.models.onnx.graph import Graph, Node, new_node
+from fastopt.models.onnx.mirror import halve_kernels
 from fastopt.models.onnx.moves import MOVES
 from fastopt.models.onnx.run import evaluate
 
@@ -52,6 +54,9 @@ def fold(graph: Graph, locked: frozenset[str] = frozenset()) -> Counter[str]:
             while rule(_Folder(graph, locked, refused)):
                 done[name] += 1
                 again = True
+    halved = halve_kernels(graph, locked)
+    if halved:
+        done["mirrored kernels kept by half"] = halved
     graph.prune()
     return done
 

@@ -25,6 +25,7 @@ __all__ = [
 ]
 
 GROUP = 32  # weights that share a scale, about
+WIDE_GROUP = 128  # where a scale would weigh more than it mends
 BITS = (2, 3, 4, 5, 6, 8)
 SCALE_BYTES = 2
 
@@ -54,15 +55,16 @@ def forms_of(
     n_out, n_in = matrix.shape
     size = matrix.size
     found = [Form(FLOAT32, 32, nbytes=4 * size), Form("float16", 16, nbytes=2 * size)]
-    group = group_near(n_in)
+    groups = {"g": group_near(n_in), "w": group_near(n_in, WIDE_GROUP)}
     peak = np.abs(matrix).max(initial=0.0)
     if not peak <= LARGEST_SCALE:  # infinite or NaN, or its scale would not fit
         return tuple(found[: 1 if not peak <= 65504 else 2])
     for bits in (8,) * by_row if portable else BITS:
         found.append(Form(f"int{bits}", bits, nbytes=code_bytes(bits, n_out, n_in, None)))
-        if group is not None and not portable:
-            nbytes = code_bytes(bits, n_out, n_in, group)
-            found.append(Form(f"int{bits}g", bits, group, nbytes=nbytes))
+        for letter, group in groups.items():
+            if group is not None and not portable:
+                nbytes = code_bytes(bits, n_out, n_in, group)
+                found.append(Form(f"int{bits}{letter}", bits, group, nbytes=nbytes))
     names = {form.name: form for form in found}
     for activations, possible in (("dynamic", dynamic), ("static", static)):
         if not possible:

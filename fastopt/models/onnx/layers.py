@@ -93,6 +93,9 @@ class Site:
         The operator reads the anchor itself, in one place: its arithmetic can be replaced.
     dtype : str
         Of the anchor.
+    whole : (View, (n_whole, n_in) array) or None
+        Where the operator's weight repeats columns of the anchor, also with the other sign: that
+        weight as a matrix, which is the anchor's times the array's transpose.
     """
 
     anchor: str
@@ -103,6 +106,7 @@ class Site:
     axes: tuple[str, ...] = ("out", "in")
     direct: bool = True
     dtype: str = "float32"
+    whole: tuple[View, Array] | None = None
 
 
 def find_sites(graph: Graph, value: Callable[[str], Array]) -> tuple[dict[str, Site], set[str]]:
@@ -131,7 +135,7 @@ class _Finder:
                 name = node.inputs[use.weight]
                 if not self._large(name):
                     continue
-                for anchor in self.anchors(name):
+                for anchor in dict.fromkeys(self.anchors(name)):
                     seen = self.seen(anchor, name, use, kind)
                     if seen is not None:
                         found.setdefault(anchor, []).append((use, *seen))
@@ -147,6 +151,7 @@ class _Finder:
             sites[anchor] = Site(
                 anchor, kind, view, tuple(e[0] for e in entries), blocks, axes,
                 direct=anchor not in moved_anchors and alone, dtype=self.value(anchor).dtype.name,
+                whole=self.whole(anchor, use, view) if kind == "conv" else None,
             )  # fmt: skip
         for name in self.graph.values:  # tables that no known operator multiplies with
             if name not in found and self._large(name, 1024) and self._leaf(name):
@@ -155,6 +160,19 @@ class _Finder:
                     direct=False, dtype=self.graph.values[name].dtype.name,
                 )  # fmt: skip
         return sites
+
+    def whole(self, anchor: str, use: Use, view: View) -> tuple[View, Array] | None:
+        """See :class:`Site`."""
+        name = use.node.inputs[use.weight]
+        if name == anchor:
+            return None
+        value, own = self.value(name), self.value(anchor)
+        wide = View.rows(value.shape, value.shape[0])
+        index = moved(self.graph, self.maker, name, anchor, own.shape)
+        if index is None:
+            return None
+        columns = _repeated(wide.matrix(index), wide.matrix(value), view.matrix(own))
+        return None if columns is None else (wide, columns)
 
     def _table(self, name: str) -> View:
         shape = self.value(name).shape
@@ -226,6 +244,11 @@ class _Finder:
         used = view.matrix(index)
         used = used[(used >= 0).all(axis=1)]
         n_in = view.n_out and index.size // view.n_out
+        if kind == "conv" and blocks == 1 and own.ndim and own.shape[0] == view.n_out:
+            table = self._table(anchor)
+            known = view.matrix(index), view.matrix(self.value(name)), table.matrix(own)
+            if _repeated(*known) is not None:
+                return kind, table, 1, axes
         if kind == "embedding" or used.size == 0:
             return "embedding", self._table(anchor), 1, ("row", "feature")
         step = used[:, 1:] - used[:, :-1]
@@ -234,6 +257,29 @@ class _Finder:
         if own.ndim == 2 and own.shape[0] == n_in and (step == own.shape[1]).all():
             return kind, View(own.shape, own.shape, (1, 0), own.shape[1]), 1, axes
         return "embedding", self._table(anchor), 1, ("row", "feature")
+
+
+def _repeated(index: Array, weight: Array, own: Array) -> Array | None:
+    """E, (columns of weight, columns of own) of -1, 0, 1, with weight = own @ E.T; else None.
+
+    ``index`` has the flat position in ``own`` of each element of ``weight``, -1 for others, whose
+    columns of E are 0.
+    """
+    n, kept = weight.shape[1], own.shape[1]
+    if len(weight) != len(own):
+        return None
+    found = np.zeros((n, kept), np.float32)
+    for k, places in enumerate(index.T):
+        if (places < 0).all():
+            continue
+        column = int(places[0])
+        if not 0 <= column < kept or (places - column != np.arange(len(own)) * kept).any():
+            return None
+        same = np.array_equal(weight[:, k], own[:, column])
+        if not same and not np.array_equal(weight[:, k], -own[:, column]):
+            return None
+        found[k, column] = 1 if same else -1
+    return found
 
 
 def _constants(graph: Graph) -> set[str]:

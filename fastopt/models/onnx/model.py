@@ -16,6 +16,7 @@ from fastopt._files import write_whole
 from fastopt._options import choice, flag, integer
 from fastopt.errors import ArrayError, FastoptError, OptionError, UnsupportedError
 from fastopt.models.base import FLOAT32, Form, Group, Input, Layer
+from fastopt.models.labels import Labels, groups_of, propagate
 from fastopt.models.onnx.build import Stored, encoded, half_biases, put_values, stored_as
 from fastopt.models.onnx.compact import compact
 from fastopt.models.onnx.edit import can_split, set_bias, split_site, take_out
@@ -25,9 +26,8 @@ from fastopt.models.onnx.fold import fold
 from fastopt.models.onnx.forms import forms_of, own_form
 from fastopt.models.onnx.graph import Graph
 from fastopt.models.onnx.integer import can_run_dynamic
-from fastopt.models.onnx.labels import Labels, groups_of, propagate
 from fastopt.models.onnx.layers import Site, bias_of, find_sites
-from fastopt.models.onnx.rows import input_rows, output_positions
+from fastopt.models.onnx.rows import input_rows, multiply_adds
 from fastopt.models.onnx.rules import RULES
 from fastopt.models.onnx.run import Feeds, evaluate, execute, inputs_of, session, tensor_info
 from fastopt.models.onnx.shapes import shapes_of, synthetic_feed
@@ -452,16 +452,16 @@ class OnnxModel:
         if site.kind == "embedding" or tap not in self._main_names or tap in self._constant:
             tap = None
         output = None if use is None else use.node.outputs[0]
-        positions = 0
+        macs = 0
         if self._feed is not None:
             with contextlib.suppress(ArrayError):  # two rows alone do not run: nothing is known
-                positions = output_positions(site, self._known_shapes())
+                macs = multiply_adds(site, self._known_shapes(), matrix.size)
         return Layer(
             site.anchor,
             site.kind,
             matrix,
             None if bias is None else self._bias(bias[0], stored),
-            0 if site.kind == "embedding" else positions * matrix.size // self._seen_rows,
+            macs // self._seen_rows,
             tap,
             own if stored is None else stored.form,
             forms,

@@ -24,6 +24,8 @@ def moved(
     if name in graph.values:
         return np.full(graph.values[name].shape, -1)
     node = maker.get(name)
+    if node is not None and node.op == "Neg":  # the same places
+        return moved(graph, maker, node.inputs[0], anchor, shape)
     if node is None or node.op not in MOVES:
         return None
     sources = node.inputs if node.op == "Concat" else node.inputs[:1]

@@ -5,6 +5,8 @@ recurrent layer, the plain rows of a product.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +15,7 @@ from fastopt._arrays import Array
 from fastopt.models.onnx.graph import Node
 from fastopt.models.onnx.layers import Site
 
-__all__ = ["input_rows", "output_positions"]
+__all__ = ["input_rows", "multiply_adds"]
 
 
 def input_rows(site: Site, tapped: Array, limit: int | None) -> Array:
@@ -21,6 +23,9 @@ def input_rows(site: Site, tapped: Array, limit: int | None) -> Array:
     use = site.uses[0]
     node = use.node
     x: Array = np.asarray(tapped, np.float32)
+    if site.kind == "conv" and site.whole is not None:
+        view, columns = site.whole
+        return _patches(x, node, replace(site, view=view), limit) @ columns
     if site.kind == "conv":
         return _patches(x, node, site, limit)
     if site.kind == "conv_transpose":
@@ -38,26 +43,33 @@ def input_rows(site: Site, tapped: Array, limit: int | None) -> Array:
     return _thin(x.reshape(-1, x.shape[-1]), limit)[None]
 
 
-def output_positions(site: Site, shapes: dict[str, tuple[int, ...]]) -> int:
-    """How often all uses together multiply by the weight in one run, from tensors' shapes."""
+def multiply_adds(site: Site, shapes: Mapping[str, tuple[int, ...]], size: int) -> int:
+    """Multiply-adds of all uses together in one run, from tensors' shapes.
+
+    ``size`` is the number of the anchor's elements.
+    """
     total = 0
     for use in site.uses:
         node = use.node
         source = node.inputs[use.data]
+        positions = 0
         if site.kind == "conv":
             shape = shapes.get(node.outputs[0])
-            total += 0 if shape is None else shape[0] * math.prod(shape[2:])
+            positions = 0 if shape is None else shape[0] * math.prod(shape[2:])
         elif source in shapes and site.kind == "conv_transpose":
             shape = shapes[source]
-            total += shape[0] * math.prod(shape[2:])
+            positions = shape[0] * math.prod(shape[2:])
         elif source in shapes and site.kind == "recurrent":
-            total += math.prod(shapes[source][:2])
+            positions = math.prod(shapes[source][:2])
         elif source in shapes and site.kind == "dense":
             shape = shapes[source]
             turned = node.op != "Einsum" and (use.weight == 0 or node.get("transA", 0))
             inner = shape[-2] if turned and len(shape) > 1 else shape[-1]
-            total += math.prod(shape) // max(1, inner) // site.n_blocks
-    return total
+            positions = math.prod(shape) // max(1, inner) // site.n_blocks
+        total += positions
+    if site.whole is not None:  # columns that serve several times
+        size = site.view.n_out * int(np.count_nonzero(site.whole[1]))
+    return total * size
 
 
 def _spaced(n: int, limit: int | None) -> Array:

@@ -7,8 +7,8 @@ import math
 import numpy as np
 
 from fastopt._arrays import Array
+from fastopt.models.labels import INSIDE, Labels, Rule, reshaped
 from fastopt.models.onnx.graph import Graph, Node
-from fastopt.models.onnx.labels import INSIDE, Labels, Rule, reshaped
 
 __all__ = ["RULES"]
 

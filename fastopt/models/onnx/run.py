@@ -42,6 +42,8 @@ def session(model: bytes, threads: int = 1, *, optimise: bool = True, where: str
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 4
+    if threads > 1:  # a thread that spins takes the core from the one it waits for
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if not optimise:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:

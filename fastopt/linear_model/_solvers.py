@@ -15,15 +15,15 @@ from fastopt._kernels import linear_gram
 from fastopt._options import choice, flag, integer, number
 from fastopt.errors import ArrayError, OptionError
 from fastopt.linear_model._estimator import key_of_state, warn_not_converged
-from fastopt.linear_model._rows import CSR, dense_pieces
-from fastopt.linear_model._train import (
+from fastopt.linear_model._problem import (
     Problem,
-    Stochastic,
     curvature,
     gradient_room,
     loss_gradient,
     step_size,
 )
+from fastopt.linear_model._rows import CSR, dense_pieces
+from fastopt.linear_model._stochastic import Stochastic
 from fastopt.optim import descend as minimise
 
 __all__ = ["Fit", "Quadratic", "Solver", "first_rate", "moments", "stochastic"]

@@ -16,7 +16,7 @@ from fastopt._arrays import Array
 from fastopt._kernels import codebook as kernel
 from fastopt._random import Seed
 from fastopt.errors import ArrayError
-from fastopt.quantization.convert import decode_floats, encode_floats
+from fastopt.quantization.codes import decode_floats, encode_floats
 from fastopt.quantization.formats import FLOAT_SPECS, Format
 from fastopt.quantization.layout import layout_of
 from fastopt.quantization.packing import pack_int4

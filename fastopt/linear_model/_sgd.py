@@ -16,15 +16,10 @@ from fastopt.linear_model._estimator import (
     key_of_state,
     warn_not_converged,
 )
+from fastopt.linear_model._problem import Problem, loss_gradient
 from fastopt.linear_model._rows import CSR, Rows, Stream, matmul, refuse_nonfinite, take_rows
-from fastopt.linear_model._solve import first_rate
-from fastopt.linear_model._train import (
-    LOCAL_WORK,
-    RULES,
-    Problem,
-    Stochastic,
-    loss_gradient,
-)
+from fastopt.linear_model._solvers import first_rate
+from fastopt.linear_model._stochastic import LOCAL_WORK, RULES, Stochastic
 
 __all__ = ["SGD"]
 

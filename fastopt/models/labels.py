@@ -10,14 +10,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
 from fastopt._arrays import Array
 from fastopt.models.base import Group, Member
-from fastopt.models.onnx.graph import Graph, Node
-from fastopt.models.onnx.layers import Site
+
+if TYPE_CHECKING:  # any format whose operators have ONNX's names, inputs and outputs
+    from fastopt.models.onnx.graph import Graph, Node
+    from fastopt.models.onnx.layers import Site
 
 __all__ = ["INSIDE", "Labels", "Rule", "groups_of", "propagate", "reshaped"]
 
@@ -123,7 +125,7 @@ class Labels:
         return found
 
 
-Rule = Callable[[Node, Labels, Graph], None]
+Rule: TypeAlias = "Callable[[Node, Labels, Graph], None]"
 
 
 def propagate(

@@ -1,6 +1,6 @@
 """Observers: the range of a stream of activations, in memory that does not depend on the stream.
 
-What they share, and those that keep the extremes alone; :mod:`fastopt.calibration.histograms` has
+What they share, and those that keep the extremes alone; :mod:`fastopt.quantization.histograms` has
 those that count.
 
 ``observer.partial_fit(batch)`` adds a batch, ``a + b`` merges two observers (files, workers, days)
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 
@@ -21,9 +21,7 @@ from fastopt._arrays import Array, as_array, as_numbers
 from fastopt._kernels import quantize_range
 from fastopt._options import integer, number
 from fastopt.errors import ArrayError, ConcurrentUseError, DTypeError, FormatError, OptionError
-
-if TYPE_CHECKING:
-    from fastopt.quantization.qparams import QParams
+from fastopt.quantization.qparams import QParams, qparams_from_range
 
 __all__ = ["MinMaxObserver", "MovingAverageMinMaxObserver", "Observer"]
 
@@ -182,8 +180,6 @@ class Observer:
         QParams
             (scale, zero_point), of shape () or (channels,).
         """
-        from fastopt.quantization.qparams import qparams_from_range
-
         low, high = self.range(dtype, symmetric=symmetric)
         top = float(np.finfo(np.float32).max)
         low, high = (np.clip(v, -top, top).astype(np.float32) for v in (low, high))
@@ -272,7 +268,7 @@ class MinMaxObserver(Observer):
     Examples
     --------
     >>> import numpy as np
-    >>> from fastopt.calibration import MinMaxObserver
+    >>> from fastopt.quantization import MinMaxObserver
     >>> a = MinMaxObserver().partial_fit(np.array([0.0, 2.54], np.float32))
     >>> b = MinMaxObserver().partial_fit(np.array([-1.27], np.float32))
     >>> scale, zero_point = (a + b).qparams("int8")
@@ -314,7 +310,7 @@ class MovingAverageMinMaxObserver(Observer):
     Examples
     --------
     >>> import numpy as np
-    >>> from fastopt.calibration import MovingAverageMinMaxObserver
+    >>> from fastopt.quantization import MovingAverageMinMaxObserver
     >>> o = MovingAverageMinMaxObserver(0.5).partial_fit(np.array([0.0, 4.0], np.float32))
     >>> float(o.partial_fit(np.array([0.0, 2.0], np.float32)).max_[0])
     3.0

@@ -1,4 +1,4 @@
-"""The one calibration object: what the data says about the input of a layer.
+"""What data says about the input of a layer, and the least squares that follow from it.
 
 Wanda, OBS, SparseGPT, GPTQ, least-squares compensation, activation-aware SVD and merging all need
 the same three things of a layer's input X: the row count, the mean and X^T X.
@@ -6,6 +6,7 @@ the same three things of a layer's input X: the row count, the mean and X^T X.
 
 from __future__ import annotations
 
+import importlib
 import threading
 from collections.abc import Mapping
 from typing import Any
@@ -13,10 +14,11 @@ from typing import Any
 import numpy as np
 
 from fastopt._arrays import Array, as_array, as_ndarray
+from fastopt._interrupts import interruptible
 from fastopt._options import integer, number
 from fastopt.errors import ArrayError, ConcurrentUseError, DTypeError, FormatError
 
-__all__ = ["Gram", "check_gram"]
+__all__ = ["Gram", "check_gram", "inverse", "refit", "solve"]
 
 # Bytes of one float64 chunk: large enough for BLAS to run at full speed, small enough that the
 # extra memory does not depend on the data.
@@ -275,3 +277,50 @@ def _merge(count: int, mean: Array, scatter: Array, more: int, mean_b: Array, ad
     scatter += add
     scatter += np.multiply.outer(delta, delta * (count * (more / total)))
     return total
+
+
+def refit(gram: Gram, s: Array, w: Array, kept: Array) -> tuple[Array, Array, float]:
+    """(w', bias shift, lost share of the output variance) with only the inputs ``kept``."""
+    fitted = solve(s[np.ix_(kept, kept)], s[kept] @ w.T).T
+    mean = gram.mean
+    shift = w @ mean - fitted @ mean[kept]
+    change = w.copy()
+    change[:, kept] -= fitted
+    plain = gram.covariance()
+    whole = float(np.einsum("ij,ij->", w, w @ plain))
+    lost = float(np.einsum("ij,ij->", change, change @ plain))
+    return fitted, shift, min(1.0, max(0.0, lost / whole)) if whole > 0 else 0.0
+
+
+def solve(a: Array, b: Array) -> Array:
+    """a^-1 b for a symmetric a >= 0; the least-norm answer where a is singular."""
+    work = float(len(a)) ** 2 * (len(a) + 2 * b.size / max(1, len(b)))
+    try:  # LU alone would return rubbish for a singular matrix
+        interruptible(work, np.linalg.cholesky, a)
+        return interruptible(work, np.linalg.solve, a, b)
+    except np.linalg.LinAlgError:
+        return interruptible(20 * work, np.linalg.lstsq, a, b)[0]
+
+
+def inverse(s: Array) -> Array:
+    """s^-1 for a symmetric s >= 0, with a last ridge of rounding size where it is singular."""
+    level = float(s.diagonal().mean()) or 1.0
+    work = float(len(s)) ** 3
+    for ridge in (0.0, 1e-10, 1e-7, 1e-4):
+        try:
+            damped = s if ridge == 0 else s + ridge * level * np.eye(len(s))
+            interruptible(work, np.linalg.cholesky, damped)
+            result: Array = interruptible(2 * work, np.linalg.inv, damped)
+        except np.linalg.LinAlgError:
+            continue
+        result += result.T.copy()
+        result *= 0.5
+        return result
+    raise ArrayError("gram: its covariance is not positive; raise damp")
+
+
+def __getattr__(name: str) -> Any:
+    """The observers, which were here before version 0.2 and are in fastopt.quantization."""
+    if name.endswith("Observer"):
+        return getattr(importlib.import_module("fastopt.quantization"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,16 +11,70 @@ from fastopt import _threads
 from fastopt._arrays import Array, as_array, check_finite
 from fastopt._kernels import gptq as kernel
 from fastopt._options import choice, flag, integer, number
+from fastopt.calibration import Gram
 from fastopt.errors import ArrayError, OptionError
 from fastopt.quantization.array import QuantizedArray
 from fastopt.quantization.clipping import RangeRule, second_moment
 from fastopt.quantization.formats import Format, format_of
 from fastopt.quantization.packing import pack_int4
 
-__all__ = ["gptq", "output_error"]
+__all__ = ["Factor", "factor_of", "gptq", "output_error"]
 
 _SERIAL_BELOW = 1 << 20  # multiply-adds
 _BLOCK = 48  # columns of the factor at a time
+
+
+@dataclass(frozen=True)
+class Factor:
+    """Second moments of an input, factorised for :func:`gptq`.
+
+    Attributes
+    ----------
+    order : (n,) intp
+        The inputs as they are rounded.
+    panels : (n / 8, n, 8) float32
+        R_ik / R_kk, see :func:`gptq`.
+    pivots : (n,) float64
+        R_kk^2 for each input: what a rounding error of it costs per row of X, once the later
+        inputs have made up for it.
+    """
+
+    order: Array
+    panels: Array
+    pivots: Array
+
+    @property
+    def n(self) -> int:
+        """Inputs."""
+        return len(self.order)
+
+    @property
+    def cost(self) -> Array:
+        """The pivots as shares of the largest, float32."""
+        found: Array = (self.pivots / max(self.pivots.max(initial=0.0), 1e-300)).astype(np.float32)
+        return found
+
+
+def factor_of(gram: Any, *, act_order: bool = False, damp: float = 0.01) -> Factor:
+    """Factorise H = R R^T once, for several calls of :func:`gptq` with the same input.
+
+    Parameters
+    ----------
+    gram : Gram or (n, n) array X^T X
+    act_order, damp
+        As in :func:`gptq`.
+    """
+    n = gram.n if isinstance(gram, Gram) else len(as_array(gram, "gram", ndim=2))
+    return _factored(second_moment(gram, n), act_order, number(damp, "damp", low=0.0))
+
+
+def _factored(second: Array, act_order: bool, damp: float) -> Factor:
+    n = len(second)
+    order = np.argsort(-second.diagonal(), kind="stable") if act_order else np.arange(n)
+    factor = _factor(second, order, damp)
+    pivots = np.empty(n)
+    pivots[order] = factor.diagonal() ** 2
+    return Factor(order, _panels(factor), pivots)
 
 
 def gptq(
@@ -40,8 +95,9 @@ def gptq(
     ----------
     w : (n_out, n_in) float32 or float64
         Weight of y = x w^T; finite.
-    gram : Gram of n_in features, or (n_in, n_in) array X^T X
-        Second moments of the layer's input.
+    gram : Gram of n_in features, (n_in, n_in) array X^T X, or Factor
+        Second moments of the layer's input; a :class:`Factor` of them serves several calls (its
+        order and ridge then count).
     dtype : str
         An integer format: "int3", "int4", "uint4", "int8" ...
     group_size : int, optional
@@ -107,11 +163,11 @@ def gptq(
     size = max(n, 1)
     if group_size is not None:
         size = min(integer(group_size, "group_size", low=1), size)
-    second = second_moment(gram, n)
-    order = np.argsort(-second.diagonal(), kind="stable") if act_order else np.arange(n)
-    factor = _factor(second, order, ridge)
-    cost = np.empty(n, np.float32)
-    cost[order] = (factor.diagonal() / max(factor.diagonal().max(initial=0.0), 1e-300)) ** 2
+    if not isinstance(gram, Factor):
+        gram = _factored(second_moment(gram, n), act_order, ridge)
+    elif gram.n != n:
+        raise ArrayError(f"gram: expected the factor of {n} features, got {gram.n}")
+    order, panels, cost = gram.order, gram.panels, gram.cost
     rule = RangeRule.of(fmt, symmetric=symmetric)
     if method == "minmax":  # no part of the range is tried
         rule = rule._replace(wide=rule.wide[:0], near=rule.near[:0])
@@ -119,7 +175,6 @@ def gptq(
     zero = np.zeros_like(scale)
     code = np.empty(a.shape, np.int32)
     used = _threads.resolve(threads, n_out * n * n // 2, _SERIAL_BELOW)
-    panels = _panels(factor)
     kernel.feedback(
         code, scale, zero, narrow, panels, order, cost, n_out, n, size, act_order, *rule, used,
     )  # fmt: skip

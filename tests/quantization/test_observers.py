@@ -11,12 +11,6 @@ import threading
 import numpy as np
 import pytest
 
-from fastopt.calibration import (
-    HistogramObserver,
-    MinMaxObserver,
-    MovingAverageMinMaxObserver,
-    PercentileObserver,
-)
 from fastopt.errors import (
     ArrayError,
     ConcurrentUseError,
@@ -24,6 +18,12 @@ from fastopt.errors import (
     FastoptError,
     FormatError,
     OptionError,
+)
+from fastopt.quantization import (
+    HistogramObserver,
+    MinMaxObserver,
+    MovingAverageMinMaxObserver,
+    PercentileObserver,
 )
 from fastopt.quantization.clipping import entropy_range, mse_range, percentile_range
 from fastopt.quantization.qparams import qparams_from_range

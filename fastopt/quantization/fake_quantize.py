@@ -10,11 +10,11 @@ from fastopt._arrays import Array, as_array, check_disjoint, name_of, out_for
 from fastopt._options import flag
 from fastopt._random import Seed
 from fastopt.errors import ArrayError, OptionError
-from fastopt.quantization.convert import check_rules, fake
+from fastopt.quantization.choose_qparams import check_options, choose_qparams, holds_nan
+from fastopt.quantization.codes import check_rules, fake
 from fastopt.quantization.formats import Format, format_of
-from fastopt.quantization.functions import given_scale, quantize
 from fastopt.quantization.layout import layout_of, spread
-from fastopt.quantization.qparams import check_options, choose_qparams, holds_nan
+from fastopt.quantization.quantize import given_scale, quantize
 
 __all__ = ["fake_quantize"]
 

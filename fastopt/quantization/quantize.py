@@ -11,11 +11,11 @@ from fastopt._options import choice, flag
 from fastopt._random import Seed
 from fastopt.errors import ArrayError, DTypeError, OptionError
 from fastopt.quantization.array import QuantizedArray
-from fastopt.quantization.convert import ROUNDINGS, check_rules, encode, encode_derived
+from fastopt.quantization.choose_qparams import check_options, choose_qparams
+from fastopt.quantization.codebooks import derive_codes, encode_narrow, exponents
+from fastopt.quantization.codes import ROUNDINGS, check_rules, encode, encode_derived
 from fastopt.quantization.formats import BLOCKS, Format, format_of
 from fastopt.quantization.layout import layout_of
-from fastopt.quantization.narrow import derive_codes, encode_narrow, exponents
-from fastopt.quantization.qparams import check_options, choose_qparams
 
 __all__ = ["dequantize", "quantize"]
 

@@ -8,8 +8,9 @@ from fastopt import _threads
 from fastopt._arrays import Array
 from fastopt._kernels import histogram
 from fastopt._options import choice, integer, number
-from fastopt.calibration.observers import SERIAL_BELOW, Observer, pieces_of
 from fastopt.errors import FormatError, OptionError
+from fastopt.quantization.clipping import entropy_range, mse_range
+from fastopt.quantization.observers import SERIAL_BELOW, Observer, pieces_of
 
 __all__ = ["HistogramObserver", "PercentileObserver"]
 
@@ -52,7 +53,7 @@ class HistogramObserver(Observer):
     Examples
     --------
     >>> import numpy as np
-    >>> from fastopt.calibration import HistogramObserver
+    >>> from fastopt.quantization import HistogramObserver
     >>> x = np.random.default_rng(0).standard_normal(10_000).astype(np.float32)
     >>> x[0] = 40.0                                    # one outlier
     >>> low, high = HistogramObserver("mse").partial_fit(x).range("int4")
@@ -106,8 +107,6 @@ class HistogramObserver(Observer):
         self._widen(other.min_, other.max_)
 
     def _range(self, dtype: str, symmetric: bool) -> tuple[Array, Array]:
-        from fastopt.quantization.clipping import entropy_range, mse_range
-
         if self.method == "entropy":
             return entropy_range(
                 self.counts_, self.width_, self.min_, self.max_, dtype, symmetric=symmetric
@@ -152,7 +151,7 @@ class PercentileObserver(HistogramObserver):
     Examples
     --------
     >>> import numpy as np
-    >>> from fastopt.calibration import PercentileObserver
+    >>> from fastopt.quantization import PercentileObserver
     >>> x = np.arange(-1000, 1001, dtype=np.float32)
     >>> low, high = PercentileObserver(99).partial_fit(x).range(symmetric=False)
     >>> round(float(low)), round(float(high))

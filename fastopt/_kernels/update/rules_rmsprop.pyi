@@ -1,0 +1,1 @@
+RULES: object  # a capsule for update.pyx

@@ -1,0 +1,98 @@
+"""The end of a compression: before and after, and what each step was worth."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from typing import Any
+
+from fastopt.compression.confirm import Drop
+from fastopt.compression.explain import (
+    Compressed,
+    Decision,
+    Measures,
+    decisions_of,
+    latencies,
+    sizes_of,
+)
+from fastopt.compression.job import Job, fittable, narrow
+from fastopt.compression.recipe import Applied, Recipe
+from fastopt.models import Model
+
+__all__ = ["explained"]
+
+_MOST_UNDONE = 24  # steps that are undone one by one for the explanation
+_LOAD_S = 3.0  # seconds to load that are worth a note
+
+
+def explained(job: Job, give_back: Callable[[Model], Any], started: float) -> Compressed:
+    options = job.options
+    found = job.confirmed
+    recipe = Recipe() if found is None else found[0].recipe
+    applied = job.bench.apply(recipe)
+    drop = Drop(0.0, math.nan, len(job.check)) if found is None else found[1]
+    base = job.metric.score(job.check_outputs, job.check, job.check_outputs)
+    model = applied.model.copy()
+    rounds = 3 if job.interrupted else 21
+    old, new = latencies([job.original, model], job.check, options.batch, options.threads, rounds)
+    facts = [(m.n_params, m.nbytes, m.macs) for m in (job.original, model)]
+    notes = [*job.notes, *model.notes]
+    if job.failures:
+        notes.append(f"{len(job.failures)} recipes could not be applied: {job.failures[0]}")
+    if new.load_s > max(_LOAD_S, 2 * old.load_s):
+        notes.append(
+            f"it loads in {new.load_s:.1f} s instead of {old.load_s:.1f} s, decoding its weights"
+        )
+    if job.n_left_out:
+        notes.append(f"{job.n_left_out} rows were left out: the original gives NaN there")
+    return Compressed(
+        model=give_back(model),
+        recipe=recipe,
+        before=Measures(base, *facts[0], old.median_s, old.load_s),
+        after=Measures(base - drop.value, *facts[1], new.median_s, new.load_s),
+        max_drop=options.max_drop,
+        drop=drop.value,
+        search_drop=0.0 if found is None else found[0].drop,
+        changed=bool(applied.notes),
+        decisions=_decisions(job, recipe, applied),
+        candidates=tuple(job.candidates),
+        metric=job.metric.name,
+        target=options.target,
+        method=options.method,
+        refused=job.refused,
+        time_s=time.monotonic() - started,
+        std_error=drop.std_error,
+        confidence=options.confidence,
+        p_value=job.p_value,
+        interrupted=job.interrupted,
+        n_search=len(job.search),
+        n_check=len(job.check),
+        n_left_out=job.n_left_out,
+        sizes=sizes_of(job.original, model),
+        notes=tuple(notes),
+        batch=options.batch,
+        threads=options.threads,
+        adapter=model,
+        workbench=job.bench,
+    )
+
+
+def _decisions(job: Job, recipe: Recipe, applied: Applied) -> tuple[Decision, ...]:
+    """The worth of each step: by undoing it, or for large models from what it does alone."""
+    additive = narrow(job.original) and not fittable(job.original)
+    if job.interrupted or additive or len(applied.notes) > _MOST_UNDONE:
+
+        def known(rest: Recipe) -> tuple[float, float | None]:
+            (key,) = set(recipe.choices) - set(rest.choices)
+            options = job.effects.get(key, [])
+            return -sum(o.cost for o in options if o.value == recipe.choices[key]), None
+
+        return decisions_of(applied.notes, recipe, job.effects, known, job.options.target)
+    mine = job.measure(recipe) if applied.notes else (0.0,) * 5
+
+    def undone(rest: Recipe) -> tuple[float, float | None]:
+        cost, drop, *_ = job.measure(rest)
+        return cost - mine[0], mine[1] - drop
+
+    return decisions_of(applied.notes, recipe, job.effects, undone, job.options.target)
