@@ -20,7 +20,7 @@ from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 
-from fastopt._arrays import Array, as_array
+from fastopt._arrays import Array, as_array, as_ndarray
 from fastopt.errors import ArrayError, DTypeError, FormatError, OptionError, UnsupportedError
 from fastopt.models.base import Input, Model
 
@@ -223,15 +223,14 @@ def _only(inputs: Sequence[str], name: str) -> str:
 
 def _column(x: Any, name: str) -> Array:
     """One array of the data: numbers through the gate, labels also as text."""
-    if isinstance(x, (list, tuple)) or not hasattr(x, "dtype"):
-        x = np.asarray(x)
-    if isinstance(x, np.ndarray) and x.dtype.kind in "US":
-        return x
-    if isinstance(x, np.ndarray) and x.dtype == object:
-        if all(isinstance(v, str) for v in x.ravel()):
-            return x.astype(str)
+    a = as_ndarray(x, name)
+    if a.dtype.kind in "US":
+        return a
+    if a.dtype == object:
+        if all(isinstance(v, str) for v in a.ravel()):
+            return a.astype(str)
         raise DTypeError(f"{name}: expected numbers or text, got an array of objects")
-    return as_array(x, name, dtypes=_NUMBERS, contiguous=False)
+    return as_array(a, name, dtypes=_NUMBERS, contiguous=False)
 
 
 _NUMBERS = tuple(

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from fastopt._arrays import Array
+from fastopt._arrays import Array, as_array, as_labels, as_numbers
 from fastopt._options import number
 from fastopt._random import Seed, generator_of
 from fastopt.compression.data import open_rows
@@ -104,11 +104,12 @@ def compress_forest(
     which keeps it on the check rows too.
     """
     budget = number(max_drop, "max_drop", low=0.0, high=1.0, high_open=True)
-    x = X.to_numpy() if hasattr(X, "to_numpy") else np.asarray(X)
-    if x.ndim != 2 or len(x) < 4:
+    x = as_array(X, "X", cast="float64", ndim=2)
+    if len(x) < 4:
         raise ArrayError(f"X: expected 4 or more rows (rows, n_features), got shape {x.shape}")
     ensemble = read_ensemble(model, x)
-    target = np.asarray(model.predict(x) if y is None else y)
+    given = model.predict(x) if y is None else y
+    target = as_numbers(given, "y") if ensemble.classes is None else as_labels(given, "y")
     if len(target) != len(x):
         raise ArrayError(f"y: expected {len(x)} targets, got {len(target)}")
     order = generator_of(seed).permutation(len(x))

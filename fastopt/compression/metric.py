@@ -220,7 +220,7 @@ def metric_of(
     if name == "accuracy":
         return _accuracy(model.classes)
     if name == "r2" and rows.labels is not None:
-        return Metric("r2", lambda o, _, y, __: _r2(_first(o), np.asarray(y)))
+        return Metric("r2", lambda o, _, y, __: _r2(_first(o), y))
     axes = dict(model.classes_axis)
     if classes_axis is not None:
         axes = dict.fromkeys(model.outputs, classes_axis)
@@ -268,7 +268,7 @@ def _first(outputs: Mapping[str, Array]) -> Array:
 def _accuracy(names: Array | None) -> Metric:
     """Share of rows whose largest output (or integer output) is the label."""
 
-    def wrong(o: dict[str, Array], y: Any, _: Any) -> Array:
+    def wrong(o: dict[str, Array], y: Array, _: Any) -> Array:
         found = _first(o)
         if found.dtype.kind == "f":
             found = found.reshape(len(found), -1).argmax(axis=1)

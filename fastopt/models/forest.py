@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from fastopt import _threads
-from fastopt._arrays import Array
+from fastopt._arrays import Array, as_array, as_labels, as_numbers
 from fastopt._kernels import forest as kernel
 from fastopt._options import integer
-from fastopt.errors import ArrayError, DTypeError, UnsupportedError
+from fastopt.errors import ArrayError, UnsupportedError
 
 __all__ = ["CompactForest", "Ensemble"]
 
@@ -234,11 +234,7 @@ class CompactForest:
         )  # fmt: skip
 
     def _sums(self, X: Any, threads: int | None = None) -> Array:
-        x = X.to_numpy() if hasattr(X, "to_numpy") else np.asarray(X)
-        if x.ndim != 2 or x.shape[1] != self.n_features_in_:
-            raise ArrayError(f"X: expected shape (rows, {self.n_features_in_}), got {x.shape}")
-        if x.dtype.kind not in "fiub":
-            raise DTypeError(f"X: expected numbers, got {x.dtype}")
+        x = as_array(X, "X", cast="float64", shape=(None, self.n_features_in_))
         if self._narrow:
             x = x.astype(np.float32)
         x = np.ascontiguousarray(x, np.float64)
@@ -280,9 +276,10 @@ class CompactForest:
 
     def score(self, X: Any, y: Any) -> float:
         """Accuracy of a classifier, R^2 of a regressor."""
-        truth, found = np.asarray(y), self.predict(X)
+        found = self.predict(X)
         if hasattr(self, "classes_"):
-            return float((found == truth).mean())
+            return float((found == _like(as_labels(y, "y"), found)).mean())
+        truth = _like(as_numbers(y, "y"), found)
         rest = ((truth - found) ** 2).sum()
         return float(1.0 - rest / ((truth - truth.mean(axis=0)) ** 2).sum())
 
@@ -376,3 +373,10 @@ def _few_values(value: Array, bits: int | None) -> tuple[Array, Array]:
             value = low + step * np.rint((value - low) / step)
     rows, leaf = np.unique(value.astype(np.float32), axis=0, return_inverse=True)
     return rows.astype(np.float64), leaf.reshape(-1).astype(np.int64)
+
+
+def _like(y: Array, found: Array) -> Array:
+    """``y`` where it has the shape of the predictions."""
+    if y.shape != found.shape:
+        raise ArrayError(f"y: expected shape {found.shape}, got {y.shape}")
+    return y

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from fastopt._arrays import Array, as_array
+from fastopt._arrays import Array, as_array, as_labels, as_ndarray, as_numbers
 from fastopt._files import load_arrays, save_arrays
 from fastopt._options import choice, integer
 from fastopt._random import Seed, generator_of
@@ -148,7 +148,7 @@ class Network:
             raise OptionError("layers: expected at least one layer, got none")
         self._layers = list(layers)
         self._loss = choice(loss, "loss", _LOSSES)
-        self.classes = None if classes is None else np.asarray(classes)
+        self.classes = None if classes is None else as_labels(classes, "classes")
         for k, layer in enumerate(self._layers):
             layer.name = layer.name or f"dense{k}"
         names = [layer.name for layer in self._layers]
@@ -357,9 +357,14 @@ class Network:
     def score(self, x: Any, y: Any) -> float:
         """Accuracy for cross-entropy, R^2 for squared loss."""
         found = self.predict(x)
-        y = np.asarray(y)
         if self._loss == "cross_entropy":
+            y = as_labels(y, "y")
+            if y.shape != found.shape:
+                raise ArrayError(f"y: expected shape {found.shape}, got {y.shape}")
             return float(np.mean(found == y))
+        y = as_numbers(y, "y")
+        if y.size != found.size:
+            raise ArrayError(f"y: expected shape {found.shape}, got {y.shape}")
         y = y.reshape(found.shape)
         spread = float(((y - y.mean(axis=0)) ** 2).sum())
         return 1.0 - float(((y - found) ** 2).sum()) / spread
@@ -629,13 +634,13 @@ class Network:
     def _labels(self, y: Any, n: int) -> Array:
         """y as the loss needs it: class indices (n,), or targets (n, n_out) float32."""
         n_out = self._layers[-1].weight.shape[0]
-        y = np.asarray(y)
         if self._loss == "squared":
             targets = as_array(y, "y", dtypes=("float32",), cast="float32")
             if targets.size != n * n_out:
-                raise ArrayError(f"y: expected ({n}, {n_out}) targets, got shape {y.shape}")
+                raise ArrayError(f"y: expected ({n}, {n_out}) targets, got shape {targets.shape}")
             shaped: Array = targets.reshape(n, n_out)
             return shaped
+        y = as_ndarray(y, "y") if self.classes is None else as_labels(y, "y")
         if y.shape != (n,):
             raise ArrayError(f"y: expected ({n},) labels, got shape {y.shape}")
         if self.classes is not None:

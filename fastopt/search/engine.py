@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from fastopt import _kernels
 from fastopt._arrays import as_array
-from fastopt._options import integer
+from fastopt._options import integer, short
 from fastopt._random import Seed, key_of
 from fastopt.errors import ArrayError, ConcurrentUseError, DTypeError, FormatError
 from fastopt.search.space import Matrix, Space, Trials
@@ -209,18 +209,22 @@ class Engine:
         )
 
     def _check_state(self, state: Mapping[str, Any]) -> None:
+        if not isinstance(state, Mapping):
+            raise FormatError(f"state: expected a dict of state_dict, got {type(state).__name__}")
         names = {name.lstrip("_"): name for name in self._names()}
         wanted = {"version", "method", "space", *names}
         if set(state) != wanted:
             missing, extra = wanted - set(state), set(state) - wanted
-            raise FormatError(f"state: missing {sorted(missing)}, unknown {sorted(extra)}")
+            raise FormatError(
+                f"state: missing {sorted(missing)}, unknown {sorted(map(str, extra))}"
+            )
         for key, here in (
             ("version", STATE_VERSION),
             ("method", self.method),
             ("space", self.space.digest),
         ):
-            if state[key] != here:
-                raise FormatError(f"state: {key} is {state[key]!r}, expected {here!r}")
+            if not isinstance(state[key], type(here)) or state[key] != here:
+                raise FormatError(f"state: {key} is {short(state[key])}, expected {here!r}")
         for key, name in names.items():
             value, own = state[key], getattr(self, name)
             if isinstance(own, Engine):

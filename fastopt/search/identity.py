@@ -16,6 +16,7 @@ from pathlib import PurePath
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fastopt.errors import OptionError
 
@@ -55,7 +56,7 @@ def describe(value: Any, depth: int = 0) -> Any:
     if isinstance(value, (complex, bytes, bytearray, PurePath, np.dtype, range)):
         return [kind, repr(value)]
     if isinstance(value, (np.ndarray, np.generic)):
-        return [kind, *_array(np.asanyarray(value), depth)]
+        return [kind, *_array(value.reshape(value.shape), depth)]
     if isinstance(value, (list, tuple)):
         return [kind, [describe(v, depth + 1) for v in value]]
     if isinstance(value, (set, frozenset)):
@@ -78,7 +79,7 @@ def describe(value: Any, depth: int = 0) -> Any:
     return [kind, _state(value, kind, depth)]
 
 
-def _array(a: Any, depth: int) -> list[Any]:
+def _array(a: NDArray[Any], depth: int) -> list[Any]:
     if a.dtype.hasobject:
         return [list(a.shape), describe(a.tolist(), depth + 1)]
     data = blake2b(np.ascontiguousarray(a).tobytes(), digest_size=16)

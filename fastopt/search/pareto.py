@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastopt import _kernels
+from fastopt._arrays import as_array
 from fastopt.errors import ArrayError
 
 __all__ = ["crowding", "fronts", "hypervolume", "thinned"]
@@ -39,9 +40,7 @@ def fronts(y: Any) -> NDArray[np.intp]:
     >>> fronts([[1, 2], [2, 1], [2, 2], [3, 3]]).tolist()
     [0, 0, 1, 2]
     """
-    y = np.asarray(y, dtype=np.float64)
-    if y.ndim != 2:
-        raise ArrayError(f"y: expected shape (n, m), got {y.shape}")
+    y = _rows(y)
     rank = np.empty(len(y), np.int32)
     bad = np.isnan(y).any(axis=1)
     if not bad.any():
@@ -52,6 +51,10 @@ def fronts(y: Any) -> NDArray[np.intp]:
         rank[~bad] = found
         rank[bad] = found.max(initial=-1) + 1
     return rank.astype(np.intp)
+
+
+def _rows(y: Any) -> NDArray[np.float64]:
+    return as_array(y, "y", dtypes=("float64",), cast="float64", ndim=2)
 
 
 def crowding(y: Any) -> NDArray[np.float64]:
@@ -74,7 +77,7 @@ def crowding(y: Any) -> NDArray[np.float64]:
     >>> crowding([[0, 4], [1, 2], [4, 0]]).tolist()
     [inf, 2.0, inf]
     """
-    y = np.asarray(y, dtype=np.float64)
+    y = _rows(y)
     distance = np.zeros(len(y))
     for column in y.T:
         order = np.argsort(column, kind="stable")
@@ -113,7 +116,7 @@ def thinned(y: Any, n: int) -> NDArray[np.intp]:
     >>> thinned([[0, 9], [4, 5], [5, 4], [5.1, 3.9], [9, 0]], 3).tolist()
     [0, 1, 4]
     """
-    y = np.asarray(y, dtype=np.float64)
+    y = _rows(y)
     k = len(y)
     left = np.ones(k, bool)
     distance = crowding(y)
@@ -166,8 +169,9 @@ def hypervolume(y: Any, reference: Any) -> float:
     >>> hypervolume([[1, 2], [2, 1]], [3, 3])
     3.0
     """
-    y, reference = np.asarray(y, dtype=np.float64), np.asarray(reference, dtype=np.float64)
-    if y.ndim != 2 or y.shape[1] not in (2, 3) or reference.shape != (y.shape[1],):
+    y = _rows(y)
+    reference = as_array(reference, "reference", dtypes=("float64",), cast="float64")
+    if y.shape[1] not in (2, 3) or reference.shape != (y.shape[1],):
         raise ArrayError(
             f"hypervolume: expected y (n, 2) or (n, 3) and a reference of that length, "
             f"got {y.shape} and {reference.shape}"

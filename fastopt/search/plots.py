@@ -247,7 +247,7 @@ def _some(rows: NDArray[Any]) -> NDArray[Any]:
     return rows if len(rows) <= SHOWN else rows[np.linspace(0, len(rows) - 1, SHOWN).astype(int)]
 
 
-def _shades(share: Any) -> NDArray[Any]:
+def _shades(share: Matrix) -> NDArray[Any]:
     """Colours from dark blue (0) to light grey (1)."""
     t = np.clip(np.nan_to_num(np.asarray(share, dtype=np.float64), nan=1.0), 0.0, 1.0)
     dark, light = np.array([30, 58, 138]), np.array([226, 232, 240])
@@ -274,7 +274,7 @@ class _Scale:
             self.low, self.high = self.low - pad, self.high + pad
         self.start, self.stop = start, stop
 
-    def __call__(self, v: Any) -> Any:
+    def __call__(self, v: Matrix | float) -> Any:
         v = np.log(v) if self.log else np.asarray(v, dtype=np.float64)
         return self.start + (v - self.low) / (self.high - self.low) * (self.stop - self.start)
 

@@ -23,8 +23,8 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from fastopt._arrays import as_array
-from fastopt._options import number
+from fastopt._arrays import as_array, as_ndarray
+from fastopt._options import number, short
 from fastopt.errors import ArrayError, DTypeError, OptionError
 from fastopt.search.columns import (
     column_of,
@@ -420,10 +420,11 @@ class Space:
         """
         if isinstance(trials, Mapping):
             self._check_names(trials, name, partial=False)
-            lengths = {len(trials[n]) for n in self.names}
+            columns = [_column(trials[n], f"{name}.{n}") for n in self.names]
+            lengths = {len(column) for column in columns}
             if len(lengths) != 1:
                 raise ArrayError(f"{name}: columns of different lengths {sorted(lengths)}")
-            rows = zip(*(trials[n] for n in self.names), strict=True)
+            rows = zip(*columns, strict=True)
             return self._rows([dict(zip(self.names, r, strict=True)) for r in rows], name)
         if isinstance(trials, (list, tuple)) and trials and isinstance(trials[0], Mapping):
             return self._rows(trials, name)
@@ -537,3 +538,13 @@ class Space:
                 f"{name}[{i}].{key}: {values[i, j]:g} is not a value of {self.variables[key]!r}"
             )
         return values
+
+
+def _column(values: Any, name: str) -> Any:
+    """One value per trial; lists and tuples stay as they are, since options may be any object."""
+    if isinstance(values, (list, tuple)):
+        return values
+    column = as_ndarray(values, name)
+    if column.ndim == 0:
+        raise ArrayError(f"{name}: expected one value per trial, got {short(values)}; pass a list")
+    return column

@@ -34,6 +34,9 @@ from fastopt.search import (
     Random,
     Space,
     Vector,
+    crowding,
+    fronts,
+    hypervolume,
     minimize,
 )
 
@@ -551,3 +554,38 @@ def test_plot_is_well_formed(objective):
         svg = ElementTree.fromstring(res.plot())
         dots = svg.findall(".//{*}circle")
         assert len(dots) == int(np.isfinite(res.history).sum())
+
+
+@pytest.mark.parametrize("trial", [{"x": 0.5}, {"x": "abc"}, {"x": {1, 2}}, {"x": None}])
+def test_columns_that_are_no_columns_are_refused(trial) -> None:
+    engine = Genetic(Space(x=Float(0, 1)), seed=0)
+    with pytest.raises(FastoptError, match=r"X\.x: "):
+        engine.tell(trial, 1.0)
+    assert engine.n_told == 0
+    engine.tell({"x": [0.5]}, 1.0)
+    assert engine.n_told == 1
+
+
+@pytest.mark.parametrize("state", [None, 3, "x", [("version", 2)], {3: 1, "x": 2}])
+def test_a_state_that_is_none_is_refused(state) -> None:
+    engine = Genetic(Space(x=Float(0, 1)), seed=0)
+    with pytest.raises(FormatError, match="state: "):
+        engine.load_state_dict(state)
+    right = engine.state_dict()
+    for key in ("version", "method", "space"):
+        with pytest.raises(FormatError, match=f"state: {key}"):
+            engine.load_state_dict({**right, key: np.ones(3)})
+    engine.load_state_dict(right)
+
+
+@pytest.mark.parametrize("bad", [
+    np.ma.masked_array([[1.0, 2.0]], [[1, 0]]), [[1j, 2]], [["1", "2"]], [[1.0], [2.0, 3.0]], None,
+])  # fmt: skip
+def test_objectives_enter_through_the_gate(bad) -> None:
+    for call in (
+        lambda: fronts(bad),
+        lambda: crowding(bad),
+        lambda: hypervolume(bad, [3.0, 3.0]),
+    ):
+        with pytest.raises(FastoptError, match="y: "):
+            call()

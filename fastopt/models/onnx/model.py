@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from fastopt import _threads
-from fastopt._arrays import Array, as_array, check_finite
+from fastopt._arrays import Array, as_array, as_ndarray, check_finite
 from fastopt._files import write_whole
 from fastopt._options import choice, flag, integer
 from fastopt.errors import ArrayError, FastoptError, OptionError, UnsupportedError
@@ -275,7 +275,7 @@ class OnnxModel:
         labels, groups, units, _ = self._labelled()
         choice(group, "group", groups)
         found = groups[group]
-        given = np.asarray(index)
+        given = as_ndarray(index, "index")
         kept = np.unique(given)
         if given.dtype.kind not in "iu" or given.ndim != 1 or not 0 < kept.size == given.size:
             raise ArrayError("index: expected the numbers of different units, at least one")

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from fastopt._arrays import Array
+from fastopt._arrays import Array, as_array, as_labels, as_numbers
 from fastopt._options import choice
-from fastopt.errors import ArrayError, OptionError
+from fastopt.errors import OptionError
 from fastopt.models.network import Network
 
 __all__ = ["CompactEstimator"]
@@ -61,9 +61,8 @@ class CompactEstimator:
 
     # ------------------------------------------------------------------ predicting
     def _outputs(self, X: Any) -> Array:
-        x = np.asarray(X.to_numpy() if hasattr(X, "to_numpy") else X, np.float32)
-        if x.ndim != 2 or x.shape[1] != self.n_features_in_:
-            raise ArrayError(f"X: expected shape (rows, {self.n_features_in_}), got {x.shape}")
+        shape = (None, self.n_features_in_)
+        x = as_array(X, "X", dtypes=("float32",), cast="float32", shape=shape)
         return self.network.forward(x if self.features is None else x[:, self.features])
 
     def decision_function(self, X: Any) -> Array:
@@ -92,7 +91,8 @@ class CompactEstimator:
 
     def score(self, X: Any, y: Any) -> float:
         """Accuracy of a classifier, R^2 of a regressor."""
-        truth, found = np.asarray(y), self.predict(X)
+        found = self.predict(X)
+        truth = as_labels(y, "y") if self.task == "classifier" else as_numbers(y, "y")
         if self.task == "classifier":
             return float((found == truth).mean())
         spread = ((truth - truth.mean(axis=0)) ** 2).sum()

@@ -135,7 +135,11 @@ def _hist_tree(nodes: Any) -> dict[str, Array]:
 
 
 def _joined(
-    trees: Sequence[dict[str, Array]], base: Array, link: str, classes: Any, n_features: int
+    trees: Sequence[dict[str, Array]],
+    base: Array,
+    link: str,
+    classes: Array | None,
+    n_features: int,
 ) -> Ensemble:
     """Trees one after another, each in preorder, inner values the means of their leaves."""
     parts = [_preorder(t) for t in trees]
@@ -147,7 +151,7 @@ def _joined(
     whole = {k: np.concatenate([t[k] for t in parts]) for k in parts[0]}
     ensemble = Ensemble(
         **whole, root=root, column=np.zeros(len(parts), np.int64), base=base, link=link,
-        classes=None if classes is None else np.asarray(classes), n_features=int(n_features),
+        classes=classes, n_features=int(n_features),
         narrow=True,
     )  # fmt: skip
     for level in reversed(ensemble.levels()):
