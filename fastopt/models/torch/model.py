@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from fastopt._arrays import Array
+from fastopt._arrays import Array, as_ndarray
 from fastopt._files import write_whole
 from fastopt._options import choice
 from fastopt._random import Seed
@@ -390,9 +390,12 @@ class TorchModel:
             raise UnsupportedError("x: a module of several inputs is not trained here")
         (name,) = self._feed
         held = list(train.trainable(self._names).values())
+        wanted = as_ndarray(y, "y")
+        if len(wanted) != len(x):
+            raise ArrayError(f"y: expected {len(x)} rows, got {len(wanted)}")
 
         def loss(index: Array) -> Any:
-            return train.loss_of(self.graph(*self._given({name: x[index]})), np.asarray(y)[index])
+            return train.loss_of(self.graph(*self._given({name: x[index]})), wanted[index])
 
         return train.epochs_of(loss, held, optimizer, len(x), epochs, batch_size, seed)
 
