@@ -1,6 +1,6 @@
 """What each quantisation scheme costs on real weights: all-MiniLM-L6-v2 in plain NumPy.
 
-``python -m benchmarks.minilm_accuracy`` prints, for each scheme, the bits a weight takes, the
+``python -m benchmarks.minilm_accuracy`` prints, for each scheme, the bits per weight, the
 relative error of the weights and of the layers' outputs (on the calibration text), and how close
 the sentence embeddings stay to those of the float model (on other text): mean and least cosine,
 and the RMS error of the pairwise similarities.

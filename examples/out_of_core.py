@@ -3,7 +3,7 @@
     python examples/out_of_core.py [rows] [columns]
 
 The file is mapped, never read as a whole: ``fit`` walks over it in blocks, drops what is behind,
-and keeps only the parameters and one number a row. A sparse matrix goes in as it is.
+and keeps only the parameters and one number per row. A sparse matrix goes in as it is.
 """
 
 import os

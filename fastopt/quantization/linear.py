@@ -84,7 +84,7 @@ class QuantizedLinear:
     not). Sums of a group are exact in int32; where K is longer than int32 can hold it is cut. A
     group's sum becomes float32, times its scale, groups added in order, times the row's scale,
     plus bias: the same bits for every thread count and instruction set.
-    The packed weight is bits / 8 bytes a weight; the object may be used by many threads at once.
+    The packed weight is bits / 8 bytes per weight; the object may be used by many threads at once.
     A pickle holds plain codes, not the memory layout, which belongs to this machine.
 
     Examples

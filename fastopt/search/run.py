@@ -474,7 +474,7 @@ class Run:
         return Progress(len(self.trials), self.trials.fun, self.trials.x, elapsed)
 
     def learn(self, batch: Batch) -> None:
-        """Tell the engine what of a batch is finished; points that it repeats are answered from
+        """Tell the engine the finished part of a batch; points that it repeats are answered from
         what is known."""
         if batch.y is not None:  # settled at once
             self.engine.learn(batch.values, batch.y)

@@ -180,7 +180,7 @@ class Choice(_Conditional):
         Raises
         ------
         OptionError
-            It is none of the options.
+            It is not one of the options.
         """
         for i, known in enumerate(self.options):
             if known is option:

@@ -357,7 +357,7 @@ def _failed(number: int, error: Exception) -> Arrival:
 
 
 def _serve(pipe: Any, objective: Objective, now: Any, parent: int) -> None:
-    """What a worker process does. Ctrl-C is its parent's affair."""
+    """What a worker process does. Its parent handles Ctrl-C."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     monotonic = time.monotonic
     while True:

@@ -1,7 +1,7 @@
 """Which elements share a scale, walked in order.
 
 Two loops cover every layout (``depth``, ``width``, ``group``):
-runs: outer blocks of ``depth`` elements are cut into runs of ``width``, one scale a run; with
+runs: outer blocks of ``depth`` elements are cut into runs of ``width``, one scale per run; with
 ``group`` each outer block has its own scales. rows: rows of ``width`` elements meet a row of
 scales, changed after ``group`` rows and at the end of an outer block of ``depth`` rows.
 """

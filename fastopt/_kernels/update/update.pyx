@@ -41,7 +41,7 @@ cdef extern from "update/codes.h" nogil:
 cdef enum:
     MOST_RULES = 64
     HOLDS_GIL_BELOW = 8192  # elements: shorter steps end before another thread could wake
-    FETCHES_FROM = 1 << 19  # elements: with fewer the caches deliver without being asked ahead
+    FETCHES_FROM = 1 << 19  # elements: with fewer, prefetching does not help
 
 cdef double LARGE = 1e15  # norm of gradients above which a guarded step is tried on copies first
 
