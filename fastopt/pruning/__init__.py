@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fastopt.pruning.gradual import GradualPruning
 from fastopt.pruning.ranking import share_units, unit_scores
 from fastopt.pruning.schedule import cubic_sparsity
 from fastopt.pruning.sparse_linear import SparseLinear
@@ -9,6 +10,7 @@ from fastopt.pruning.units import Selection, removal_order, select_units
 from fastopt.pruning.weights import Pruned, prune
 
 __all__ = [
+    "GradualPruning",
     "Pruned",
     "Selection",
     "SparseLinear",
