@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -23,6 +24,7 @@ _POINTS_PER_VALUE = 32
 _MOST_BINS = 1 << 18
 _OPTIMAL_UP_TO = 256  # shared values; more begin as quantiles of the points
 _SAMPLE = 1 << 15
+_GAP = 70  # binary orders: the 53 bits of float64 and 17 more
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -101,6 +103,12 @@ def cluster_weights(w: Any, n_clusters: int = 16, *, threads: int | None = None)
     flat = a.reshape(-1)
     used = _threads.resolve(threads, flat.size)
     scale = _Scale.of(flat)
+    far = _far(flat, k)
+    if far is not None:
+        rest = flat[np.abs(flat) < np.abs(far).min()]
+        near = cluster_weights(rest, k - len(far), threads=threads).centroids
+        both = np.sort(np.concatenate([far, near]))
+        return Codebook(_codes(a, both, k, scale, used), both)
     values = _few(flat, max(_POINTS, k), scale, used)
     if values is not None:
         k = min(k, len(values))
@@ -116,6 +124,25 @@ def cluster_weights(w: Any, n_clusters: int = 16, *, threads: int | None = None)
             cuts = fine.joined(k).starts
         values = _values_of(fine, fine.lloyd(cuts), scale, a.dtype)
     return Codebook(_codes(a, values, k, scale, used), values)
+
+
+def _far(flat: Array, k: int) -> Array | None:
+    """The different weights above a gap of _GAP binary orders, if fewer than k; else None.
+
+    Two of them differ by more than the others are large times 2^17, so in a best codebook each has
+    a value of its own; the others are clustered on a scale of their own.
+    """
+    size = np.abs(flat[:: max(1, flat.size // 4096)])
+    top = max(abs(float(flat.min())), abs(float(flat.max())))
+    if float(np.median(size)) > math.ldexp(top, -_GAP):
+        return None
+    exponent = np.frexp(flat)[1]
+    found = np.unique(exponent[flat != 0])
+    gaps = np.flatnonzero(np.diff(found) > _GAP)
+    if not len(gaps):
+        return None
+    values = np.unique(flat[(exponent > found[gaps[-1]]) & (flat != 0)])
+    return values if len(values) < k else None
 
 
 class _Scale(NamedTuple):

@@ -192,3 +192,19 @@ def test_refusals() -> None:
             fastopt.cluster_weights(*args)
     with pytest.raises(DTypeError, match="out"):
         fastopt.cluster_weights(w, 2).decode(out=np.empty(5))
+
+
+@pytest.mark.parametrize("n", [2000, 100_000])
+@pytest.mark.parametrize(
+    "far", [(1e30,), (-1e45,), (1e150,), (1e300, -1e300), (1e100, 1e200, 1e300)]
+)
+def test_far_outliers_leave_the_rest_as_it_was(
+    n: int, far: tuple[float, ...], rng: np.random.Generator
+) -> None:
+    x = rng.standard_normal(n)
+    alone = ((fastopt.cluster_weights(x, 6).decode() - x) ** 2).sum()
+    book = fastopt.cluster_weights(np.append(x, far), 6 + len(far))
+    decoded = book.decode()
+    assert (decoded[n:] == far).all()
+    assert ((decoded[:n] - x) ** 2).sum() <= 1.001 * alone
+    assert len(book.centroids) == 6 + len(far)
