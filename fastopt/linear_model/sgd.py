@@ -135,7 +135,12 @@ class SGDRegressor(SGD):
         self._keep_parameters(locals())
 
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> SGDRegressor:
-        """Fit to X (n, d), dense, sparse or mapped, and y (n,); returns itself."""
+        """Fit to X (n, d), dense, sparse or mapped, and y (n,); returns itself.
+
+        ``sample_weight`` is divided by its mean, so that a weight of 2 is the same as a row given
+        twice (scikit-learn's SGD multiplies by the weights as they are, which scales the loss
+        against ``alpha``).
+        """
         return self._fit(X, y, sample_weight, partial=False)
 
     def partial_fit(self, X: Any, y: Any, sample_weight: Any = None) -> SGDRegressor:
