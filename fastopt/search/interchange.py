@@ -1,4 +1,7 @@
-"""Spaces from and to other forms: plain dicts, JSON and TOML files, Optuna, scipy."""
+"""Variables from and to other forms: plain dicts, JSON and TOML files, Optuna, scipy.
+
+The doors are methods of ``Space``, which documents them.
+"""
 
 from __future__ import annotations
 
@@ -8,14 +11,15 @@ from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, fields
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from fastopt._files import path_of, storage_errors
 from fastopt.errors import DTypeError, FastoptError, FormatError, UnsupportedError
-from fastopt.search.space import Space
 from fastopt.search.variables import Bool, Choice, Float, Int, Permutation, Variable, Vector
 
-__all__ = ["from_dict", "from_optuna", "from_scipy", "load", "to_dict"]
+__all__ = ["from_optuna", "from_scipy", "read", "to_dict", "variables_of"]
+
+Variables: TypeAlias = dict[str, Variable]
 
 KINDS: dict[str, type[Any]] = {
     "float": Float,
@@ -28,11 +32,11 @@ KINDS: dict[str, type[Any]] = {
 TAILS = 0.001  # of a scipy distribution without bounds that are cut off at each end
 
 
-def from_dict(description: Any, path: str | None = None) -> Space:
-    """See ``Space.from_dict``."""
+def variables_of(description: Any, path: str | None = None) -> Variables:
+    """Variables of what ``Space.from_dict`` takes."""
     if not isinstance(description, Mapping) or not description:
         raise FormatError("space: expected a dict of variables by name", path)
-    variables: dict[str, Variable] = {}
+    variables: Variables = {}
     for name, given in description.items():
         if not isinstance(name, str) or not isinstance(given, Mapping):
             raise FormatError(f"space: {name}: expected a dict with a type", path)
@@ -58,17 +62,14 @@ def from_dict(description: Any, path: str | None = None) -> Space:
                 variables[name] = kind(**options)
         except FastoptError as error:
             raise FormatError(f"space: {name}: {error}", path) from None
-    try:
-        return Space(**variables)
-    except FastoptError as error:
-        raise FormatError(f"space: {error}", path) from None
+    return variables
 
 
-def to_dict(space: Space) -> dict[str, Any]:
-    """See ``Space.to_dict``."""
+def to_dict(variables: Variables) -> dict[str, Any]:
+    """What :func:`variables_of` takes."""
     names = {kind: name for name, kind in KINDS.items()}
     described: dict[str, Any] = {}
-    for name, v in space.variables.items():
+    for name, v in variables.items():
         entry: dict[str, Any] = {"type": names[type(v)]}
         for f in fields(v):
             value = getattr(v, f.name)
@@ -89,8 +90,8 @@ def _plain(value: Any, name: str) -> Any:
     raise UnsupportedError(f"{name}: JSON cannot hold the option {value!r}; give it a name")
 
 
-def load(path: Any) -> Space:
-    """See ``Space.load``."""
+def read(path: Any) -> tuple[str, Any]:
+    """(path, description) of a .json or .toml file."""
     where = path_of(path)
     path = Path(where)
     with storage_errors(where):
@@ -104,16 +105,15 @@ def load(path: Any) -> Space:
             except ImportError:
                 raise ImportError("space: .toml needs tomli: pip install tomli") from None
         try:
-            return from_dict(toml.loads(text.decode()), str(path))
+            return where, toml.loads(text.decode())
         except ValueError as error:
             raise FormatError(f"no TOML: {error}", str(path)) from None
     if path.suffix != ".json":
         raise FormatError("expected a .json or .toml file", str(path))
     try:
-        described = json.loads(text)
+        return where, json.loads(text)
     except (ValueError, RecursionError) as error:
         raise FormatError(f"no JSON: {error}", str(path)) from None
-    return from_dict(described, str(path))
 
 
 def _named(distributions: Any) -> Iterable[tuple[str, Any]]:
@@ -124,9 +124,9 @@ def _named(distributions: Any) -> Iterable[tuple[str, Any]]:
     return distributions.items()
 
 
-def from_optuna(distributions: Any) -> Space:
-    """See ``Space.from_optuna``."""
-    return Space(**{name: _of_optuna(name, d) for name, d in _named(distributions)})
+def from_optuna(distributions: Any) -> Variables:
+    """Variables of a dict of Optuna distributions."""
+    return {name: _of_optuna(name, d) for name, d in _named(distributions)}
 
 
 def _of_optuna(name: str, d: Any) -> Variable:
@@ -142,9 +142,9 @@ def _of_optuna(name: str, d: Any) -> Variable:
     return Choice(list(range(d.low, d.high + 1, d.step)))
 
 
-def from_scipy(distributions: Any) -> Space:
-    """See ``Space.from_scipy``."""
-    return Space(**{name: _of_scipy(name, d) for name, d in _named(distributions)})
+def from_scipy(distributions: Any) -> Variables:
+    """Variables of what scikit-learn's RandomizedSearchCV takes."""
+    return {name: _of_scipy(name, d) for name, d in _named(distributions)}
 
 
 def _of_scipy(name: str, d: Any) -> Variable:

@@ -25,7 +25,8 @@ from numpy.typing import NDArray
 
 from fastopt._arrays import as_array, as_ndarray
 from fastopt._options import number, short
-from fastopt.errors import ArrayError, DTypeError, OptionError
+from fastopt.errors import ArrayError, DTypeError, FastoptError, FormatError, OptionError
+from fastopt.search import interchange
 from fastopt.search.columns import (
     column_of,
     conditions_of,
@@ -165,9 +166,7 @@ class Space:
         >>> Space.from_dict({"n": {"type": "int", "low": 1, "high": 9}})
         Space(n=Int(low=1, high=9, log=False))
         """
-        from fastopt.search import interchange
-
-        return interchange.from_dict(description)
+        return cls._described(description)
 
     @classmethod
     def load(cls, path: str | PathLike[str]) -> Space:
@@ -178,9 +177,8 @@ class Space:
         FormatError
             The file is neither, or does not describe a space.
         """
-        from fastopt.search import interchange
-
-        return interchange.load(path)
+        where, description = interchange.read(path)
+        return cls._described(description, where)
 
     @classmethod
     def from_optuna(cls, distributions: Mapping[str, Any]) -> Space:
@@ -191,9 +189,7 @@ class Space:
         UnsupportedError
             A distribution that is no float, int or categorical one.
         """
-        from fastopt.search import interchange
-
-        return interchange.from_optuna(distributions)
+        return cls(**interchange.from_optuna(distributions))
 
     @classmethod
     def from_scipy(cls, distributions: Mapping[str, Any]) -> Space:
@@ -206,9 +202,7 @@ class Space:
         UnsupportedError
             Neither a list nor a univariate distribution.
         """
-        from fastopt.search import interchange
-
-        return interchange.from_scipy(distributions)
+        return cls(**interchange.from_scipy(distributions))
 
     def to_dict(self) -> dict[str, Any]:
         """What ``from_dict`` takes, JSON values only.
@@ -218,9 +212,15 @@ class Space:
         UnsupportedError
             An option that JSON cannot hold.
         """
-        from fastopt.search import interchange
+        return interchange.to_dict(self.variables)
 
-        return interchange.to_dict(self)
+    @classmethod
+    def _described(cls, description: Any, path: str | None = None) -> Space:
+        variables = interchange.variables_of(description, path)
+        try:
+            return cls(**variables)
+        except FastoptError as error:
+            raise FormatError(f"space: {error}", path) from None
 
     def __repr__(self) -> str:
         inside = ", ".join(f"{k}={v!r}" for k, v in self.variables.items())

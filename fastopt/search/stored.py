@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 
 from fastopt.errors import FastoptError, FormatError, UnsupportedError
-from fastopt.search import interchange
 from fastopt.search.journal import Record, read
 from fastopt.search.result import Result
 from fastopt.search.space import Matrix, Space
@@ -55,7 +54,7 @@ def load_result(path: str | PathLike[str], space: Space | None = None) -> Result
         raise FormatError("not the journal of a search by minimize", path, 0)
     if space is None:
         try:
-            space = interchange.from_dict(header["variables"])
+            space = Space.from_dict(header["variables"])
         except FormatError:
             raise UnsupportedError(
                 f"{path}: the options of its space are not in the file; pass space="
