@@ -291,6 +291,8 @@ def as_numbers(raw: Any, shape: tuple[int | None, ...]) -> NDArray[np.float64]:
     except FastoptError as error:
         if shape == () and np.ndim(raw) == 1:
             hint = '; several objectives need method="nsga2"'
+        elif shape == (None,) and np.ndim(raw) == 0:
+            hint = '; for one objective choose another method than "nsga2"'
         else:
             hint = ""
         raise TrialError(f"objective: expected {wanted}: {error}{hint}") from None

@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 
+from fastopt.errors import TrialError
 from fastopt.search import GP, TPE, Choice, Float, Int, Permutation, Space, minimize
 from fastopt.search.engine import INFEASIBLE
 from fastopt.search.gaussian_process import (
@@ -179,3 +180,8 @@ def test_truncated_normals_and_mixtures():
         for o in range(3)
     ]
     assert share == pytest.approx(wanted, abs=0.03)
+
+
+def test_one_objective_is_refused_by_nsga2_with_advice() -> None:
+    with pytest.raises(TrialError, match='another method than "nsga2"'):
+        minimize(lambda p: p["x"], Space(x=Float(0, 1)), method="nsga2", max_evals=10)
