@@ -13,6 +13,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from fastopt._optional import package
 from fastopt.errors import ArrayError, DTypeError
 
 __all__ = [
@@ -347,12 +348,7 @@ def _from_torch(x: Any, name: str) -> Array:
     if kind in _EXTENDED:
         import torch
 
-        try:
-            import ml_dtypes
-        except ImportError:
-            raise ImportError(
-                f"{name}: {kind} tensors need the package ml_dtypes: pip install ml_dtypes"
-            ) from None
+        ml_dtypes = package("ml_dtypes", f"{name}: a {kind} tensor")
         bare = tensor.view(getattr(torch, _EXTENDED[kind])).numpy()
         a: Array = bare.view(getattr(ml_dtypes, kind))
         return a

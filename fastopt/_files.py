@@ -25,6 +25,7 @@ from typing import IO, Any, TypeAlias
 import numpy as np
 
 from fastopt._arrays import Array
+from fastopt._optional import package
 from fastopt.errors import (
     DTypeError,
     FormatError,
@@ -185,12 +186,12 @@ def save_arrays(
 
     The JSON also holds the SHA-256 of both, which :func:`load_arrays` checks.
     """
-    package = None if npz else _safetensors()
+    store = None if npz else package("safetensors.numpy", "this file", "fastopt[safetensors]")
     kept = {name: np.ascontiguousarray(a).reshape(a.shape) for name, a in arrays.items()}
     plain = json.loads(json.dumps(config))
     note = json.dumps({**plain, "sha256": _checksum(plain, kept)})
-    if package is not None:
-        data = package.save(kept, metadata={key: note})
+    if store is not None:
+        data = store.save(kept, metadata={key: note})
         with write_whole(path) as file:
             file.write(data)
         return
@@ -230,7 +231,7 @@ def load_arrays(
         length = int.from_bytes(start[:8], "little")
         if start[8:] != b"{" or not 2 <= length <= min(size - 8, _HEADER_LIMIT):
             raise FormatError("neither a safetensors nor an .npz file", where, 0)
-        _safetensors()
+        package("safetensors.numpy", "this file", "fastopt[safetensors]")
     try:
         with (_npz_members if npz else _tensors)(where, key, size) as (note, declared, read):
             found = note.pop("sha256", None)
@@ -328,13 +329,3 @@ def _checksum(config: Mapping[str, Any], arrays: Mapping[str, Array]) -> str:
         digest.update(f"{name} {a.dtype.str} {a.shape} ".encode())
         digest.update(a.reshape(-1).view(np.uint8).data)  # the bytes, without a copy
     return digest.hexdigest()
-
-
-def _safetensors() -> Any:
-    try:
-        import safetensors.numpy
-    except ImportError:
-        raise ImportError(
-            'this file needs the package safetensors: pip install "fastopt[safetensors]"'
-        ) from None
-    return safetensors.numpy

@@ -20,6 +20,7 @@ import numpy as np
 
 from fastopt import optim, report
 from fastopt._arrays import Array
+from fastopt._optional import package
 from fastopt.compression import Compressed, Recipe, compress
 from fastopt.compression.data import open_rows
 from fastopt.compression.passes.calibration import Calibration
@@ -55,13 +56,8 @@ class Digits:
 
 def load_digits(seed: int) -> Digits:
     """900 rows to train, 600 to search and check on, 297 to test."""
-    try:
-        from sklearn.datasets import load_digits as load
-    except ImportError:
-        raise ImportError(
-            "the demo's data comes with scikit-learn: pip install 'fastopt[demo]'"
-        ) from None
-    x, y = load(return_X_y=True)
+    datasets = package("sklearn.datasets", "the demo", "fastopt[demo]")
+    x, y = datasets.load_digits(return_X_y=True)
     x = (x / 16).astype(np.float32)
     order = np.random.default_rng(seed).permutation(len(x))
     parts = np.split(order, [900, 1500])

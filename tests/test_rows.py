@@ -22,6 +22,7 @@ ROWS = [
     ("fastopt._options", 1),
     ("fastopt._files", 1),
     ("fastopt._interrupts", 1),
+    ("fastopt._optional", 1),
     ("fastopt.optim", 2),
     ("fastopt.linear_model", 2),
     ("fastopt.calibration", 2),

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from fastopt._optional import package
 from fastopt.compression.data import open_source
 from fastopt.errors import ArrayError, DTypeError, OptionError
 from fastopt.models import Model, Network
@@ -111,13 +112,8 @@ def _open_proto(model: Any, portable: bool, data: Any) -> Opened:
 
 
 def _onnx(model: Any, portable: bool) -> Model:
-    try:
-        import onnx  # noqa: F401
-        import onnxruntime  # noqa: F401
-    except ImportError:
-        raise ImportError(
-            "ONNX models need the packages onnx and onnxruntime: pip install 'fastopt[onnx]'"
-        ) from None
+    for name in ("onnx", "onnxruntime"):
+        package(name, "an ONNX model", "fastopt[onnx]")
     from fastopt.models import OnnxModel
 
     found: Any = OnnxModel(model, portable=portable)

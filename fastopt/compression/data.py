@@ -21,6 +21,7 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 
 from fastopt._arrays import Array, as_array, as_ndarray
+from fastopt._optional import package
 from fastopt.errors import ArrayError, DTypeError, FormatError, OptionError, UnsupportedError
 from fastopt.models.base import Input, Model
 
@@ -183,14 +184,10 @@ def _mapped(path: Path) -> tuple[dict[str, Array], object]:
 
 
 def _parquet(path: Path, inputs: Sequence[str]) -> dict[str, Array]:
-    try:
-        import pandas  # type: ignore[import-untyped]
-    except ImportError:
-        raise ImportError(f"{path}: reading .parquet needs pandas and pyarrow") from None
+    pandas = package("pandas", f"{path}: a .parquet file", "pandas pyarrow")
+    package("pyarrow", f"{path}: a .parquet file")
     try:
         frame = pandas.read_parquet(path)
-    except ImportError:
-        raise ImportError(f"{path}: reading .parquet needs pyarrow: pip install pyarrow") from None
     except Exception as error:
         raise FormatError(f"cannot be read as .parquet: {error}", str(path)) from None
     columns = {

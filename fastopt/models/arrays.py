@@ -14,6 +14,7 @@ import numpy as np
 
 from fastopt._arrays import Array, as_array
 from fastopt._files import path_of, storage_errors, write_whole
+from fastopt._optional import package
 from fastopt._options import choice
 from fastopt.errors import ArrayError, DTypeError, FormatError, OptionError, UnsupportedError
 from fastopt.models.base import FLOAT32, Form, Group, Input, Layer, Member
@@ -385,7 +386,9 @@ class ArrayModel:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the arrays as safetensors, whole or not at all."""
         kept = {name: np.ascontiguousarray(a) for name, a in self.arrays.items()}
-        data = _safetensors().save(kept)
+        data = package("safetensors.numpy", "a .safetensors file", "fastopt[safetensors]").save(
+            kept
+        )
         with write_whole(path) as file:
             file.write(data)
 
@@ -403,23 +406,13 @@ def _own(arrays: Any) -> dict[str, Array]:
     }
 
 
-def _safetensors() -> Any:
-    try:
-        import safetensors.numpy
-    except ImportError:
-        raise ImportError(
-            "a .safetensors file needs the package safetensors: pip install 'fastopt[safetensors]'"
-        ) from None
-    return safetensors.numpy
-
-
 def _loaded(path: Any) -> dict[str, Array]:
     where = path_of(path)
-    package = _safetensors()
+    store = package("safetensors.numpy", "a .safetensors file", "fastopt[safetensors]")
     with storage_errors(where), open(where, "rb") as file:
         data = file.read()
     try:
-        return dict(package.load(data))
+        return dict(store.load(data))
     except Exception as error:  # whatever a damaged file makes the reader raise
         raise FormatError(f"cannot be read as safetensors: {error}", where) from None
 

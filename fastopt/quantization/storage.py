@@ -10,6 +10,7 @@ import numpy as np
 
 from fastopt._arrays import Array
 from fastopt._files import Declared, load_arrays, path_of, save_arrays
+from fastopt._optional import package
 from fastopt._options import flag, integer
 from fastopt.errors import FastoptError, FormatError, UnsupportedError
 from fastopt.quantization.codebooks import exponents
@@ -126,10 +127,8 @@ def to_onnx(q: QuantizedArray, name: str) -> tuple[Any, list[Any]]:
     >>> node.op_type, [t.name for t in tensors]
     ('DequantizeLinear', ['w_codes', 'w_scale', 'w_zero_point'])
     """
-    try:
-        from onnx import TensorProto, helper
-    except ImportError:
-        raise ImportError("to_onnx needs the package onnx: pip install onnx") from None
+    onnx = package("onnx", "to_onnx", "fastopt[onnx]")
+    TensorProto, helper = onnx.TensorProto, package("onnx.helper", "to_onnx", "fastopt[onnx]")
     fmt = q.format
     kind = _ONNX_NAMES.get(fmt.name, (fmt.name if fmt.packed else fmt.storage).upper())
     if fmt.name == "nf4" or "32" in kind:

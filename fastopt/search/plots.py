@@ -9,12 +9,12 @@ from __future__ import annotations
 import html
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fastopt._optional import package
 from fastopt._options import choice, integer
 from fastopt.errors import OptionError
 from fastopt.search.importance import importance
@@ -371,10 +371,7 @@ def _svg_bars(panel: Panel, w: float, h: float) -> str:
 
 
 def _figure(panels: list[Panel], width: int, height: int) -> Any:
-    try:
-        figure_of = import_module("matplotlib.figure").Figure
-    except ImportError:
-        raise ImportError("plot needs matplotlib: pip install matplotlib") from None
+    figure_of = package("matplotlib.figure", "plot").Figure
     across = 1 if len(panels) == 1 else min(3, len(panels))
     down = -(-len(panels) // across)
     figure = figure_of(figsize=(width / 100, down * height / 100), layout="constrained")

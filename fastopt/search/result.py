@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
-from importlib import import_module
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fastopt._optional import package
 from fastopt.errors import OptionError
 from fastopt.search.pareto import fronts
 from fastopt.search.space import Matrix, Space
@@ -181,10 +181,7 @@ class Result:
 
     def to_frame(self) -> Any:
         """``trials`` as a pandas.DataFrame (needs pandas)."""
-        try:
-            pandas = import_module("pandas")
-        except ImportError:
-            raise ImportError("to_frame needs pandas: pip install pandas") from None
+        pandas = package("pandas", "to_frame")
         columns = {k: list(v) if v.ndim > 1 else v for k, v in self.trials.items()}
         return pandas.DataFrame(columns).set_index("trial")
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from fastopt._optional import package
 from fastopt.errors import DTypeError, FormatError
 
 __all__ = ["constant_of", "load_onnx", "read_model"]
@@ -17,13 +18,7 @@ __all__ = ["constant_of", "load_onnx", "read_model"]
 
 def load_onnx() -> Any:
     """The onnx package."""
-    try:
-        import onnx
-    except ImportError:
-        raise ImportError(
-            "ONNX models need the packages onnx and onnxruntime: pip install 'fastopt[onnx]'"
-        ) from None
-    return onnx
+    return package("onnx", "an ONNX model", "fastopt[onnx]")
 
 
 def read_model(source: Any) -> tuple[Any, Path | None]:

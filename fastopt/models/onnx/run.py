@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from fastopt._arrays import Array
+from fastopt._optional import package
 from fastopt.errors import ArrayError, DTypeError, FormatError, OptionError, UnsupportedError
 from fastopt.models.base import Input
 from fastopt.models.onnx.files import load_onnx
@@ -32,12 +33,7 @@ def session(model: bytes, threads: int = 1, *, optimise: bool = True, where: str
     FormatError
         It refuses the graph for another reason.
     """
-    try:
-        import onnxruntime
-    except ImportError:
-        raise ImportError(
-            "running ONNX models needs the package onnxruntime: pip install 'fastopt[onnx]'"
-        ) from None
+    onnxruntime = package("onnxruntime", "running an ONNX model", "fastopt[onnx]")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1

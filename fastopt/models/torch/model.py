@@ -14,6 +14,7 @@ import numpy as np
 
 from fastopt._arrays import Array, as_ndarray
 from fastopt._files import write_whole
+from fastopt._optional import package
 from fastopt._options import choice
 from fastopt._random import Seed
 from fastopt.errors import ArrayError, OptionError, UnsupportedError
@@ -39,11 +40,7 @@ _MODULE = "torch.nn.modules.module.Module"
 
 
 def _torch() -> Any:
-    try:
-        import torch
-    except ImportError:
-        raise ImportError("torch modules need torch: pip install 'fastopt[torch]'") from None
-    return torch
+    return package("torch", "a torch module", "fastopt[torch]")
 
 
 class TorchModel:
