@@ -25,11 +25,12 @@ from fastopt._arrays import as_array
 from fastopt._options import integer, short
 from fastopt._random import Seed, key_of
 from fastopt.errors import ArrayError, ConcurrentUseError, DTypeError, FormatError
+from fastopt.search.identity import digest_of
 from fastopt.search.space import Matrix, Space, Trials
 
 __all__ = ["INFEASIBLE", "Engine", "Random", "fingerprint", "hypercube", "merit", "space_of"]
 
-STATE_VERSION = 2
+STATE_VERSION = 3
 INFEASIBLE = 1e100  # merits of infeasible trials begin here
 HYPERCUBE = 1  # stream of uniform draws; 0 is that of random trials
 
@@ -154,7 +155,7 @@ class Engine:
                 elif is_dataclass(value):
                     value = vars(value)
                 state[name.lstrip("_")] = copy.deepcopy(value)
-            return state
+            return {**state, "digest": _digest(state)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over a state; all of it or, with FormatError, nothing."""
@@ -212,7 +213,7 @@ class Engine:
         if not isinstance(state, Mapping):
             raise FormatError(f"state: expected a dict of state_dict, got {type(state).__name__}")
         names = {name.lstrip("_"): name for name in self._names()}
-        wanted = {"version", "method", "space", *names}
+        wanted = {"version", "method", "space", "digest", *names}
         if set(state) != wanted:
             missing, extra = wanted - set(state), set(state) - wanted
             raise FormatError(
@@ -246,6 +247,10 @@ class Engine:
                     raise FormatError(
                         f"state: {key} is a {type(value).__name__}, not a {type(own).__name__}"
                     )
+
+        # fields of the right kind may still contradict each other
+        if state["digest"] != _digest({k: v for k, v in state.items() if k != "digest"}):
+            raise FormatError("state: the digest does not fit: a field was changed or damaged")
 
     def _numbers(self, raw: Any, name: str) -> NDArray[np.float64]:
         return np.array(as_array(raw, name, dtypes=("float64",), cast="float64"), ndmin=1)
@@ -343,3 +348,7 @@ def space_of(space: Any) -> Space:
     if isinstance(space, Mapping):
         return Space(**space)
     raise DTypeError(f"space: expected a Space or a dict, got {type(space).__name__}")
+
+
+def _digest(state: Mapping[str, Any]) -> str:
+    return digest_of([[name, state[name]] for name in sorted(state)])

@@ -236,6 +236,9 @@ def test_bad_state_changes_nothing():
         lambda s: s.update(genomes=np.zeros((3, 5))),
         lambda s: s.update(genomes=np.array(["a"])),
         lambda s: s.update(generation="1"),
+        lambda s: s.update(generation=-1),
+        lambda s: s.update(fitness=s["fitness"] - 1e-9),
+        lambda s: s.pop("digest"),
     ):
         bad = dict(good)
         damage(bad)
