@@ -28,11 +28,14 @@ static inline float fo_of_half(uint32_t h)
     return fo_real(u | (h & 0x8000) << 16);
 }
 
+/* -O3 would unroll the loops over a block whole before it looks for vectors: three times as slow. */
+
 /* The value of largest magnitude, the first of equals. */
 static inline float fo_largest(const float *x)
 {
     int32_t above = INT32_MIN;
     uint32_t below = 0;
+#pragma GCC unroll 1
     for (int k = 0; k < 32; k++) { /* as integers floats below zero are the largest, or negative */
         uint32_t u = fo_word(x[k]);
         above = (int32_t)u > above ? (int32_t)u : above;
@@ -40,9 +43,10 @@ static inline float fo_largest(const float *x)
     }
     uint32_t plus = above > 0 ? (uint32_t)above : 0, minus = (int32_t)below < 0 ? below : 0;
     minus &= 0x7fffffff;
-    if (plus == minus)
+    if (plus == minus) {
         for (int k = 0; k < 32; k++)
             if ((fo_word(x[k]) & 0x7fffffff) == plus) return x[k];
+    }
     return fo_real(plus > minus ? plus : minus | 0x80000000); /* no branch: signs are random */
 }
 
@@ -81,16 +85,19 @@ static inline int fo_ggml_encode(uint8_t *block, const float *x, ptrdiff_t n, in
         __builtin_prefetch(x + FO_AHEAD + 16);
         block[0] = (uint8_t)head[i];
         if (kind == FO_Q8_0) {
+#pragma GCC unroll 1
             for (int k = 0; k < 32; k++) { /* ties away from zero: 0.49999997 more, cut off */
                 float v = x[k] * u;
                 c[k] = (int32_t)(v + fo_real((fo_word(v) & 0x80000000) | 0x3effffff));
             }
         } else if (kind == FO_Q4_0) {
+#pragma GCC unroll 1
             for (int k = 0; k < 32; k++) {
                 c[k] = (int32_t)(x[k] * u + 8.5f);
                 c[k] = c[k] < 15 ? c[k] : 15;
             }
         } else {
+#pragma GCC unroll 1
             for (int k = 0; k < 32; k++) {
                 float v = fabsf(x[k]) * u; /* on a tie the smaller one; no negative zero */
                 c[k] = (v > 0.25f) + (v > 0.75f) + (v > 1.25f) + (v > 1.75f) + (v > 2.5f) +
@@ -98,12 +105,15 @@ static inline int fo_ggml_encode(uint8_t *block, const float *x, ptrdiff_t n, in
                 c[k] |= c[k] ? fo_word(x[k]) >> 28 & 8 : 0;
             }
         }
+#pragma GCC unroll 1
         for (int k = 0; k < 32; k++) q[k] = (uint8_t)c[k];
         if (kind != FO_MXFP4) block[1] = (uint8_t)(head[i] >> 8);
         if (kind == FO_Q8_0)
             memcpy(body, q, 32);
-        else
+        else {
+#pragma GCC unroll 1
             for (int k = 0; k < 16; k++) body[k] = q[k] | q[k + 16] << 4;
+        }
     }
     return 1;
 }
