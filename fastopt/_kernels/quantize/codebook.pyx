@@ -163,8 +163,9 @@ def ggml(
 ):
     """ggml's blocks of 32 (uint8): Q8_0, Q4_0, MXFP4 for kind 0, 1, 2.
 
-    way 0: made from value (float32); scale is not used. 1: from value, codes (int8; two a byte,
-    uint8), and scale (float32), one per block. 2: to value and scale. Returns whether all is finite.
+    way 0: made from value (float32); scale is not used. 1: from value, codes (int8; two per byte,
+    uint8), and scale (float32), one per block. 2: to value and scale. Returns whether all is
+    finite.
     """
     cdef Py_ssize_t width = 34 if kind == 0 else 18 if kind == 1 else 17
     cdef Py_ssize_t n = cnp.PyArray_SIZE(blocks) // width
