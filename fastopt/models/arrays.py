@@ -17,7 +17,7 @@ from fastopt._files import path_of, storage_errors, write_whole
 from fastopt._optional import package
 from fastopt._options import choice
 from fastopt.errors import ArrayError, DTypeError, FormatError, OptionError, UnsupportedError
-from fastopt.models.base import FLOAT32, Form, Group, Input, Layer, Member
+from fastopt.models.base import FLOAT32, Form, Group, Input, Layer, Member, Model
 from fastopt.quantization import QuantizedArray
 
 __all__ = ["ArrayModel"]
@@ -27,7 +27,7 @@ _GROUP_KEYS = {"name", "makes", "reads", "with"}
 _FLOAT16 = "float16"
 
 
-class ArrayModel:
+class ArrayModel(Model):
     """Named weights as compression sees them.
 
     Parameters
@@ -194,26 +194,6 @@ class ArrayModel:
     def outputs(self) -> tuple[str, ...]:
         """Names of what ``forward`` returns."""
         return tuple(next(self.run(self._feed))[0])
-
-    @property
-    def classes_axis(self) -> dict[str, int]:
-        """Nothing is known of the outputs."""
-        return {}
-
-    @property
-    def classes(self) -> Array | None:
-        """Nothing is known of them."""
-        return None
-
-    @property
-    def logits(self) -> dict[str, str]:
-        """Outputs are taken as they are."""
-        return {}
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """Nothing is left out that the spec names."""
-        return ()
 
     @property
     def layers(self) -> dict[str, Layer]:

@@ -279,17 +279,17 @@ class Model(Protocol):
     @property
     def classes_axis(self) -> Mapping[str, int]:
         """Axis of the classes, for each output known to hold a distribution or logits."""
-        ...
+        return {}
 
     @property
     def classes(self) -> Array | None:
-        """Labels of class 0, 1 ..., where the model knows them."""
-        ...
+        """Labels of class 0, 1 ..., where the model knows them; default None."""
+        return None
 
     @property
     def logits(self) -> Mapping[str, str]:
-        """For each output the tensor before its last Softmax or Sigmoid, where there is one."""
-        ...
+        """For each output the tensor before its last Softmax or Sigmoid; default none."""
+        return {}
 
     @property
     def layers(self) -> Mapping[str, Layer]:
@@ -303,8 +303,8 @@ class Model(Protocol):
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What the adapter leaves as it is and why: operators it does not know, odd weights."""
-        ...
+        """What the adapter leaves as it is and why, such as operators it does not know."""
+        return ()
 
     @property
     def nbytes(self) -> int:

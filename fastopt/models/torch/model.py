@@ -18,7 +18,7 @@ from fastopt._optional import package
 from fastopt._options import choice
 from fastopt._random import Seed
 from fastopt.errors import ArrayError, OptionError, UnsupportedError
-from fastopt.models.base import FLOAT32, Form, Group, Input, Layer
+from fastopt.models.base import FLOAT32, Form, Group, Input, Layer, Model
 from fastopt.models.labels import Labels, groups_of, propagate
 from fastopt.models.onnx.layers import Site, View
 from fastopt.models.torch import edit, train
@@ -43,7 +43,7 @@ def _torch() -> Any:
     return package("torch", "a torch module", "fastopt[torch]")
 
 
-class TorchModel:
+class TorchModel(Model):
     """A torch.nn.Module on the CPU as compression sees it.
 
     Parameters
@@ -161,21 +161,6 @@ class TorchModel:
     def outputs(self) -> tuple[str, ...]:
         """``output``, or ``output0`` ..., or the keys of what ``forward`` returns."""
         return tuple(next(self.run(self._feed))[0])
-
-    @property
-    def classes_axis(self) -> dict[str, int]:
-        """Nothing: a module does not say what its outputs are."""
-        return {}
-
-    @property
-    def classes(self) -> Array | None:
-        """Nothing is known of them."""
-        return None
-
-    @property
-    def logits(self) -> dict[str, str]:
-        """Nothing: outputs are taken as they are."""
-        return {}
 
     @property
     def layers(self) -> dict[str, Layer]:
