@@ -376,7 +376,7 @@ def solve(a: Array, b: Array) -> Array:
         interruptible(work, np.linalg.cholesky, a)
         return interruptible(work, np.linalg.solve, a, b)
     except np.linalg.LinAlgError:
-        return interruptible(20 * work, np.linalg.lstsq, a, b)[0]
+        return interruptible(20 * work, np.linalg.lstsq, a, b, None)[0]
 
 
 def inverse(s: Array) -> Array:

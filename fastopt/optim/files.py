@@ -38,6 +38,7 @@ def save(optimizer: Optimizer, path: str | os.PathLike[str]) -> None:
     Examples
     --------
     >>> import os, tempfile
+    >>> import safetensors
     >>> import numpy as np
     >>> from fastopt import optim
     >>> opt = optim.Adam(np.ones(3))
@@ -76,6 +77,7 @@ def load(optimizer: Optimizer, path: str | os.PathLike[str]) -> None:
     Examples
     --------
     >>> import os, tempfile
+    >>> import safetensors
     >>> import numpy as np
     >>> from fastopt import optim
     >>> opt = optim.Adam(np.ones(3))

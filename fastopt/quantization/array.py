@@ -281,6 +281,7 @@ class QuantizedArray:
         Examples
         --------
         >>> import os, tempfile
+        >>> import safetensors
         >>> import numpy as np, fastopt
         >>> q = fastopt.quantize(np.arange(6.0), "int8")
         >>> with tempfile.TemporaryDirectory() as folder:

@@ -220,7 +220,9 @@ class EmbeddingQuantizer:
             step[step == 0] = 1.0
             q8 = np.clip(np.rint(scaled / step), -127, 127).astype(np.int8)
             kernel.search(score, index, q8, codes, len(x), n, d, pool, kind, used)
-            value = score * step.astype(np.float64) + (x @ self.offset_)[:, None]
+            # a sum per row: BLAS adds in another order for one query than for many
+            shift = (x * self.offset_).sum(axis=1, keepdims=True)
+            value = score * step.astype(np.float64) + shift
         if factor > 1 or vectors is not None:
             for r, rows in enumerate(index):
                 better = vectors[rows] if vectors is not None else self._decode(self.codes_[rows])

@@ -49,6 +49,7 @@ def to_safetensors(q: QuantizedArray, path: str | os.PathLike[str]) -> None:
     Examples
     --------
     >>> import os, tempfile
+    >>> import safetensors
     >>> import numpy as np, fastopt
     >>> q = fastopt.quantize(np.arange(6.0), "int8")
     >>> with tempfile.TemporaryDirectory() as folder:
