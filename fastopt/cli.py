@@ -98,6 +98,9 @@ def _judged(command: argparse.ArgumentParser) -> None:
     command.add_argument("--batch", type=int, default=1, help="rows of the latency measured")
     command.add_argument("--threads", type=int, default=1, help="threads of the latency measured")
     command.add_argument(
+        "--workers", type=int, default=1, help="processes that measure side by side"
+    )
+    command.add_argument(
         "--portable", action="store_true", help="plain forms for run-times that do not fold"
     )
     command.add_argument("-o", "--output", required=True, help="where to write the small model")
@@ -244,6 +247,7 @@ def _judged_options(arguments: argparse.Namespace) -> dict[str, Any]:
         "calib": arguments.calib,
         "batch": arguments.batch,
         "threads": arguments.threads,
+        "workers": arguments.workers,
         "portable": arguments.portable,
         "seed": arguments.seed,
     }

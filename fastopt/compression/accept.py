@@ -9,13 +9,17 @@ from dataclasses import replace
 import numpy as np
 
 from fastopt.compression.confirm import Drop, bootstrap_p_value, p_value, rows_needed
-from fastopt.compression.explain import front_of
-from fastopt.compression.job import Job
+from fastopt.compression.explain import front_of, latencies
+from fastopt.compression.job import HOPE, Job
 from fastopt.compression.metric import Outputs
 from fastopt.compression.search import Candidate
+from fastopt.models import Model
 
-__all__ = ["by_size", "certify", "confirm"]
+__all__ = ["LOAD_S", "by_size", "certify", "confirm"]
 
+LOAD_S = 3.0  # seconds to load that are always granted; beyond, twice the original's
+
+_ROUNDS = 41  # of the timing that decides
 _SEQUENCE = 8  # recipes tried for a certificate
 
 
@@ -28,16 +32,37 @@ def _near(job: Job, candidates: Sequence[Candidate]) -> list[Candidate]:
     """Different recipes cheaper than the original that are within twice the budget."""
     base = job.cost(job.original)
     known = {c.recipe.key: c for c in candidates}
-    near = [c for c in known.values() if c.drop <= 2 * job.options.max_drop and c.cost < base]
+    limit = HOPE * job.options.max_drop
+    near = [c for c in known.values() if c.drop <= limit and c.cost < base]
     return sorted(near, key=by_size)
 
 
 def _thorough(job: Job, c: Candidate) -> Candidate | None:
-    """The candidate with every pass at its best, if it keeps the budget on the search rows."""
+    """The candidate with every pass at its best, if it keeps the budget on the search rows, loads
+    in time and, where that was asked for, is faster when timed once more."""
     recipe = c.recipe.final
     if recipe.key != c.recipe.key:
         c = Candidate(recipe, *job.measure(recipe))
-    return c if job.keeps(c) else None
+    if not job.keeps(c):
+        return None
+    model = job.bench.apply(recipe).model
+    if not _loads(job, model):
+        job.slow.add(recipe.key)
+        return None
+    if job.options.target == "latency":
+        c = replace(c, cost=job.cost(model, _ROUNDS))
+        return c if c.cost < job.cost(job.original, _ROUNDS) else None
+    return c
+
+
+def _loads(job: Job, model: Model) -> bool:
+    """Whether a model loads in ``LOAD_S`` or twice the original's seconds; a slow one is asked
+    twice."""
+    for _ in range(2):
+        old, new = latencies([job.original, model], job.check, job.options.batch, 1, 1)
+        if new.load_s <= max(LOAD_S, 2 * old.load_s):
+            return True
+    return False
 
 
 def confirm(job: Job, candidates: Sequence[Candidate]) -> None:

@@ -17,8 +17,9 @@ from fastopt.compression.job import feed_size
 from fastopt.compression.metric import batches_ok, collect, metric_of
 from fastopt.compression.passes import quantize
 from fastopt.compression.passes.calibration import Calibration
-from fastopt.compression.prepare import effects
+from fastopt.compression.prepare import Prices, Probe, effects
 from fastopt.compression.recipe import Recipe, Workbench
+from fastopt.compression.team import Team
 from fastopt.errors import OptionError
 from fastopt.models import Model
 
@@ -55,10 +56,10 @@ def inspect_model(model: Any, data: Any = None) -> dict[str, Any]:
         rows = replace(rows, single=rows.single or not batches_ok(found, rows))
         calibration = Calibration(found, rows, feed_size(found))
         places = {f"{quantize.NAME}.{n}": v for n, v in quantize.variables(found).items()}
-        measured = effects(
-            Workbench(calibration), places, Recipe(), lambda m: float(m.nbytes),
-            rows, feed_size(found), 1.0, lambda done, of: None,
-        )  # fmt: skip
+        prices = Prices(lambda m: float(m.nbytes), lambda m: float(m.nbytes), 1.0)
+        bench = Workbench(calibration)
+        probe = Probe(bench, Recipe(), prices, rows, feed_size(found), places)
+        measured = effects(probe, Team(1))
         for key, options in measured.items():
             four = [o.error for o in options if str(o.value).startswith("int4")]
             if four:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -26,20 +26,24 @@ from fastopt.compression.metric import (
     relative_error,
 )
 from fastopt.compression.options import Options
-from fastopt.compression.passes import PASSES
+from fastopt.compression.passes import PASSES, quantize
 from fastopt.compression.passes.calibration import Calibration
-from fastopt.compression.prepare import Option
+from fastopt.compression.prepare import Option, Prices
 from fastopt.compression.recipe import Recipe, Workbench
 from fastopt.compression.search import NEAR, Candidate
+from fastopt.compression.team import Team
 from fastopt.errors import ArrayError, FastoptError, OptionError
 from fastopt.models import Model
 
-__all__ = ["Job", "feed_size", "fittable", "identity", "narrow", "open_job", "split"]
+__all__ = ["HOPE", "Job", "feed_size", "fittable", "identity", "narrow", "open_job", "split"]
 
 CHECK_SHARE = 0.25
 
 _BATCH_MACS = 2e9  # multiply-adds of one feed
 _SIZE_SHARE = 0.1  # of the cost when the target is the latency
+_ROUNDS = 11  # of a timing that compares candidates
+_TYPICAL_BITS = 4  # that weights will have, for what a unit less saves
+HOPE = 2.0  # budgets; a candidate that drops more is not worth a look at the clock
 
 
 @dataclass
@@ -67,21 +71,42 @@ class Job:
     p_value: float | None = None
     refused: int = 0
     tried: set[str] = field(default_factory=set)
+    slow: set[str] = field(default_factory=set)  # recipes whose models take too long to load
     seen: dict[str, Margins] = field(default_factory=dict)  # by recipe, on the search rows
     failures: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     interrupted: bool = False
 
-    def cost(self, model: Model) -> float:
+    @property
+    def team(self) -> Team:
+        """Who measures."""
+        return Team(self.options.workers)
+
+    def cost(self, model: Model, rounds: int = _ROUNDS) -> float:
         """What is made small."""
         if self.options.target == "size":
             return float(model.nbytes)
         if self.options.target == "macs":
             return float(model.macs)
         first, ours = latencies(
-            [self.original, model], self.check, self.options.batch, self.options.threads, 11
+            [self.original, model], self.check, self.options.batch, self.options.threads, rounds
         )
         return ours.least_s / first.least_s + self.per_byte * model.nbytes
+
+    def rough_cost(self, model: Model) -> float:
+        """The same without a clock: for the latency, and for the bytes of weights that will have
+        fewer bits, the cost of units and ranks is in proportion."""
+        if self.options.target == "latency":
+            share = model.macs / max(1, self.original.macs)
+            return share + self.per_byte * _typical_bytes(model)
+        if self.options.target == "size" and quantize.NAME in self.options.acting:
+            return _typical_bytes(model)
+        return self.cost(model)
+
+    @property
+    def prices(self) -> Prices:
+        """How the costs of single choices are told."""
+        return Prices(self.cost, self.rough_cost, self.per_byte)
 
     @property
     def per_byte(self) -> float:
@@ -89,25 +114,44 @@ class Job:
         per_file = {"size": float(self.original.nbytes), "macs": 0.0, "latency": _SIZE_SHARE}
         return per_file[self.options.target] / self.original.nbytes
 
-    def measure(self, recipe: Recipe) -> tuple[float, float, float, float, float]:
+    def measure(self, recipe: Recipe) -> tuple[float, ...]:
         """Cost, drop, its standard error, error of the logits, cautious drop on search rows."""
+        (found,) = self.measure_all([recipe])
+        return found
+
+    def measure_all(self, recipes: Sequence[Recipe]) -> Iterator[tuple[float, ...]]:
+        """The same for several recipes, in their order."""
+        if not self.reference.logits and recipes:
+            self.reference = collect(self.original, self.search, self.feed)
+        answers = self.team.map(self._measured, recipes)
+        for recipe, found in zip(recipes, answers, strict=True):
+            if isinstance(found, FastoptError):
+                self.failures.append(str(found))
+                yield (math.inf,) * 5
+                continue
+            numbers, margins = found
+            if margins is not None:
+                self.seen[recipe.key] = margins
+            yield numbers
+
+    def _measured(self, recipe: Recipe) -> tuple[tuple[float, ...], Margins | None] | FastoptError:
+        """What :meth:`measure` says of a recipe, and its margins; or why it cannot be applied."""
         try:
             made = self.bench.apply(recipe).model
             ours = collect(made, self.search, self.feed)
         except FastoptError as refusal:
-            self.failures.append(str(refusal))
-            return math.inf, math.inf, math.inf, math.inf, math.inf
-        if not self.reference.logits:
-            self.reference = collect(self.original, self.search, self.feed)
+            return refusal
         limit = NEAR * self.options.max_drop
         found = drop_of(self.metric, self.search, self.search_outputs, ours, limit)
         error = relative_error(ours, self.reference)
-        cautious = found.value
+        cautious, margins = found.value, None
         if self.follows and found.value <= limit:
             margins = self.margins(self.search, self.search_outputs, ours, found)
-            self.seen[recipe.key] = margins
             cautious = margins.cautious
-        return self.cost(made), found.value, found.std_error, error, cautious
+        dropped = not found.value <= HOPE * self.options.max_drop
+        hopeless = dropped and self.options.target == "latency"
+        cost = math.inf if hopeless else self.cost(made)
+        return (cost, found.value, found.std_error, error, cautious), margins
 
     @property
     def follows(self) -> bool:
@@ -160,6 +204,15 @@ def open_job(
         model, options, search, held_rows, calibration, Workbench(calibration), feed, judge,
         search_outputs, check_outputs, left_out, say,
     )  # fmt: skip
+
+
+def _typical_bytes(model: Model) -> float:
+    """Bytes of the file once every layer that can has few bits."""
+    found = float(model.nbytes)
+    for layer in model.layers.values():
+        coded = [f.nbytes for f in layer.forms if f.integer and f.bits >= _TYPICAL_BITS]
+        found -= layer.form.nbytes - min([layer.form.nbytes, *coded])
+    return found
 
 
 def _check_limit(limit: float, metric: Metric) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 from fastopt._options import choice, flag, integer, number
 from fastopt._random import Seed
 from fastopt.compression.passes import PASSES
+from fastopt.compression.team import check_workers
 from fastopt.errors import OptionError
 
 __all__ = ["CHECKING", "TARGETS", "Options"]
@@ -18,7 +19,7 @@ TARGETS = ("size", "macs", "latency")
 # The options that a recipe's check reads; the others steer a search.
 CHECKING = frozenset({
     "max_drop", "metric", "labels", "classes_axis", "confidence", "calib", "check", "batch",
-    "threads", "portable", "seed",
+    "threads", "portable", "seed", "workers",
 })  # fmt: skip
 
 
@@ -42,6 +43,7 @@ class Options:
     check: Any = None
     batch: int = 1
     threads: int = 1
+    workers: int = 1
     portable: bool = False
     seed: Seed = 0
 
@@ -58,8 +60,10 @@ class Options:
             "retrain_epochs": integer(self.retrain_epochs, "retrain_epochs", low=0),
             "batch": integer(self.batch, "batch", low=1),
             "threads": integer(self.threads, "threads", low=1),
+            "workers": integer(self.workers, "workers", low=1),
             "portable": flag(self.portable, "portable"),
         }
+        check_workers(self.workers)
         for name, value in checked.items():
             object.__setattr__(self, name, value)
 

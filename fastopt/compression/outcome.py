@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from fastopt.compression.accept import LOAD_S
 from fastopt.compression.confirm import Drop
 from fastopt.compression.explain import (
     Compressed,
@@ -23,7 +24,6 @@ from fastopt.models import Model
 __all__ = ["explained"]
 
 _MOST_UNDONE = 24  # steps that are undone one by one for the explanation
-_LOAD_S = 3.0  # seconds to load that are worth a note
 
 
 def explained(job: Job, give_back: Callable[[Model], Any], started: float) -> Compressed:
@@ -40,9 +40,10 @@ def explained(job: Job, give_back: Callable[[Model], Any], started: float) -> Co
     notes = [*job.notes, *model.notes]
     if job.failures:
         notes.append(f"{len(job.failures)} recipes could not be applied: {job.failures[0]}")
-    if new.load_s > max(_LOAD_S, 2 * old.load_s):
+    if job.slow:
         notes.append(
-            f"it loads in {new.load_s:.1f} s instead of {old.load_s:.1f} s, decoding its weights"
+            f"{len(job.slow)} smaller recipes take more than {LOAD_S:g} s and twice the "
+            "original's time to load, decoding their weights"
         )
     if job.n_left_out:
         notes.append(f"{job.n_left_out} rows were left out: the original gives NaN there")
@@ -89,10 +90,15 @@ def _decisions(job: Job, recipe: Recipe, applied: Applied) -> tuple[Decision, ..
             return -sum(o.cost for o in options if o.value == recipe.choices[key]), None
 
         return decisions_of(applied.notes, recipe, job.effects, known, job.options.target)
-    mine = job.measure(recipe) if applied.notes else (0.0,) * 5
+    undone = [recipe.without(f"{name}.{place}") for name, place, _ in applied.notes]
+    if not undone:
+        return ()
+    asked = [recipe, *undone]
+    measured = dict(zip([r.key for r in asked], job.measure_all(asked), strict=True))
+    mine = measured[recipe.key]
 
-    def undone(rest: Recipe) -> tuple[float, float | None]:
-        cost, drop, *_ = job.measure(rest)
+    def worth(rest: Recipe) -> tuple[float, float | None]:
+        cost, drop, *_ = measured[rest.key]
         return cost - mine[0], mine[1] - drop
 
-    return decisions_of(applied.notes, recipe, job.effects, undone, job.options.target)
+    return decisions_of(applied.notes, recipe, job.effects, worth, job.options.target)

@@ -20,20 +20,41 @@ from fastopt.compression.data import Rows
 from fastopt.compression.metric import collect, relative_error
 from fastopt.compression.passes import quantize
 from fastopt.compression.recipe import Recipe, Workbench
+from fastopt.compression.team import Team
 from fastopt.errors import FastoptError
 from fastopt.models import Form, Layer, Model
 from fastopt.quantization import Factor
 from fastopt.search import Float
 
-__all__ = ["Option", "Probe", "effects", "grid"]
+__all__ = ["Option", "Prices", "Probe", "effects", "grid"]
 
 _PROBE_BITS = 4  # an error that is neither rounding noise nor a wreck
 _PROBE_MACS = 3e11  # multiply-adds of all probes together
 _MOST_ROWS = 24
 _SAMPLED = 256  # rows of a weight that tell how a form rounds it
+_STRUCTURE = ("prune", "merge", "layer")
 _MODES = ("dynamic", "static")
 _PAYS = 0.01  # share of the cost that running in int8 must save to be considered
 _SHARES = (0.875, 0.75, 0.5, 0.375, 0.25, 0.125)
+
+
+@dataclass(frozen=True)
+class Prices:
+    """What a model costs.
+
+    Attributes
+    ----------
+    exact : callable
+        Of a model, as the search compares it: for the latency by a clock.
+    rough : callable
+        The same without a clock, of a model with fewer units or thinner layers.
+    per_byte : float
+        Of a byte of the file.
+    """
+
+    exact: Callable[[Model], float]
+    rough: Callable[[Model], float]
+    per_byte: float
 
 
 @dataclass(frozen=True)
@@ -69,86 +90,115 @@ class Probe:
     bench : Workbench
     start : Recipe
         What is done anyway.
-    cost : callable
-        What is made small, of a model.
+    prices : Prices
+        What is made small.
     rows, batch : Rows, int
         Probes run on some of the rows.
-    probes : int
-        How many there will be: more of them run on fewer rows.
-    per_byte : float
-        What a byte of the file costs.
-    progress : callable
-        Called with (probes done, probes in all).
+    places : mapping
+        What is probed: more of it runs on fewer rows.
     """
 
     def __init__(
         self,
         bench: Workbench,
         start: Recipe,
-        cost: Callable[[Model], float],
+        prices: Prices,
         rows: Rows,
         batch: int,
-        probes: int,
-        per_byte: float,
-        progress: Callable[[int, int], object],
+        places: Mapping[str, Any],
     ) -> None:
-        self.bench, self.start, self.cost, self.per_byte = bench, start, cost, per_byte
+        self.bench, self.start, self.prices, self.places = bench, start, prices, places
         self.state = bench.apply(start)
+        stored = [k for k in places if _pass(k) == quantize.NAME]
+        self.runs = [k for k in stored if any("+" in v for v in places[k].options)]
+        values = sum(len(grid(v)) - 1 for k, v in places.items() if _pass(k) in _STRUCTURE)
+        probes = values + len(stored) + len(self.runs)
         self._rows = _probe_rows(rows, max(1, probes), self.state.model.macs)
-        self._batch, self._probes, self._progress = batch, probes, progress
+        self._batch = batch
         self._base = collect(self.state.model, self._rows, batch)
-        self._done = 0
+        if stored:
+            self.state.calibration.grams(self.state.model.layers)
+        self.gains = self._gains()
 
     def error(self, model: Model, weights: Mapping[str, Array] | None = None) -> float:
         """Relative squared error of a model's outputs."""
-        self._done += 1
-        self._progress(min(self._done, self._probes), self._probes)
         return relative_error(collect(model, self._rows, self._batch, weights), self._base)
 
     def edited(self, changes: Mapping[str, Any]) -> Model:
         """The model with some choices made."""
         return self.bench.apply(self.start.replaced(changes)).model
 
+    def options(self, key: str) -> list[Option]:
+        """What the values of one variable cost and do; none where the place is gone."""
+        if _pass(key) in _STRUCTURE:
+            return _edits(key, self)
+        layer = self.state.model.layers.get(key.partition(".")[2])
+        if _pass(key) != quantize.NAME or layer is None:
+            return []
+        found = _forms(layer, self)
+        return found + _runs(key, layer, self, found)
+
+    def _gains(self) -> dict[tuple[str, str], float]:
+        """What a multiply-add in int8 saves, by kind of layer and mode: timed for all at once.
+
+        One layer's share of the time is below the noise of a measurement; all layers of a kind
+        together are not. A mode that does not pay is left out.
+        """
+        layers = self.state.model.layers
+        found: dict[tuple[str, str], float] = {}
+        base = self.prices.exact(self.state.model) if self.runs else 0.0
+        for mode in _MODES:
+            form = f"int8+{mode}"
+            able = [k for k in self.runs if form in self.places[k].options]
+            able = [k for k in able if k.partition(".")[2] in layers]
+            for kind in sorted({layers[k.partition(".")[2]].kind for k in able}):
+                group = [k for k in able if layers[k.partition(".")[2]].kind == kind]
+                macs = sum(layers[k.partition(".")[2]].macs for k in group)
+                saved = base - self.prices.exact(self.edited(dict.fromkeys(group, form)))
+                if macs and saved > _PAYS * base:
+                    found[kind, mode] = saved / macs
+        return found
+
 
 def effects(
-    bench: Workbench,
-    places: Mapping[str, Any],
-    start: Recipe,
-    cost: Callable[[Model], float],
-    rows: Rows,
-    batch: int,
-    per_byte: float,
-    progress: Callable[[int, int], object],
+    probe: Probe, team: Team, progress: Callable[[int, int], object] = lambda done, of: None
 ) -> dict[str, list[Option]]:
-    """For every variable of ``places`` that acts on one place, the options of ``grid``.
+    """For every variable that acts on one place, the options of ``grid``.
 
-    Parameters are those of :class:`Probe`.
+    Parameters
+    ----------
+    probe : Probe
+    team : Team
+        Who measures.
+    progress : callable
+        Called with (variables done, variables in all).
     """
-    edited = [k for k in places if k.partition(".")[0] in ("prune", "merge", "layer")]
-    stored = [k for k in places if k.partition(".")[0] == quantize.NAME]
-    runs = [k for k in stored if any("+" in v for v in places[k].options)]
-    probes = sum(len(grid(places[k])) - 1 for k in edited) + len(stored) + len(runs)
-    probe = Probe(bench, start, cost, rows, batch, probes, per_byte, progress)
-    base_cost = cost(probe.state.model)
-    found: dict[str, list[Option]] = {}
-    for key in edited:
-        values = grid(places[key])
-        found[key] = [Option(values[0], 0.0, 0.0)]
-        for value in values[1:]:
-            try:
-                made = probe.edited({key: value})
-                found[key].append(Option(value, cost(made) - base_cost, probe.error(made)))
-            except FastoptError:  # what cannot be done here is no option
-                continue
-    layers = probe.state.model.layers
-    if stored:
-        probe.state.calibration.grams(layers)
-    gains = _gains(runs, places, probe, base_cost)
-    for key in stored:
-        layer = layers.get(key.partition(".")[2])
-        if layer is not None:
-            found[key] = _forms(layer, probe)
-            found[key] += _runs(key, layer, probe, found[key], gains)
+    keys = [k for k in probe.places if _pass(k) in (*_STRUCTURE, quantize.NAME)]
+    found = {}
+    for k, (key, options) in enumerate(zip(keys, team.map(probe.options, keys), strict=True)):
+        if isinstance(options, FastoptError):
+            raise options
+        if options:
+            found[key] = options
+        progress(k + 1, len(keys))
+    return found
+
+
+def _pass(key: str) -> str:
+    return key.partition(".")[0]
+
+
+def _edits(key: str, probe: Probe) -> list[Option]:
+    """The shares of a group or layer that stay."""
+    values = grid(probe.places[key])
+    found = [Option(values[0], 0.0, 0.0)]
+    base = probe.prices.rough(probe.state.model)
+    for value in values[1:]:
+        try:
+            made = probe.edited({key: value})
+            found.append(Option(value, probe.prices.rough(made) - base, probe.error(made)))
+        except FastoptError:  # what cannot be done here is no option
+            continue
     return found
 
 
@@ -175,7 +225,7 @@ def _forms(layer: Layer, probe: Probe) -> list[Option]:
     unit = error / own if own > 0 else 0.0
     some = _some_rows(layer)
     for form in forms:
-        cost = probe.per_byte * (form.nbytes - layer.form.nbytes)
+        cost = probe.prices.per_byte * (form.nbytes - layer.form.nbytes)
         found.append(Option(form.name, cost, unit * _rounding_error(some, form, factor)))
     return found
 
@@ -200,47 +250,26 @@ def _rounding_error(layer: Layer, form: Form, factor: Factor | None) -> float:
     return float(columns.sum() if factor is None else columns @ factor.pivots) / len(lost)
 
 
-def _gains(
-    keys: Sequence[str], places: Mapping[str, Any], probe: Probe, base: float
-) -> dict[tuple[str, str], float]:
-    """What a multiply-add in int8 saves, by kind of layer and mode: measured for all at once.
-
-    One layer's share of the time is below the noise of a measurement; all layers of a kind
-    together are not. A mode that does not pay is left out.
-    """
-    layers = probe.state.model.layers
-    found: dict[tuple[str, str], float] = {}
-    for mode in _MODES:
-        form = f"int8+{mode}"
-        able = [k for k in keys if form in places[k].options and k.partition(".")[2] in layers]
-        for kind in sorted({layers[k.partition(".")[2]].kind for k in able}):
-            group = [k for k in able if layers[k.partition(".")[2]].kind == kind]
-            macs = sum(layers[k.partition(".")[2]].macs for k in group)
-            saved = base - probe.cost(probe.edited(dict.fromkeys(group, form)))
-            if macs and saved > _PAYS * base:
-                found[kind, mode] = saved / macs
-    return found
-
-
 def _runs(
     key: str,
     layer: Layer,
     probe: Probe,
     stored: Sequence[Option],
-    gains: Mapping[tuple[str, str], float],
 ) -> list[Option]:
     """The forms of one layer that run in int8."""
     errors = {o.value: o.error for o in stored}
     found = []
     for mode in _MODES:
-        gain = gains.get((layer.kind, mode))
+        gain = probe.gains.get((layer.kind, mode))
         if gain is None or layer.form_named(f"int8+{mode}") is None:
             continue
         error = probe.error(probe.edited({key: f"int8+{mode}"}))
         for form in layer.forms:
             if form.activations == mode:
                 fewer = errors.get(form.name.partition("+")[0], 0.0) - errors.get("int8", 0.0)
-                cost = probe.per_byte * (form.nbytes - layer.form.nbytes) - gain * layer.macs
+                cost = (
+                    probe.prices.per_byte * (form.nbytes - layer.form.nbytes) - gain * layer.macs
+                )
                 found.append(Option(form.name, cost, error + max(0.0, fewer)))
     return found
 

@@ -17,12 +17,13 @@ from fastopt.compression.confirm import rows_needed
 from fastopt.compression.explain import Compressed
 from fastopt.compression.forest import compressed_ensemble
 from fastopt.compression.job import Job, fittable, identity, narrow, open_job
+from fastopt.compression.journal import Memory
 from fastopt.compression.options import CHECKING, Options
 from fastopt.compression.outcome import explained
-from fastopt.compression.passes import PASSES, retrain
-from fastopt.compression.prepare import effects
+from fastopt.compression.passes import PASSES, quantize, retrain
+from fastopt.compression.prepare import Probe, effects
 from fastopt.compression.recipe import Recipe
-from fastopt.compression.search import Candidate, Memory, Search
+from fastopt.compression.search import Candidate, Search
 from fastopt.errors import OptionError
 from fastopt.models import Model
 from fastopt.models.sklearn import is_ensemble
@@ -34,6 +35,7 @@ START_SHARES = (1.0, 0.5, 0.25, 0.125)  # of every layer: where the refinement b
 
 _EVALS_MACS = 4e12  # of the whole search, where the number of recipes is not given
 _FEWEST_EVALS, _MOST_EVALS = 16, 200
+_WHOLE_BITS = (8, 16, 32)
 _BITS_ONLY = ("fold", "quantize")
 
 
@@ -57,6 +59,7 @@ def compress(
     check: Any = None,
     batch: int = 1,
     threads: int = 1,
+    workers: int = 1,
     portable: bool = False,
     storage: str | os.PathLike[str] | None = None,
     seed: Seed = 0,
@@ -120,6 +123,10 @@ def compress(
         Rows for the final check; by default a quarter of ``data`` is held back for it.
     batch, threads : int
         Rows per run and threads of the latency that is measured.
+    workers : int
+        Processes that measure choices and recipes side by side; each holds the job in memory.
+        The result is the same for any number (but with ``target="latency"``). A worker that dies
+        is replaced and its work done again.
     portable : bool
         Plain forms only, for run-times that do not fold constants.
     storage : path, optional
@@ -161,7 +168,7 @@ def compress(
         max_drop=max_drop, metric=metric, labels=labels, classes_axis=classes_axis,
         confidence=confidence, passes=passes, keep=keep, target=target, method=method,
         max_evals=max_evals, max_time=max_time, retrain_epochs=retrain_epochs, calib=calib,
-        check=check, batch=batch, threads=threads, portable=portable, seed=seed,
+        check=check, batch=batch, threads=threads, workers=workers, portable=portable, seed=seed,
     )  # fmt: skip
     choice(on_interrupt, "on_interrupt", ("return", "raise"))
     if is_ensemble(model):
@@ -196,7 +203,7 @@ def apply_recipe(recipe: Recipe, model: Any, data: Any, **options: Any) -> Compr
     **options
         Those of :func:`compress` that measure and check: ``max_drop``, ``metric``, ``labels``,
         ``classes_axis``, ``confidence``, ``calib``, ``check``, ``batch``, ``threads``,
-        ``portable``, ``seed``.
+        ``workers``, ``portable``, ``seed``.
 
     Returns
     -------
@@ -252,15 +259,24 @@ def _run(job: Job, memory: Memory, callback: Callable[[int, float], object] | No
     cost = job.cost(job.original)
     deadline = None if options.max_time is None else started + options.max_time
     search = Search(
-        job.measure, cost, options.max_drop, _evals(job), deadline, memory, callback, job.follows
+        job.measure_all,
+        cost,
+        options.max_drop,
+        _evals(job),
+        deadline,
+        memory,
+        callback,
+        job.follows,
     )
     job.keeps = search.keeps
     job.candidates = search.candidates
     job.say("measuring what each choice does alone")
+    probe = Probe(job.bench, job.start, job.prices, job.search, job.feed, places)
     job.effects = effects(
-        job.bench, places, job.start, job.cost, job.search, job.feed, job.per_byte,
+        probe,
+        job.team,
         lambda done, of: job.say(f"measuring what each choice does alone: {done}/{of}"),
-    )  # fmt: skip
+    )
     job.say("searching")
     best = search.bisect(job.effects, _refitted(job))
     if options.confidence is None and best is not None:
@@ -270,16 +286,32 @@ def _run(job: Job, memory: Memory, callback: Callable[[int, float], object] | No
             if job.confirmed is not None:
                 break
             confirm(job, [safer])
+    if job.slow and job.confirmed is None:
+        _quick(job, search)
     if options.method != "auto" or fittable(job.original) or not narrow(job.original):
         method = "genetic" if options.method == "auto" else options.method
         search.refine(places, _first(job, places), method, options.seed)
-    if search.interrupted:
-        raise KeyboardInterrupt
     job.say("confirming on rows that the search did not see")
     if options.confidence is not None:
         certify(job)
     else:
         confirm(job, job.candidates)
+
+
+def _quick(job: Job, search: Search) -> None:
+    """Look again among forms that are decoded in one step: the others took too long to load."""
+    layers = job.bench.apply(job.start).model.layers
+    whole = {
+        f"{quantize.NAME}.{name}": {f.name for f in layer.forms if f.bits in _WHOLE_BITS}
+        for name, layer in layers.items()
+    }
+    quick = {
+        key: [o for o in options if o.value in whole.get(key, {o.value})]
+        for key, options in job.effects.items()
+    }
+    best = search.bisect(quick, _refitted(job))
+    if job.options.confidence is None and best is not None:
+        confirm(job, [best])
 
 
 def _refitted(job: Job) -> Recipe:

@@ -8,11 +8,8 @@ budget; what the sum of single effects does not see is left to the refinement.
 
 from __future__ import annotations
 
-import json
 import math
-import os
 import time
-import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,18 +17,19 @@ from typing import Any
 import numpy as np
 
 from fastopt._random import Seed
+from fastopt.compression.journal import Memory
 from fastopt.compression.prepare import Option
 from fastopt.compression.recipe import Recipe
-from fastopt.errors import StorageError
-from fastopt.search import Space, minimize
+from fastopt.search import Space, engine_for
 
-__all__ = ["NEAR", "Candidate", "Memory", "Search", "knapsack", "trend"]
+__all__ = ["NEAR", "Candidate", "Search", "knapsack", "trend"]
 
 _STEPS = 12  # of the search for the multiplier
 _AIM = 0.8  # of the budget
 NEAR = 30.0  # budgets; beyond, a drop says nothing about small ones
 _RULED_OUT = 4.0  # of the deviance: two standard errors
 _POWERS = (0.5, 0.75, 1.0)
+_STALE = 10  # batches without a new recipe after which a refinement ends
 _SAFER = (1.4, 2.0, 2.8, 4.0, 6.0, 10.0, 20.0, 60.0, 300.0, 1e4)
 
 
@@ -58,84 +56,6 @@ class Candidate:
     std_error: float = 0.0
     error: float = 0.0
     cautious: float = 0.0
-
-
-class Memory:
-    """Evaluated recipes by key; with a path also on disk, so a killed run can go on.
-
-    One line per recipe with a CRC-32; the first line says what the run was. A torn last line is
-    dropped.
-    """
-
-    def __init__(self, path: str | os.PathLike[str] | None, identity: str) -> None:
-        self._known: dict[str, list[float]] = {}
-        self._file = None
-        if path is None:
-            return
-        where = os.fspath(path)
-        try:
-            self._file = open(where, "a+", encoding="utf-8")  # noqa: SIM115
-        except OSError as error:
-            raise StorageError(f"{where}: cannot be written: {error.strerror}") from None
-        self._file.seek(0)
-        lines = self._file.read().split("\n")
-        if lines[0]:
-            self._read(lines, where, identity)
-        else:
-            self._write(["fastopt.compress", identity])
-
-    def _read(self, lines: list[str], where: str, identity: str) -> None:
-        assert self._file is not None
-        records = [_record(line) for line in lines]
-        if records[0] is None or records[0][0] != "fastopt.compress":
-            raise StorageError(f"{where}: is not a journal of fastopt compress")
-        if records[0][1] != identity:
-            raise StorageError(
-                f"{where}: belongs to another run (other model, data or options); "
-                "give another --storage"
-            )
-        good = 0
-        for line, record in zip(lines, records, strict=True):
-            if record is None:
-                break
-            good += len(line.encode()) + 1
-            if record[0] != "fastopt.compress":
-                self._known[record[0]] = record[1]
-        self._file.truncate(good)
-        self._file.seek(0, os.SEEK_END)
-
-    def get(self, key: str) -> list[float] | None:
-        """What was measured of a recipe, where it is known."""
-        return self._known.get(key)
-
-    def put(self, key: str, values: list[float]) -> None:
-        """Keep them."""
-        self._known[key] = values
-        if self._file is not None:
-            self._write([key, values])
-
-    def _write(self, record: list[Any]) -> None:
-        assert self._file is not None
-        text = json.dumps(record)
-        try:
-            self._file.write(f"{zlib.crc32(text.encode()):08x} {text}\n")
-            self._file.flush()
-            os.fsync(self._file.fileno())
-        except OSError as error:
-            raise StorageError(f"{self._file.name}: {error.strerror}") from None
-
-    def close(self) -> None:
-        """Close the file."""
-        if self._file is not None:
-            self._file.close()
-
-
-def _record(line: str) -> list[Any] | None:
-    code, _, text = line.partition(" ")
-    if f"{zlib.crc32(text.encode()):08x}" != code:
-        return None
-    found: list[Any] = json.loads(text)
-    return found
 
 
 def trend(candidates: Sequence[Candidate], limit: float) -> Callable[[float], float]:
@@ -170,12 +90,25 @@ def trend(candidates: Sequence[Candidate], limit: float) -> Callable[[float], fl
 
 
 def knapsack(options: Mapping[str, list[Option]], multiplier: float) -> dict[str, Any]:
-    """For each place the option of least cost + multiplier * error; ties go to the first."""
+    """For each place the option of least cost + multiplier * error; ties go to the first.
+
+    Of pruning and merging the same units only the better one is taken: what both save is the
+    same.
+    """
+
+    def worth(o: Option) -> float:
+        return o.cost + multiplier * o.error
+
     found = {}
     for key, choices in options.items():
-        usable = [o for o in choices if math.isfinite(o.error)]
-        found[key] = min(usable, key=lambda o: o.cost + multiplier * o.error).value
-    return found
+        found[key] = min((o for o in choices if math.isfinite(o.error)), key=worth)
+    for key, merged in found.items():
+        name, _, place = key.partition(".")
+        pruned = found.get(f"prune.{place}")
+        if name == "merge" and pruned is not None:
+            worse = key if worth(merged) >= worth(pruned) else f"prune.{place}"
+            found[worse] = options[worse][0]
+    return {key: o.value for key, o in found.items()}
 
 
 class Search:
@@ -184,8 +117,8 @@ class Search:
     Parameters
     ----------
     measure : callable
-        ``measure(recipe) -> (cost, drop, standard error, error, cautious drop)`` on the search
-        rows.
+        ``measure(recipes)`` gives (cost, drop, standard error, error, cautious drop) of each on
+        the search rows, in their order.
     base_cost, limit : float
         Cost of the original; the drop that is allowed.
     max_evals : int
@@ -200,7 +133,7 @@ class Search:
 
     def __init__(
         self,
-        measure: Callable[[Recipe], tuple[float, float, float, float, float]],
+        measure: Callable[[Sequence[Recipe]], Iterator[tuple[float, ...]]],
         base_cost: float,
         limit: float,
         max_evals: int,
@@ -217,22 +150,25 @@ class Search:
         self._best = 1.0
         self._multiplier = 0.0
         self.candidates: list[Candidate] = []
-        self.interrupted = False
 
-    def evaluate(self, recipe: Recipe) -> Candidate:
-        """Cost and drop of a recipe, from memory where it was seen before."""
-        key = recipe.key
-        known = self._memory.get(key)
-        if known is None:
-            known = list(self._measure(recipe))
-            known[1] = known[1] if math.isfinite(known[1]) else math.inf
-            self._memory.put(key, known)
-        found = Candidate(recipe, *known)
-        self.candidates.append(found)
-        if self.keeps(found):
-            self._best = min(self._best, found.cost / self._base)
-        if self._callback is not None:
-            self._callback(len(self.candidates), self._best)
+    def evaluate(self, recipes: Sequence[Recipe]) -> list[Candidate]:
+        """Cost and drop of recipes, from memory where they were seen before."""
+        new = {r.key: r for r in recipes if self._memory.get(r.key) is None}
+        measured = self._measure(list(new.values()))
+        found = []
+        for recipe in recipes:
+            known = self._memory.get(recipe.key)
+            if known is None:
+                known = list(next(measured))
+                known[1] = known[1] if math.isfinite(known[1]) else math.inf
+                self._memory.put(recipe.key, known)
+            candidate = Candidate(recipe, *known)
+            found.append(candidate)
+            self.candidates.append(candidate)
+            if self.keeps(candidate):
+                self._best = min(self._best, candidate.cost / self._base)
+            if self._callback is not None:
+                self._callback(len(self.candidates), self._best)
         return found
 
     def keeps(self, c: Candidate) -> bool:
@@ -269,7 +205,7 @@ class Search:
             recipe = start.replaced(knapsack(options, math.exp(middle)))
             if recipe.key not in seen and self.over:
                 break
-            found = seen[recipe.key] = seen.get(recipe.key) or self.evaluate(recipe)
+            found = seen[recipe.key] = seen.get(recipe.key) or self.evaluate([recipe])[0]
             if self.keeps(found):
                 high = middle
                 best = found if best is None or found.cost <= best.cost else best
@@ -294,40 +230,46 @@ class Search:
                 return
             if recipe.key not in done:
                 done.add(recipe.key)
-                found = self.evaluate(recipe)
+                (found,) = self.evaluate([recipe])
                 if self.keeps(found):
                     yield found
 
     def refine(
         self, places: Mapping[str, Any], first: list[Recipe], method: str, seed: Seed
     ) -> None:
-        """Search the whole mixed space from the recipes found so far."""
+        """Search the whole mixed space from the recipes found so far, batch by batch.
+
+        The batches are the engine's own, so that any number of workers gives the same recipes.
+        """
         left = self._max_evals - len(self.candidates)
         if self.over or not places:
             return
-        seconds = None if self._deadline is None else max(0.0, self._deadline - time.monotonic())
+        space = Space(**places)
         x0 = None if method == "random" else [dict(r.choices) for r in first][:left]
+        engine, _ = engine_for(method, space, max_evals=left, seed=seed, x0=x0)
+        known: set[str] = set()
+        stale = 0
+        while not self.over and stale < _STALE:
+            left = self._max_evals - len(self.candidates)
+            trials = space.dicts_of(space.parse(engine.ask(min(left, engine.batch))))
+            recipes = [Recipe(trial) for trial in trials]
+            new = {r.key: r for r in recipes if r.key not in known}
+            stale = 0 if new else stale + 1
+            known.update(new)
+            values = dict(
+                zip(new, map(self._value, self.evaluate(list(new.values()))), strict=True)
+            )
+            told = [
+                (t, values[r.key]) for t, r in zip(trials, recipes, strict=True) if r.key in values
+            ]
+            if told:
+                engine.tell(*map(list, zip(*told, strict=True)))
 
-        def objective(choices: Mapping[str, Any]) -> float:
-            """log2 of the cost ratio within the budget; above every such value outside it."""
-            try:
-                found = self.evaluate(Recipe(dict(choices)))
-            except KeyboardInterrupt:
-                self.interrupted = True
-                raise
-            if self.keeps(found):
-                return math.log2(max(found.cost, 1e-12) / self._base)
-            return 64.0 + min(max(found.drop - self._limit, 0.0), 1e6)
-
-        minimize(
-            objective,
-            Space(**places),
-            method=method,
-            max_evals=left,
-            max_time=seconds,
-            seed=seed,
-            x0=x0,
-        )
+    def _value(self, c: Candidate) -> float:
+        """log2 of the cost ratio within the budget; above every such value outside it."""
+        if self.keeps(c):
+            return math.log2(max(c.cost, 1e-12) / self._base)
+        return 64.0 + min(max(c.drop - self._limit, 0.0), 1e6)
 
 
 def _range(options: Mapping[str, list[Option]]) -> tuple[float, float]:

@@ -222,10 +222,19 @@ class Processes:
 
     The trial that a process died of is tried once more; if that one dies, too, it is a failed
     trial with WorkerDied as its error.
+
+    Parameters
+    ----------
+    objective : Objective
+        Anything with ``each(trials, stop)`` where processes are forked.
+    method : {"fork", "spawn", "forkserver"}, optional
+        How processes start; None is Python's default.
     """
 
-    def __init__(self, objective: Objective, n: int, timeout: float | None) -> None:
-        self.context = get_context()
+    def __init__(
+        self, objective: Any, n: int, timeout: float | None, method: str | None = None
+    ) -> None:
+        self.context = get_context(method)
         self.slots = n
         self.timeout = timeout
         if self.context.get_start_method() == "fork":

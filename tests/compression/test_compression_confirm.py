@@ -15,9 +15,10 @@ import fastopt
 from fastopt.compression import Candidate, Recipe
 from fastopt.compression.confirm import drop_of, p_value, rows_needed
 from fastopt.compression.data import open_rows
+from fastopt.compression.journal import Memory
 from fastopt.compression.metric import Metric, Outputs
 from fastopt.compression.prepare import Option
-from fastopt.compression.search import Memory, knapsack, trend
+from fastopt.compression.search import knapsack, trend
 from fastopt.errors import StorageError
 from fastopt.models import Input, Network
 
