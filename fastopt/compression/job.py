@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -42,6 +43,7 @@ CHECK_SHARE = 0.25
 _BATCH_MACS = 2e9  # multiply-adds of one feed
 _SIZE_SHARE = 0.1  # of the cost when the target is the latency
 _ROUNDS = 11  # of a timing that compares candidates
+_QUICK_S = 2e-3  # for one batch
 _TYPICAL_BITS = 4  # that weights will have, for what a unit less saves
 HOPE = 2.0  # budgets; a candidate that drops more is not worth a look at the clock
 
@@ -94,14 +96,33 @@ class Job:
         return ours.least_s / first.least_s + self.per_byte * model.nbytes
 
     def rough_cost(self, model: Model) -> float:
-        """The same without a clock: for the latency, and for the bytes of weights that will have
-        fewer bits, the cost of units and ranks is in proportion."""
+        """What a model with fewer units or thinner layers costs, told quickly.
+
+        Multiply-adds stand for a latency beyond ``_QUICK_S``; below, the fixed costs of operators
+        count and the clock is quick to ask. Bytes are those of weights in few bits.
+        """
+        if self.options.target == "latency" and self.original_s < _QUICK_S:
+            return self.cost(model)
         if self.options.target == "latency":
             share = model.macs / max(1, self.original.macs)
             return share + self.per_byte * _typical_bytes(model)
         if self.options.target == "size" and quantize.NAME in self.options.acting:
             return _typical_bytes(model)
         return self.cost(model)
+
+    @cached_property
+    def original_s(self) -> float:
+        """Seconds of the original for one batch."""
+        (first,) = latencies(
+            [self.original], self.check, self.options.batch, self.options.threads, _ROUNDS
+        )
+        return first.least_s
+
+    def bytes_saved(self, key: str, form: str) -> float:
+        """What a variable's layer takes less in a form, as a cost: negative."""
+        layer = self.bench.apply(self.start).model.layers[key.partition(".")[2]]
+        found = layer.form_named(form)
+        return 0.0 if found is None else float(found.nbytes - layer.form.nbytes)
 
     @property
     def prices(self) -> Prices:

@@ -189,9 +189,12 @@ class Search:
         late = self._deadline is not None and time.monotonic() >= self._deadline
         return late or len(self.candidates) >= self._max_evals
 
-    def bisect(self, options: Mapping[str, list[Option]], start: Recipe) -> Candidate | None:
+    def bisect(
+        self, options: Mapping[str, list[Option]], start: Recipe, *, last: bool = False
+    ) -> Candidate | None:
         """The smallest recipe of the knapsack's family that keeps the budget.
 
+        With ``last`` the one of the smallest multiplier, whatever a clock says of its cost.
         Between a multiplier that fails and one that keeps the budget the next one is where a
         straight line through the logarithms of their drops meets it; every third step halves.
         """
@@ -208,7 +211,7 @@ class Search:
             found = seen[recipe.key] = seen.get(recipe.key) or self.evaluate([recipe])[0]
             if self.keeps(found):
                 high = middle
-                best = found if best is None or found.cost <= best.cost else best
+                best = found if last or best is None or found.cost <= best.cost else best
             else:
                 low, failed = middle, found
         self._multiplier = high

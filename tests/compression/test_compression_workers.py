@@ -128,8 +128,8 @@ def test_a_model_that_loads_too_slowly_is_not_returned(monkeypatch) -> None:
     def slow(models, *args, **kwargs):
         """Codes of 2 to 7 bits take four seconds to decode."""
         found = true(models, *args, **kwargs)
-        for k, model in enumerate(models):
-            if any(x.form.bits not in (8, 16, 32) for x in model.layers.values()):
+        for k, timed in enumerate(models):
+            if any(x.form.bits not in (8, 16, 32) for x in timed.layers.values()):
                 found[k] = explain.Timed(found[k].median_s, found[k].least_s, 4.0)
         return found
 
