@@ -16,7 +16,8 @@ from fastopt.models import Model
 
 __all__ = ["Applied", "Recipe", "Workbench"]
 
-_REMEMBERED = 64  # states of the model
+# States of the model that are kept: by number, and by the bytes that their weights may take.
+_MOST_STATES, _FEWEST_STATES, _STATE_BYTES = 64, 4, 1 << 30
 
 
 @dataclass(frozen=True)
@@ -110,6 +111,8 @@ class Workbench:
 
     def __init__(self, calibration: Calibration) -> None:
         self._start = Applied(calibration.model, (), calibration)
+        fit = _STATE_BYTES // max(1, 4 * calibration.model.n_params)
+        self._remembered = max(_FEWEST_STATES, min(_MOST_STATES, fit))
         self._states: OrderedDict[tuple[Any, ...], Applied] = OrderedDict()
 
     def apply(self, recipe: Recipe) -> Applied:
@@ -122,7 +125,7 @@ class Workbench:
             found = self._states.get(key)
             if found is None:
                 found = self._states[key] = _step(state, *step)
-                if len(self._states) > _REMEMBERED:
+                if len(self._states) > self._remembered:
                     self._states.popitem(last=False)
             else:
                 self._states.move_to_end(key)

@@ -2,41 +2,31 @@
 
 from __future__ import annotations
 
-import fnmatch
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 from fastopt._options import choice
 from fastopt._random import Seed
-from fastopt.compression.accept import by_size, certify, confirm
+from fastopt.compression.accept import certify, confirm
 from fastopt.compression.adapters import open_model
-from fastopt.compression.confirm import rows_needed
 from fastopt.compression.explain import Compressed
 from fastopt.compression.forest import compressed_ensemble
-from fastopt.compression.job import Job, fittable, identity, narrow, open_job
+from fastopt.compression.job import fittable, identity, narrow, open_job
 from fastopt.compression.journal import Memory
 from fastopt.compression.options import CHECKING, Options
 from fastopt.compression.outcome import explained
-from fastopt.compression.passes import PASSES, quantize, retrain
-from fastopt.compression.prepare import Probe, effects
+from fastopt.compression.passes import PASSES
 from fastopt.compression.recipe import Recipe
-from fastopt.compression.search import Candidate, Search
+from fastopt.compression.search import Candidate
+from fastopt.compression.stages import BITS_ONLY, run, variables_of
 from fastopt.errors import OptionError
 from fastopt.models import Model
 from fastopt.models.sklearn import is_ensemble
-from fastopt.search import Choice
 
 __all__ = ["apply_recipe", "compress"]
-
-START_SHARES = (1.0, 0.5, 0.25, 0.125)  # of every layer: where the refinement begins, too
-
-_EVALS_MACS = 4e12  # of the whole search, where the number of recipes is not given
-_FEWEST_EVALS, _MOST_EVALS = 16, 200
-_WHOLE_BITS = (8, 16, 32)
-_BITS_ONLY = ("fold", "quantize")
 
 
 def compress(
@@ -179,7 +169,7 @@ def compress(
     job = open_job(original, data, options, progress)
     memory = Memory(storage, identity(job))
     try:
-        _run(job, memory, callback)
+        run(job, memory, callback)
     except KeyboardInterrupt:
         if on_interrupt == "raise":
             raise
@@ -242,182 +232,10 @@ def apply_recipe(recipe: Recipe, model: Any, data: Any, **options: Any) -> Compr
     return replace(explained(job, give_back, started), method="recipe")
 
 
-def _run(job: Job, memory: Memory, callback: Callable[[int, float], object] | None) -> None:
-    started = time.monotonic()
-    options = job.options
-    if options.confidence is not None and job.metric.row_loss is not None:
-        needed = rows_needed(options.max_drop, options.confidence)
-        if needed > len(job.check) or options.max_drop == 0:
-            job.notes.append(
-                f"{len(job.check)} check rows cannot certify a drop of {options.max_drop:g} at "
-                f"{options.confidence:.0%}: {needed:,} without a single loss would be needed"
-            )
-            return
-    if options.retrain_epochs:
-        _check_trainable(job)
-    places, job.start = _places(job)
-    cost = job.cost(job.original)
-    deadline = None if options.max_time is None else started + options.max_time
-    search = Search(
-        job.measure_all,
-        cost,
-        options.max_drop,
-        _evals(job),
-        deadline,
-        memory,
-        callback,
-        job.follows,
-    )
-    job.keeps = search.keeps
-    job.candidates = search.candidates
-    job.say("measuring what each choice does alone")
-    probe = Probe(job.bench, job.start, job.prices, job.search, job.feed, places)
-    job.effects = effects(
-        probe,
-        job.team,
-        lambda done, of: job.say(f"measuring what each choice does alone: {done}/{of}"),
-    )
-    job.say("searching")
-    best = search.bisect(job.effects, _refitted(job))
-    if best is not None and options.target == "latency":
-        best = _smaller(job, search, best) or best
-    if options.confidence is None and best is not None:
-        confirm(job, [best])
-    for safer in search.safer(job.effects, _refitted(job)):
-        if options.confidence is None:
-            if job.confirmed is not None:
-                break
-            confirm(job, [safer])
-    if job.slow and job.confirmed is None:
-        _quick(job, search)
-    adds_up = narrow(job.original) and not fittable(job.original) and options.target != "latency"
-    if options.method != "auto" or not adds_up:
-        method = "genetic" if options.method == "auto" else options.method
-        search.refine(places, _first(job, places), method, options.seed)
-    job.say("confirming on rows that the search did not see")
-    if options.confidence is not None:
-        certify(job)
-    else:
-        confirm(job, job.candidates)
-
-
-def _smaller(job: Job, search: Search, best: Candidate) -> Candidate | None:
-    """The same structure and the same products in fewer bytes, as far as the budget goes: what a
-    clock does not tell apart."""
-    options = {}
-    for key, choices in job.effects.items():
-        value = best.recipe.choices.get(key)
-        alike = [o for o in choices if _runs_like(o.value, value)]
-        if key.startswith(quantize.NAME) and alike:
-            options[key] = [replace(o, cost=job.bytes_saved(key, o.value)) for o in alike]
-    return search.bisect(options, best.recipe, last=True) if options else None
-
-
-def _runs_like(form: Any, other: Any) -> bool:
-    """Whether two forms of a weight are multiplied in the same way."""
-    return str(form).partition("+")[2] == str(other).partition("+")[2]
-
-
-def _quick(job: Job, search: Search) -> None:
-    """Look again among forms that are decoded in one step: the others took too long to load."""
-    layers = job.bench.apply(job.start).model.layers
-    whole = {
-        f"{quantize.NAME}.{name}": {f.name for f in layer.forms if f.bits in _WHOLE_BITS}
-        for name, layer in layers.items()
-    }
-    quick = {
-        key: [o for o in options if o.value in whole.get(key, {o.value})]
-        for key, options in job.effects.items()
-    }
-    best = search.bisect(quick, _refitted(job))
-    if job.options.confidence is None and best is not None:
-        confirm(job, [best])
-
-
-def _refitted(job: Job) -> Recipe:
-    """The recipe that the knapsack's choices are put into: folded, and refitted where possible."""
-    made: dict[str, Any] = dict(_retrained(job))
-    refit = PASSES["refit"]
-    if refit.NAME in job.options.acting:
-        places = refit.variables(job.original).items()
-        made |= {f"refit.{k}": refit.start(0.0, v) for k, v in places}
-    return job.start.replaced(made)
-
-
-def _retrained(job: Job) -> dict[str, int]:
-    """The choice that trains a recipe's model on, where that is asked for."""
-    epochs = job.options.retrain_epochs
-    return {f"{retrain.NAME}.{retrain.PLACE}": epochs} if epochs else {}
-
-
-def _check_trainable(job: Job) -> None:
-    if not isinstance(job.original, retrain.Trainable):
-        raise OptionError(f"retrain_epochs: a {type(job.original).__name__} has no gradients")
-    if job.calibration.labels is None:
-        raise OptionError("retrain_epochs: needs labels with calib, or with data without calib")
-
-
-def _places(job: Job) -> tuple[dict[str, Any], Recipe]:
-    """What is searched over, and the recipe that leaves everything as it is (but folded)."""
-    start: dict[str, Any] = {}
-    fold = PASSES["fold"]
-    if fold.NAME in job.options.acting:
-        for place, variable in fold.variables(job.original).items():
-            start[f"{fold.NAME}.{place}"] = fold.start(1.0, variable)
-    model = job.bench.apply(Recipe(start)).model
-    for pattern in job.options.keep:
-        if not fnmatch.filter([*model.layers, *model.groups], pattern):
-            raise OptionError(f"keep: no layer or group is called {pattern!r}")
-    variables: dict[str, Any] = {}
-    for name in job.options.acting:
-        if name == fold.NAME:
-            continue
-        for place, variable in variables_of(model, name, job.options.target).items():
-            if not any(fnmatch.fnmatchcase(place, pattern) for pattern in job.options.keep):
-                variables[f"{name}.{place}"] = variable
-    for key, epochs in _retrained(job).items():
-        variables[key] = Choice(0, epochs)
-    return variables, Recipe(start)
-
-
-def variables_of(model: Model, name: str, target: str) -> dict[str, Any]:
-    """What a pass may do, as far as it serves the target."""
-    module = PASSES[name]
-    found: dict[str, Any] = (
-        module.variables(model, target == "latency")
-        if name == "quantize"
-        else module.variables(model)
-    )
-    return found
-
-
-def _evals(job: Job) -> int:
-    """The recipes that a search evaluates at most; a function of the model's size, not of time."""
-    if job.options.max_evals is not None:
-        return job.options.max_evals
-    work = max(1, job.original.macs) * len(job.search) + 50 * job.original.nbytes
-    return int(min(_MOST_EVALS, max(_FEWEST_EVALS, _EVALS_MACS / work)))
-
-
-def _first(job: Job, places: Mapping[str, Any]) -> list[Recipe]:
-    """Where the refinement begins: what the bisection found, and every place at one share."""
-    kept = sorted(filter(job.keeps, job.candidates), key=by_size)
-    found = [
-        {k: c.recipe.choices.get(k, _neutral(v)) for k, v in places.items()} for c in kept[:3]
-    ]
-    for share in START_SHARES:
-        found.append({k: PASSES[k.partition(".")[0]].start(share, v) for k, v in places.items()})
-    return [Recipe(f) for f in found]
-
-
-def _neutral(variable: Any) -> Any:
-    return variable.options[0] if isinstance(variable, Choice) else 1.0
-
-
 def _default_passes(model: Model, target: str) -> tuple[str, ...]:
     """All, but where per byte fewer bits cost less than fewer units and no refit makes up."""
     everything = target != "size" or fittable(model) or not narrow(model)
-    return tuple(PASSES) if everything else _BITS_ONLY
+    return tuple(PASSES) if everything else BITS_ONLY
 
 
 def _check_places(recipe: Recipe, model: Model) -> None:

@@ -20,9 +20,11 @@ from fastopt._random import Seed
 from fastopt.compression.journal import Memory
 from fastopt.compression.prepare import Option
 from fastopt.compression.recipe import Recipe
-from fastopt.search import Space, engine_for
+from fastopt.models import Group
+from fastopt.search import Space
+from fastopt.search.methods import engine_for
 
-__all__ = ["NEAR", "Candidate", "Search", "knapsack", "trend"]
+__all__ = ["NEAR", "Candidate", "Search", "knapsack", "rivals_of", "trend"]
 
 _STEPS = 12  # of the search for the multiplier
 _AIM = 0.8  # of the budget
@@ -89,11 +91,14 @@ def trend(candidates: Sequence[Candidate], limit: float) -> Callable[[float], fl
     return lambda error: max(level * float(error**power) for power, level in likely)
 
 
-def knapsack(options: Mapping[str, list[Option]], multiplier: float) -> dict[str, Any]:
+def knapsack(
+    options: Mapping[str, list[Option]],
+    multiplier: float,
+    rivals: Sequence[Sequence[str]] = (),
+) -> dict[str, Any]:
     """For each place the option of least cost + multiplier * error; ties go to the first.
 
-    Of pruning and merging the same units only the better one is taken: what both save is the
-    same.
+    Of each set of ``rivals`` only the best one is taken, the others keep their first option.
     """
 
     def worth(o: Option) -> float:
@@ -102,13 +107,24 @@ def knapsack(options: Mapping[str, list[Option]], multiplier: float) -> dict[str
     found = {}
     for key, choices in options.items():
         found[key] = min((o for o in choices if math.isfinite(o.error)), key=worth)
-    for key, merged in found.items():
-        name, _, place = key.partition(".")
-        pruned = found.get(f"prune.{place}")
-        if name == "merge" and pruned is not None:
-            worse = key if worth(merged) >= worth(pruned) else f"prune.{place}"
-            found[worse] = options[worse][0]
+    for keys in rivals:
+        known = [key for key in keys if key in found]
+        gains = {key: worth(found[key]) - worth(options[key][0]) for key in known}
+        for key in sorted(known, key=gains.__getitem__)[1:]:
+            found[key] = options[key][0]
     return {key: o.value for key, o in found.items()}
+
+
+def rivals_of(groups: Mapping[str, Group]) -> list[list[str]]:
+    """Sets of variables of which one at most can act.
+
+    Units that are pruned, units that are merged and the rank of the layer that makes them are the
+    same redundancy: what each saves and does was measured without the others.
+    """
+    return [
+        [f"prune.{name}", f"merge.{name}", *(f"layer.{m.tensor}" for m in group.producers)]
+        for name, group in groups.items()
+    ]
 
 
 class Search:
@@ -129,6 +145,10 @@ class Search:
         Called with (recipes evaluated, best cost so far / cost of the original).
     follows : bool
         The metric compares with the original's outputs, so errors foretell drops.
+    rivals : sequence of sequence of str
+        Variables of which one at most acts in the knapsack's recipes.
+    candidates : list of Candidate, optional
+        Where evaluated recipes are put, those of an earlier search among them.
     """
 
     def __init__(
@@ -141,15 +161,17 @@ class Search:
         memory: Memory,
         callback: Callable[[int, float], object] | None,
         follows: bool,
+        rivals: Sequence[Sequence[str]] = (),
+        candidates: list[Candidate] | None = None,
     ) -> None:
         self._measure = measure
         self._base, self._limit = base_cost, limit
         self._max_evals, self._deadline = max_evals, deadline
         self._memory, self._callback = memory, callback
-        self._follows = follows
+        self._follows, self._rivals = follows, rivals
         self._best = 1.0
         self._multiplier = 0.0
-        self.candidates: list[Candidate] = []
+        self.candidates: list[Candidate] = [] if candidates is None else candidates
 
     def evaluate(self, recipes: Sequence[Recipe]) -> list[Candidate]:
         """Cost and drop of recipes, from memory where they were seen before."""
@@ -205,7 +227,7 @@ class Search:
         for step in range(_STEPS):
             share = 0.5 if step % 3 == 2 else self._between(failed, best)
             middle = low + share * (high - low)
-            recipe = start.replaced(knapsack(options, math.exp(middle)))
+            recipe = self._solved(options, start, math.exp(middle))
             if recipe.key not in seen and self.over:
                 break
             found = seen[recipe.key] = seen.get(recipe.key) or self.evaluate([recipe])[0]
@@ -216,6 +238,11 @@ class Search:
                 low, failed = middle, found
         self._multiplier = high
         return best
+
+    def _solved(
+        self, options: Mapping[str, list[Option]], start: Recipe, multiplier: float
+    ) -> Recipe:
+        return start.replaced(knapsack(options, multiplier, self._rivals))
 
     def _between(self, failed: Candidate | None, kept: Candidate | None) -> float:
         """Where between two multipliers the drop is likely to meet the budget, 0..1."""
@@ -228,7 +255,7 @@ class Search:
         """Recipes of the same family with less and less error, where they keep the budget."""
         done = {c.recipe.key for c in self.candidates}
         for factor in _SAFER:
-            recipe = start.replaced(knapsack(options, math.exp(self._multiplier) * factor))
+            recipe = self._solved(options, start, math.exp(self._multiplier) * factor)
             if self.over:
                 return
             if recipe.key not in done:

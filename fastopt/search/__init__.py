@@ -7,7 +7,6 @@ from fastopt.search.engine import Random
 from fastopt.search.genetic import Genetic
 from fastopt.search.gp import GP
 from fastopt.search.greedy import Greedy
-from fastopt.search.methods import engine_for
 from fastopt.search.nsga2 import NSGA2
 from fastopt.search.operators import tournament, variation
 from fastopt.search.pareto import crowding, fronts, hypervolume
@@ -40,7 +39,6 @@ __all__ = [
     "Subset",
     "Vector",
     "crowding",
-    "engine_for",
     "fronts",
     "hypervolume",
     "load_result",

@@ -99,14 +99,15 @@ def test_workers_are_checked(task) -> None:
         fastopt.compress(net, x, workers=0)
 
 
-def test_of_pruning_and_merging_one_place_only_one_is_taken() -> None:
+def test_of_rivals_only_the_best_acts() -> None:
     options = {
         "prune.a": [Option(1.0, 0.0, 0.0), Option(0.5, -10.0, 0.1)],
         "merge.a": [Option(1.0, 0.0, 0.0), Option(0.5, -10.0, 0.01)],
         "prune.b": [Option(1.0, 0.0, 0.0), Option(0.5, -10.0, 0.1)],
     }
-    assert knapsack(options, 1.0) == {"prune.a": 1.0, "merge.a": 0.5, "prune.b": 0.5}
-    assert knapsack(options, 1e9) == {"prune.a": 1.0, "merge.a": 1.0, "prune.b": 1.0}
+    rivals = [["prune.a", "merge.a", "layer.x"], ["prune.b", "merge.b"]]
+    assert knapsack(options, 1.0, rivals) == {"prune.a": 1.0, "merge.a": 0.5, "prune.b": 0.5}
+    assert knapsack(options, 1e9, rivals) == {"prune.a": 1.0, "merge.a": 1.0, "prune.b": 1.0}
 
 
 def test_a_model_that_loads_too_slowly_is_not_returned(monkeypatch) -> None:
@@ -147,7 +148,7 @@ def test_recipes_that_drop_too_much_are_not_timed(task, monkeypatch) -> None:
     true = job.latencies
 
     def counted(models, *args, **kwargs):
-        timed.append(models[1].macs)
+        timed.append(models[-1].macs)
         return true(models, *args, **kwargs)
 
     monkeypatch.setattr(job, "latencies", counted)
