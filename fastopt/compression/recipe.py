@@ -146,10 +146,11 @@ def _stored(state: Applied, steps: Sequence[tuple[str, str, Any]]) -> Applied:
     if not steps:
         return state
     model = state.model.copy()
-    state.calibration.grams(state.model.layers)  # one pass over the rows for all of them
+    calibration = state.calibration.current()
+    calibration.grams(state.model.layers)  # one pass over the rows for all of them
     notes = []
     for name, place, value in steps:
-        note = PASSES[name].apply(model, place, value, state.calibration)
+        note = PASSES[name].apply(model, place, value, calibration)
         if note is not None:
             notes.append((name, place, note))
     return Applied(model, (*state.notes, *notes), state.calibration.of(model))

@@ -26,6 +26,7 @@ BITS_ONLY = ("fold", "quantize")
 _START_SHARES = (1.0, 0.5, 0.25, 0.125)  # of every layer: where the refinement begins, too
 _EVALS_MACS = 4e12  # of the whole search, where the number of recipes is not given
 _FEWEST_EVALS, _MOST_EVALS = 16, 200
+_LONG_MACS = 1e9  # of a run over the search rows, beyond which structure is not refined
 _WHOLE_BITS = (8, 16, 32)  # of forms that are decoded in one step
 
 Callback = Callable[[int, float], object]
@@ -114,11 +115,18 @@ def _searched(job: Job, search: Search, places: Mapping[str, Any]) -> None:
             confirm(job, [safer])
     if job.slow and job.confirmed is None:
         _quick(job, search)
-    bits_alone = set(options.acting) <= set(BITS_ONLY) and options.target != "latency"
-    adds_up = narrow(job.original) and not fittable(job.original) and bits_alone
-    if options.method != "auto" or not adds_up:
+    if options.method != "auto" or not _adds_up(job):
         method = "genetic" if options.method == "auto" else options.method
         search.refine(places, _first(job, places), method, options.seed)
+
+
+def _adds_up(job: Job) -> bool:
+    """Whether the knapsack's sums are as good as a search, or a search would take too long."""
+    if not narrow(job.original) or fittable(job.original):
+        return False
+    if set(job.options.acting) <= set(BITS_ONLY) and job.options.target != "latency":
+        return True
+    return len(job.search) * job.original.macs > _LONG_MACS
 
 
 def _smaller(job: Job, search: Search, best: Candidate) -> Candidate | None:

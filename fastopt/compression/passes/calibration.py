@@ -19,6 +19,8 @@ __all__ = ["Calibration"]
 # A Gram of n features needs some multiple of n rows, and its cost grows with rows * n^2.
 _ROWS_PER_FEATURE, _FEWEST, _MOST = 2, 512, 4096
 _WIDEST = 4608
+_LASTING = 12  # steps
+_LONG_MACS = 1e10  # multiply-adds, about a second
 
 
 class Calibration:
@@ -46,10 +48,38 @@ class Calibration:
         self._batch = batch
         self._grams: dict[str, Gram | None] = {}
         self._ranges: dict[str, tuple[float, float]] | None = None
+        self._older: dict[str, Gram] = {}
+        self._age = 0  # steps since these were collected
 
     def of(self, model: Model) -> Calibration:
-        """The same rows for another state of the model."""
-        return Calibration(self.original, self._rows, self._batch, model)
+        """The same rows for another state of the model, one step on.
+
+        Where a run over the rows is long, Grams of layers with as many inputs as before serve for
+        ``_LASTING`` steps: what one step changes in the input of others is little.
+        """
+        found = self.fresh(model)
+        if self._age < _LASTING and self._long:
+            known = {k: g for k, g in self._grams.items() if g is not None}
+            found._older, found._age = self._older | known, self._age + 1
+        return found
+
+    def fresh(self, model: Model | None = None) -> Calibration:
+        """The same rows with nothing collected, of another state or of this one."""
+        state = self.model if model is None else model
+        return Calibration(self.original, self._rows, self._batch, state)
+
+    def current(self) -> Calibration:
+        """This one, or a fresh one where its Grams are of an earlier state."""
+        if self._age == 0:
+            return self
+        if "current" not in self.memory:
+            self.memory["current"] = self.fresh()
+        return self.memory["current"]  # type: ignore[return-value]
+
+    @property
+    def _long(self) -> bool:
+        n_rows = 0 if self._rows is None else len(self._rows)
+        return n_rows * self.original.macs > _LONG_MACS
 
     @property
     def outputs(self) -> Array:
@@ -85,7 +115,10 @@ class Calibration:
         missing = [name for name in wanted if name not in self._grams]
         if missing:
             layers = self.model.layers
-            self._collect({name: layers[name] for name in missing})
+            lasting = {k: g for k, g in self._older.items() if k in missing}
+            lasting = {k: g for k, g in lasting.items() if g.n == layers[k].weight.shape[1]}
+            self._grams.update(lasting)
+            self._collect({name: layers[name] for name in missing if name not in lasting})
         found = {name: self._grams[name] for name in wanted}
         return {name: gram for name, gram in found.items() if gram is not None}
 
