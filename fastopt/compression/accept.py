@@ -52,7 +52,7 @@ def _thorough(job: Job, c: Candidate) -> Candidate | None:
         return None
     if job.options.target == "latency":
         c = replace(c, cost=job.cost(model, _ROUNDS))
-        return c if c.cost < job.cost(job.original, _ROUNDS) else None
+        return c if c.cost < job.cost(job.original) else None
     return c
 
 

@@ -90,6 +90,8 @@ class Job:
             return float(model.nbytes)
         if self.options.target == "macs":
             return float(model.macs)
+        if model is self.original:
+            return 1.0 + self.per_byte * model.nbytes
         first, ours = latencies(
             [self.original, model], self.check, self.options.batch, self.options.threads, rounds
         )

@@ -25,7 +25,7 @@ __all__ = ["BITS_ONLY", "run", "variables_of"]
 BITS_ONLY = ("fold", "quantize")
 _START_SHARES = (1.0, 0.5, 0.25, 0.125)  # of every layer: where the refinement begins, too
 _EVALS_MACS = 4e12  # of the whole search, where the number of recipes is not given
-_FEWEST_EVALS, _MOST_EVALS = 16, 200
+_FEWEST_EVALS, _MOST_EVALS, _EVALS_PER_PLACE = 16, 200, 12
 _LONG_MACS = 1e9  # of a run over the search rows, beyond which structure is not refined
 _WHOLE_BITS = (8, 16, 32)  # of forms that are decoded in one step
 
@@ -83,7 +83,7 @@ def _prepared(
         job.measure_all,
         job.cost(job.original),
         options.max_drop,
-        len(job.candidates) + _evals(job),
+        len(job.candidates) + _evals(job, len(places)),
         deadline,
         memory,
         callback,
@@ -219,12 +219,13 @@ def variables_of(model: Model, name: str, target: str) -> dict[str, Any]:
     return found
 
 
-def _evals(job: Job) -> int:
+def _evals(job: Job, n_places: int) -> int:
     """The recipes that a search evaluates at most; a function of the model's size, not of time."""
     if job.options.max_evals is not None:
         return job.options.max_evals
     work = max(1, job.original.macs) * len(job.search) + 50 * job.original.nbytes
-    return int(min(_MOST_EVALS, max(_FEWEST_EVALS, _EVALS_MACS / work)))
+    most = min(_MOST_EVALS, _EVALS_PER_PLACE * n_places)
+    return int(max(_FEWEST_EVALS, min(most, _EVALS_MACS / work)))
 
 
 def _first(job: Job, places: Mapping[str, Any]) -> list[Recipe]:

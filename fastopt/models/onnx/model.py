@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from fastopt.models.onnx.edit import can_split, set_bias, split_site, take_out
 from fastopt.models.onnx.endings import Ending, ending_of
 from fastopt.models.onnx.files import load_onnx, read_model
 from fastopt.models.onnx.fold import fold
+from fastopt.models.onnx.forests import Forest, find_forests, rewritten
 from fastopt.models.onnx.forms import forms_of, own_form
 from fastopt.models.onnx.graph import Graph
 from fastopt.models.onnx.integer import can_run_dynamic
@@ -94,6 +96,8 @@ class OnnxModel:
         self._layers: dict[str, Layer] | None = None
         self._nbytes: int | None = None
         self._sites: dict[str, Site] = {}
+        self._forests: dict[str, Forest] = {}
+        self._sessions: dict[tuple[tuple[str, ...], int, bool], Any] = {}
         self._forget()
         self._changed = False  # then the file is written as it was read
         self.inputs: tuple[Input, ...] = inputs_of(self._graph.inputs)
@@ -132,13 +136,18 @@ class OnnxModel:
         found = self._layers
         if found is None:
             found = {name: self._layer(site) for name, site in self._sites.items()}
+            found |= {
+                name: forest.layer(name, self._tap(forest.node.inputs[0]))
+                for name, forest in self._forests.items()
+            }
             self._layers = found
         return found
 
     @property
     def groups(self) -> Mapping[str, Group]:
         """The coupling groups in order of execution, frozen ones with their reason."""
-        return self._labelled()[1] if self._sites else {}
+        found = self._labelled()[1] if self._sites else {}
+        return {**found, **{name: f.group(name) for name, f in self._forests.items()}}
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -148,7 +157,8 @@ class OnnxModel:
                 f"opset {self._graph.opset} is left as it is; "
                 "onnx.version_converter makes a newer one",
             )
-        return self._labelled()[3]
+        known = tuple(f"{forest.node.op} (" for forest in self._forests.values())
+        return tuple(note for note in self._labelled()[3] if not note.startswith(known))
 
     @property
     def nbytes(self) -> int:
@@ -165,7 +175,7 @@ class OnnxModel:
             for name, a in self._graph.values.items()
             if a.dtype.kind == "f" and name not in self._sites
         )
-        return int(rest + sum(layer.weight.size for layer in self.layers.values()))
+        return int(rest + sum(self.layers[name].weight.size for name in self._sites))
 
     @property
     def macs(self) -> int:
@@ -218,6 +228,8 @@ class OnnxModel:
 
     def rows(self, layer: str, tapped: Array, limit: int | None = None) -> Array:
         """A layer's input rows, (n_blocks, rows, n_in) float32 (see the protocol)."""
+        if layer in self._forests:
+            return self._forests[layer].rows(tapped, limit)
         return input_rows(self._site(layer), tapped, limit)
 
     def runner(
@@ -233,14 +245,16 @@ class OnnxModel:
 
     def set_weight(self, layer: str, weight: Array, bias: Array | None = None) -> None:
         """In place: new values of the same shape, stored as float32; None keeps the bias."""
-        site = self._site(layer)
-        old = self.layers[layer]
+        old = self.layers[self._known(layer)]
         fresh = as_array(weight, "weight", cast="float32", shape=old.weight.shape)
         fresh = np.ascontiguousarray(fresh, np.float32)
         check_finite(fresh, "weight")
-        rewritten = bias is not None and self._set_bias(site, bias)
+        if layer in self._forests:
+            self._weigh(layer, fresh[0], bias)
+            return
+        moved = bias is not None and self._set_bias(self._site(layer), bias)
         self._stored[layer] = Stored(self._form(layer, FLOAT32), fresh)
-        self._forget(None if rewritten else layer)
+        self._forget(None if moved else layer)
 
     def store(
         self,
@@ -272,9 +286,7 @@ class OnnxModel:
         UnsupportedError
             The group is frozen, a member is stored in fewer bits, or that check fails.
         """
-        labels, groups, units, _ = self._labelled()
-        choice(group, "group", groups)
-        found = groups[group]
+        found = self.groups[choice(group, "group", self.groups)]
         given = as_ndarray(index, "index")
         kept = np.unique(given)
         if given.dtype.kind not in "iu" or given.ndim != 1 or not 0 < kept.size == given.size:
@@ -283,6 +295,10 @@ class OnnxModel:
             raise ArrayError(f"index: expected units 0..{found.n_units - 1}")
         if found.frozen is not None:
             raise UnsupportedError(f"group {group} is frozen: {found.frozen}")
+        if group in self._forests:
+            self._keep_trees(group, kept, (weights or {}).get(group))
+            return
+        labels, _, units, _ = self._labelled()
         self._settle()
         members = (*found.producers, *found.consumers, *found.others)
         stored = [m.tensor for m in members if m.tensor in self._stored]
@@ -300,6 +316,23 @@ class OnnxModel:
         self._shapes = shapes
         for name, (weight, bias) in (weights or {}).items():
             self.set_weight(name, weight, bias)
+
+    def _keep_trees(
+        self, name: str, index: Array, fitted: tuple[Array, Array | None] | None
+    ) -> None:
+        self._forests = {**self._forests, name: self._forests[name].kept(index)}
+        self._changed_forest()
+        if fitted is not None:
+            self.set_weight(name, *fitted)
+
+    def _weigh(self, name: str, weight: Array, bias: Array | None) -> None:
+        old = self._forests[name]
+        shift = old.shift if bias is None else float(as_array(bias, "bias", shape=(1,))[0])
+        self._forests = {**self._forests, name: replace(old, weight=weight, shift=shift)}
+        self._changed_forest()
+
+    def _changed_forest(self) -> None:
+        self._changed, self._nbytes, self._layers, self._sessions = True, None, None, {}
 
     def _check_cut(self, trial: Graph, group: Group, removed: Array) -> None:
         """UnsupportedError unless the cut graph equals the whole one with columns of zeros."""
@@ -380,6 +413,7 @@ class OnnxModel:
 
     def _settle(self) -> None:
         """In place: put new float values into the graph itself, before its structure changes."""
+        rewritten(self._graph, self._forests)
         plain = {k: s for k, s in self._stored.items() if s.form.name == FLOAT32}
         if plain:
             put_values(self._graph, self._sites, plain)
@@ -389,7 +423,7 @@ class OnnxModel:
         """After an edit of the graph, or of one layer's values alone: drop what was derived."""
         self._changed = True
         self._nbytes = None
-        self._sessions: dict[tuple[tuple[str, ...], int, bool], Any] = {}
+        self._sessions = {}
         if layer is not None and self._layers is not None:
             self._layers = {**self._layers, layer: self._layer(self._sites[layer])}
         else:
@@ -401,6 +435,7 @@ class OnnxModel:
             self._sites, self._constant = (
                 ({}, set()) if old else find_sites(self._graph, self._value)
             )
+            self._forests = {} if old else find_forests(self._graph)
             self._main_names = {i.name for i in self._graph.inputs} | {
                 name for node in self._graph.block.nodes for name in node.outputs
             }
@@ -414,10 +449,19 @@ class OnnxModel:
             self._constants[name] = evaluate(self._graph, name)
         return self._constants[name]
 
-    def _site(self, layer: str) -> Site:
-        if layer not in self._sites:
+    def _known(self, layer: str) -> str:
+        if layer not in self._sites and layer not in self._forests:
             raise OptionError(f"layer: no layer named {layer!r}")
-        return self._sites[layer]
+        return layer
+
+    def _site(self, layer: str) -> Site:
+        if layer in self._forests:
+            raise UnsupportedError(f"{layer}: a tree ensemble has no other form")
+        return self._sites[self._known(layer)]
+
+    def _tap(self, name: str) -> str | None:
+        """A tensor that can be observed: one of the main graph that is no constant."""
+        return name if name in self._main_names and name not in self._constant else None
 
     def _form(self, layer: str, name: str) -> Form:
         choice(name, "form", [form.name for form in self.layers[layer].forms])
@@ -449,8 +493,7 @@ class OnnxModel:
         tap = None if use is None else use.node.inputs[use.data]
         if use is not None and site.kind == "recurrent" and use.weight == 2:
             tap = use.node.outputs[0]
-        if site.kind == "embedding" or tap not in self._main_names or tap in self._constant:
-            tap = None
+        tap = None if tap is None or site.kind == "embedding" else self._tap(tap)
         output = None if use is None else use.node.outputs[0]
         macs = 0
         if self._feed is not None:
@@ -494,6 +537,7 @@ class OnnxModel:
     def _run_graph(self) -> Graph:
         """The graph that is run: weights decoded, where decoding at load gives the same bits."""
         graph = self._graph.copy()
+        rewritten(graph, self._forests)
         if self._stored:
             put_values(graph, self._sites, self._stored, self._halved())
             graph.prune()
@@ -519,7 +563,10 @@ class OnnxModel:
         if key not in self._sessions:
             if probe:
                 graph = self._graph.copy()
-                every = {k: Stored(v.form, v.weight) for k, v in self.layers.items()}
+                rewritten(graph, self._forests)
+                every = {
+                    k: Stored(self.layers[k].form, self.layers[k].weight) for k in self._sites
+                }
                 put_values(graph, self._sites, every)
                 proto = graph.to_proto()
                 for name in every:

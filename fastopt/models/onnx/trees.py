@@ -7,35 +7,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from fastopt.models.onnx.graph import Graph, Node, attribute
 
-__all__ = ["thin_trees"]
+__all__ = ["KINDS", "Leaf", "Split", "node_of", "read_trees", "thin_trees", "times"]
 
-_OPS = {"TreeEnsembleClassifier": "class", "TreeEnsembleRegressor": "target"}
+KINDS = {"TreeEnsembleClassifier": "class", "TreeEnsembleRegressor": "target"}
 _NODE_FIELDS = (
     "featureids", "values", "modes", "truenodeids", "falsenodeids", "missing_value_tracks_true",
 )  # fmt: skip
 
 
 @dataclass(frozen=True)
-class _Leaf:
+class Leaf:
     """(class or target, weight) pairs."""
 
     weights: tuple[tuple[int, float], ...]
 
 
 @dataclass(frozen=True)
-class _Split:
+class Split:
     feature: int
     value: float
     mode: str
     missing: int
-    yes: _Split | _Leaf
-    no: _Split | _Leaf
+    yes: Split | Leaf
+    no: Split | Leaf
 
 
 def thin_trees(graph: Graph) -> int:
@@ -43,9 +43,9 @@ def thin_trees(graph: Graph) -> int:
     saved = 0
     change: dict[Node, list[Node]] = {}
     for node in graph.block.walk():
-        if node.domain != "ai.onnx.ml" or node.op not in _OPS:
+        if node.domain != "ai.onnx.ml" or node.op not in KINDS:
             continue
-        made = _thinned(node, _OPS[node.op])
+        made = _thinned(node, KINDS[node.op])
         if made is None:
             continue
         gain = _size(node) - _size(made)
@@ -62,17 +62,30 @@ def _size(node: Node) -> int:
 
 def _thinned(node: Node, kind: str) -> Node | None:
     """The ensemble with equal splits and equal trees merged; None where it is out of order."""
+    trees = read_trees(node)
+    if trees is None:
+        return None
+    if node.get("aggregate_function", "SUM") == "SUM":
+        counted: dict[Split | Leaf, int] = {}
+        for tree in trees:
+            counted[tree] = counted.get(tree, 0) + 1
+        trees = [times(tree, n) for tree, n in counted.items()]
+    return node_of(node, trees)
+
+
+def read_trees(node: Node) -> list[Split | Leaf] | None:
+    """The roots of an ensemble, equal splits merged; None where it is out of order."""
     if any(name.endswith("_as_tensor") for name in node.attrs):
         return None
     try:
-        trees = _trees(node, kind)
+        return _trees(node, KINDS[node.op])
     except (KeyError, IndexError, RecursionError):
         return None  # the run-time decides about such a file
-    if node.get("aggregate_function", "SUM") == "SUM":
-        counted: dict[_Split | _Leaf, int] = {}
-        for tree in trees:
-            counted[tree] = counted.get(tree, 0) + 1
-        trees = [_times(tree, n) for tree, n in counted.items()]
+
+
+def node_of(node: Node, trees: Sequence[Split | Leaf]) -> Node:
+    """The operator with other trees."""
+    kind = KINDS[node.op]
     fields: dict[str, list[Any]] = {name: [] for name in ("treeids", "nodeids", *_NODE_FIELDS)}
     leaves: dict[str, list[Any]] = {n: [] for n in ("treeids", "nodeids", "ids", "weights")}
     for number, tree in enumerate(trees):
@@ -89,7 +102,7 @@ def _thinned(node: Node, kind: str) -> Node | None:
     return replace(node, attrs=attrs)
 
 
-def _trees(node: Node, kind: str) -> list[_Split | _Leaf]:
+def _trees(node: Node, kind: str) -> list[Split | Leaf]:
     n = len(node.get("nodes_nodeids"))
     missing = node.get("nodes_missing_value_tracks_true") or [0] * n
     columns = [node.get(f"nodes_{k}") for k in ("featureids", "values", "modes")]
@@ -100,16 +113,16 @@ def _trees(node: Node, kind: str) -> list[_Split | _Leaf]:
     parts = [node.get(f"{kind}_{k}") for k in ("treeids", "nodeids", "ids", "weights")]
     for tree, leaf, target, weight in zip(*parts, strict=True):
         weights.setdefault((tree, leaf), []).append((target, weight))
-    made: dict[tuple[int, int], _Split | _Leaf] = {}
+    made: dict[tuple[int, int], Split | Leaf] = {}
     for key in _children_first(keys, place, columns[2], yes, no):
         k = place[key]
         mode = columns[2][k].decode()
         if mode == "LEAF":
-            made[key] = _Leaf(tuple(weights.get(key, [])))
+            made[key] = Leaf(tuple(weights.get(key, [])))
             continue
         a, b = made[(key[0], yes[k])], made[(key[0], no[k])]
-        same = isinstance(a, _Leaf) and a == b
-        made[key] = a if same else _Split(columns[0][k], columns[1][k], mode, missing[k], a, b)
+        same = isinstance(a, Leaf) and a == b
+        made[key] = a if same else Split(columns[0][k], columns[1][k], mode, missing[k], a, b)
     inner = {(key[0], c) for k, key in enumerate(keys) if columns[2][k] != b"LEAF"
              for c in (yes[k], no[k])}  # fmt: skip
     return [made[key] for key in keys if key not in inner]
@@ -142,22 +155,23 @@ def _children_first(
                 stack += [b for b in below if state.get(b) != 2]
 
 
-def _times(tree: _Split | _Leaf, n: int) -> _Split | _Leaf:
-    if n == 1:
+def times(tree: Split | Leaf, factor: float) -> Split | Leaf:
+    """The tree with its leaves multiplied."""
+    if factor == 1:
         return tree
-    if isinstance(tree, _Leaf):
-        return _Leaf(tuple((target, weight * n) for target, weight in tree.weights))
-    return replace(tree, yes=_times(tree.yes, n), no=_times(tree.no, n))
+    if isinstance(tree, Leaf):
+        return Leaf(tuple((target, weight * factor) for target, weight in tree.weights))
+    return replace(tree, yes=times(tree.yes, factor), no=times(tree.no, factor))
 
 
 def _write(
-    tree: _Split | _Leaf, number: int, fields: dict[str, list[Any]], leaves: dict[str, list[Any]]
+    tree: Split | Leaf, number: int, fields: dict[str, list[Any]], leaves: dict[str, list[Any]]
 ) -> None:
     """Append a tree's nodes, counted from 0, the root first."""
     queue = [tree]
     for k, node in enumerate(queue):  # grows while it is read
         row: tuple[Any, ...] = (0, 0.0, "LEAF", 0, 0, 0)
-        if isinstance(node, _Split):
+        if isinstance(node, Split):
             below = (len(queue), len(queue) + 1)
             queue += [node.yes, node.no]
             row = (node.feature, node.value, node.mode, *below, node.missing)
