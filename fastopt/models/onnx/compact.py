@@ -69,5 +69,5 @@ def _with_names(block: Block, rename: Callable[[str], str], *, top: bool = False
             inputs = inputs[:-1]  # optional inputs at the end
         nodes.append(replace(node, inputs=inputs, outputs=outputs, blocks=blocks, name=""))
     if top:
-        return replace(block, nodes=tuple(nodes))
+        return replace(block, name="g", nodes=tuple(nodes))
     return Block("", tuple(map(info, block.inputs)), tuple(map(info, block.outputs)), tuple(nodes))

@@ -20,20 +20,26 @@ from fastopt.models.base import FLOAT32, Form, Group, Input, Layer
 from fastopt.models.labels import Labels, groups_of, propagate
 from fastopt.models.onnx.build import Stored, encoded, half_biases, put_values, stored_as
 from fastopt.models.onnx.compact import compact
+from fastopt.models.onnx.describe import ends_of, layer_of
 from fastopt.models.onnx.edit import can_split, set_bias, split_site, take_out
 from fastopt.models.onnx.endings import Ending, ending_of
 from fastopt.models.onnx.files import load_onnx, read_model
 from fastopt.models.onnx.fold import fold
 from fastopt.models.onnx.forests import Forest, find_forests, rewritten
-from fastopt.models.onnx.forms import forms_of, own_form
 from fastopt.models.onnx.graph import Graph
-from fastopt.models.onnx.integer import can_run_dynamic
 from fastopt.models.onnx.layers import Site, bias_of, find_sites
 from fastopt.models.onnx.rows import input_rows, multiply_adds
 from fastopt.models.onnx.rules import RULES
-from fastopt.models.onnx.run import Feeds, evaluate, execute, inputs_of, session, tensor_info
+from fastopt.models.onnx.run import (
+    Feeds,
+    differing,
+    evaluate,
+    execute,
+    inputs_of,
+    session,
+    tensor_info,
+)
 from fastopt.models.onnx.shapes import shapes_of, synthetic_feed
-from fastopt.models.onnx.static import can_run_static
 from fastopt.models.onnx.trees import thin_trees
 from fastopt.quantization import QuantizedArray
 
@@ -342,17 +348,9 @@ class OnnxModel:
             weight = masked.layers[member.tensor].weight.copy()
             weight[:, member.index[removed].reshape(-1)] = 0
             masked.set_weight(member.tensor, weight)
-        graphs = (masked._run_graph(), trial)
-        whole, cut = (
-            execute(session(g.to_proto().SerializeToString()), self.outputs, self._feed)
-            for g in graphs
-        )
-        for name, a, b in zip(self.outputs, whole, cut, strict=True):
-            scale = np.abs(np.nan_to_num(a)).max(initial=1e-6)
-            if np.shape(a) != np.shape(b) or not np.allclose(
-                a, b, rtol=0, atol=1e-3 * scale, equal_nan=True
-            ):
-                raise UnsupportedError(f"group {group.name}: output {name} changes when it is cut")
+        changed = differing(masked._run_graph(), trial, self.outputs, self._feed)
+        if changed is not None:
+            raise UnsupportedError(f"group {group.name}: output {changed} changes when it is cut")
 
     def split_layer(self, layer: str, a: Array, b: Array) -> None:
         """In place: ``layer`` becomes ``layer.b`` (r, n_in), then ``layer.a`` (n_out, r)."""
@@ -459,7 +457,7 @@ class OnnxModel:
             raise UnsupportedError(f"{layer}: a tree ensemble has no other form")
         return self._sites[self._known(layer)]
 
-    def _tap(self, name: str) -> str | None:
+    def _tap(self, name: str | None) -> str | None:
         """A tensor that can be observed: one of the main graph that is no constant."""
         return name if name in self._main_names and name not in self._constant else None
 
@@ -470,49 +468,24 @@ class OnnxModel:
         return found
 
     def _layer(self, site: Site) -> Layer:
-        stored = self._stored.get(site.anchor)
-        matrix = (
-            np.asarray(site.view.matrix(self._value(site.anchor)), np.float32)
-            if stored is None
-            else stored.matrix
-        )
-        matrix = np.ascontiguousarray(matrix)
-        matrix.flags.writeable = False
-        forms = forms_of(
-            matrix,
-            dynamic=can_run_dynamic(self._graph, site, portable=self.portable),
-            static=can_run_static(self._graph, site),
-            portable=self.portable,
-            by_row=not self.portable or site.view.row_axis is not None,
-        )
-        own = own_form(self._graph, site, matrix, forms)
-        if own not in forms:
-            forms = (own, *forms)
-        bias = bias_of(self._graph, site, self._consumers)
-        use = site.uses[0] if site.uses else None
-        tap = None if use is None else use.node.inputs[use.data]
-        if use is not None and site.kind == "recurrent" and use.weight == 2:
-            tap = use.node.outputs[0]
-        tap = None if tap is None or site.kind == "embedding" else self._tap(tap)
-        output = None if use is None else use.node.outputs[0]
+        stored, value = self._stored.get(site.anchor), self._value(site.anchor)
         macs = 0
         if self._feed is not None:
+            size = value.size if stored is None else stored.matrix.size
             with contextlib.suppress(ArrayError):  # two rows alone do not run: nothing is known
-                macs = multiply_adds(site, self._known_shapes(), matrix.size)
-        return Layer(
-            site.anchor,
-            site.kind,
-            matrix,
-            None if bias is None else self._bias(bias[0], stored),
-            macs // self._seen_rows,
-            tap,
-            own if stored is None else stored.form,
-            forms,
-            output if output in self._main_names else None,
-            site.n_blocks,
-            max(1, len(site.uses)),
-            site.axes,
-            None if stored is None else stored.codes,
+                macs = multiply_adds(site, self._known_shapes(), size)
+        tap, output = ends_of(site)
+        bias = bias_of(self._graph, site, self._consumers)
+        return layer_of(
+            self._graph,
+            site,
+            stored,
+            value,
+            bias=None if bias is None else self._bias(bias[0], stored),
+            macs=macs // self._seen_rows,
+            tap=self._tap(tap),
+            output=output if output in self._main_names else None,
+            portable=self.portable,
         )
 
     def _bias(self, name: str, stored: Stored | None) -> Array:

@@ -14,8 +14,9 @@ from fastopt.errors import ArrayError, DTypeError, FormatError, OptionError, Uns
 from fastopt.models.base import Input
 from fastopt.models.onnx.files import load_onnx
 
-__all__ = ["Feeds", "evaluate", "execute", "inputs_of", "session", "tensor_info"]
+__all__ = ["Feeds", "differing", "evaluate", "execute", "inputs_of", "session", "tensor_info"]
 
+_ALIKE = 1e-3  # of the largest output: rounding in another order
 _UNKNOWN = re.compile(
     "not a registered function/op|No Op registered|NOT_IMPLEMENTED|"
     "Could not find an implementation|Unsupported model IR version|"
@@ -62,6 +63,17 @@ def execute(loaded: Any, names: Sequence[str], feed: Mapping[str, Array]) -> lis
     except Exception as error:  # onnxruntime's own errors are no common class
         raise ArrayError(f"data: the model cannot run on them: {_first_line(error)}") from error
     return found
+
+
+def differing(whole: Any, cut: Any, names: Sequence[str], feed: Mapping[str, Array]) -> str | None:
+    """The first output of two graphs that is not the same but for rounding; None where all are."""
+    found = (execute(session(g.to_proto().SerializeToString()), names, feed) for g in (whole, cut))
+    for name, a, b in zip(names, *found, strict=True):
+        scale = np.abs(np.nan_to_num(a)).max(initial=1e-6)
+        same = np.shape(a) == np.shape(b)
+        if not same or not np.allclose(a, b, rtol=0, atol=_ALIKE * scale, equal_nan=True):
+            return str(name)
+    return None
 
 
 def _plain(output: Any) -> Any:
