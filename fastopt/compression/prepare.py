@@ -34,7 +34,7 @@ _MOST_ROWS = 24
 _SAMPLED = 256  # rows of a weight that tell how a form rounds it
 _STRUCTURE = ("prune", "merge", "layer")
 _MODES = ("dynamic", "static")
-_USELESS = 0.3  # relative squared error that no budget has room for
+_USELESS = 0.2  # relative squared error that no budget has room for
 _PAYS = 0.01  # share of the cost that running in int8 must save to be considered
 _SHARES = (0.875, 0.75, 0.5, 0.375, 0.25, 0.125)
 

@@ -90,9 +90,9 @@ def compress(
         Certify that the true drop keeps the budget, for example 0.95. By default the drop on the
         check rows plus one standard error must keep it.
     passes : sequence of {"fold", "prune", "merge", "layer", "refit", "quantize"}
-        Which passes may act; they are applied in that order. By default all of them; for the
-        size of a model that cannot be fitted as a whole (an ONNX graph), fold and quantize: per
-        byte fewer bits cost less than fewer units.
+        Which passes may act; they are applied in that order. By default all of them. For a model
+        that cannot be fitted as a whole (an ONNX graph): without merge; for its size fold and
+        quantize alone, since per byte fewer bits cost less than fewer units.
     keep : sequence of str
         Patterns of layers and groups that stay as they are.
     target : {"size", "macs", "latency"}
@@ -233,9 +233,14 @@ def apply_recipe(recipe: Recipe, model: Any, data: Any, **options: Any) -> Compr
 
 
 def _default_passes(model: Model, target: str) -> tuple[str, ...]:
-    """All, but where per byte fewer bits cost less than fewer units and no refit makes up."""
-    everything = target != "size" or fittable(model) or not narrow(model)
-    return tuple(PASSES) if everything else BITS_ONLY
+    """All; for the size of a graph bits alone, where per byte fewer bits cost less than fewer
+    units and no refit makes up; and for its latency no merging, which costs time and rarely beats
+    removing units."""
+    if fittable(model) or not narrow(model):
+        return tuple(PASSES)
+    if target == "size":
+        return BITS_ONLY
+    return tuple(name for name in PASSES if name != PASSES["merge"].NAME)
 
 
 def _check_places(recipe: Recipe, model: Model) -> None:

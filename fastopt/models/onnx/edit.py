@@ -244,10 +244,10 @@ def can_split(site: Site) -> bool:
     return site.kind == "conv" and site.n_blocks == 1
 
 
-def split_site(graph: Graph, site: Site, a: Array, b: Array) -> tuple[str, str]:
+def split_site(graph: Graph, site: Site, a: Array, b: Array) -> str:
     """In place: the layer as two, ``b`` (r, n_in) first, then ``a`` (n_out, r) with the bias.
 
-    Returns the names of the two weights, b's first.
+    Returns the name of the tensor between them.
     """
     node = site.uses[0].node
     old = graph.values.get(site.anchor)
@@ -271,4 +271,4 @@ def split_site(graph: Graph, site: Site, a: Array, b: Array) -> tuple[str, str]:
         replace(node, inputs=(middle, names[1], *node.inputs[2:]), attrs=late),
     ]
     graph.rewrite({node: nodes})
-    return names
+    return middle

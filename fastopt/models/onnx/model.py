@@ -363,9 +363,15 @@ class OnnxModel:
         if layer in self._stored and self._stored[layer].form.name != FLOAT32:
             raise UnsupportedError(f"{layer} is stored in fewer bits already")
         self._settle()
-        split_site(self._graph, site, second, first)
+        made, shapes = site.uses[0].node.outputs[0], self._shapes
+        between = split_site(self._graph, site, second, first)
         self._graph.prune()
         self._forget()
+        if made in shapes:
+            axis = 1 if site.kind == "conv" else len(shapes[made]) - 1
+            thin = tuple(len(first) if k == axis else n for k, n in enumerate(shapes[made]))
+            known = {name: a.shape for name, a in self._graph.values.items()}
+            self._shapes = {**shapes, **known, between: thin}
 
     def fold(self) -> tuple[str, ...]:
         """In place: merge operators where the function stays the same; what was done."""
