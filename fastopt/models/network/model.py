@@ -7,104 +7,27 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from fastopt._arrays import Array, as_array, as_labels, as_ndarray, as_numbers
-from fastopt._files import load_arrays, save_arrays
+from fastopt._arrays import Array, as_array, as_labels, as_numbers
 from fastopt._options import choice, integer
 from fastopt._random import Seed, generator_of
-from fastopt.errors import ArrayError, DTypeError, FormatError, OptionError
-from fastopt.models.base import FLOAT32, Form, Group, Input, Layer, Member
-from fastopt.optim import descend
+from fastopt.errors import ArrayError, OptionError
+from fastopt.models.base import FLOAT32, Group, Input, Layer, Member
+from fastopt.models.network.activations import ACTIVATIONS
+from fastopt.models.network.dense import Dense
+from fastopt.models.network.describe import described
+from fastopt.models.network.files import read_network, write_network
+from fastopt.models.network.loss import LOSSES, labels_for, loss_and_slope
+from fastopt.models.network.training import epochs_of, matched
 from fastopt.quantization import QuantizedArray, quantize
 
-__all__ = ["Dense", "Network"]
+__all__ = ["Network"]
 
-_LOSSES = ("cross_entropy", "squared")
 _INPUT, _OUTPUT = "X", "output"
-_KEY, _VERSION = "fastopt", 2  # version 1 had weights (n_in, n_out)
-_GROUP = 32  # neighbours that share a scale in four-bit codes
-_CODE_ARRAYS = ("codes", "scale", "zero_point")
-_CODE_CONFIG = ("dtype", "shape", "axis", "group_size", "symmetric")
-
-
-def _relu(z: Array) -> Array:
-    return np.maximum(z, 0)
-
-
-def _relu_slope(y: Array) -> Array:
-    slope: Array = y > 0
-    return slope
-
-
-def _tanh_slope(y: Array) -> Array:
-    return 1 - y * y
-
-
-def _sigmoid(z: Array) -> Array:
-    y: Array = 0.5 * (np.tanh(0.5 * z) + 1)  # no overflow for any z
-    return y
-
-
-def _sigmoid_slope(y: Array) -> Array:
-    slope: Array = y * (1 - y)
-    return slope
-
-
-def _same(z: Array) -> Array:
-    return z
-
-
-# name -> (function, its derivative written in the function's own output)
-_ACTIVATIONS: dict[str, tuple[Callable[[Array], Array], Callable[[Array], Any]]] = {
-    "identity": (_same, lambda y: 1.0),
-    "relu": (_relu, _relu_slope),
-    "tanh": (np.tanh, _tanh_slope),
-    "sigmoid": (_sigmoid, _sigmoid_slope),
-}
-
-
-@dataclass
-class Dense:
-    """One layer: ``activation(x @ weight.T + bias)``.
-
-    Attributes
-    ----------
-    weight : (n_out, n_in) float32
-    bias : (n_out,) float32 or None
-    activation : {"identity", "relu", "tanh", "sigmoid"}
-    stored : QuantizedArray or None
-        Set by ``Network.store``; ``weight`` then holds its dequantised values.
-    """
-
-    weight: Array
-    bias: Array | None
-    activation: str = "identity"
-    name: str = ""
-    stored: QuantizedArray | None = None
-
-    def __post_init__(self) -> None:
-        self.weight = as_array(self.weight, "weight", dtypes=("float32",), cast="float32", ndim=2)
-        if self.bias is not None:
-            self.bias = as_array(
-                self.bias,
-                "bias",
-                dtypes=("float32",),
-                cast="float32",
-                shape=(self.weight.shape[0],),
-            )
-        choice(self.activation, "activation", _ACTIVATIONS)
-
-    def __call__(self, x: Array) -> Array:
-        z: Array = x @ self.weight.T
-        if self.bias is not None:
-            z += self.bias
-        return _ACTIVATIONS[self.activation][0](z)
 
 
 class Network:
@@ -147,7 +70,7 @@ class Network:
         if not layers:
             raise OptionError("layers: expected at least one layer, got none")
         self._layers = list(layers)
-        self._loss = choice(loss, "loss", _LOSSES)
+        self._loss = choice(loss, "loss", LOSSES)
         self.classes = None if classes is None else as_labels(classes, "classes")
         for k, layer in enumerate(self._layers):
             layer.name = layer.name or f"dense{k}"
@@ -211,7 +134,7 @@ class Network:
     def loss(self, x: Any, y: Any) -> float:
         """Mean loss over the rows of ``x`` (see the class)."""
         z = self.forward(x)
-        return self._loss_and_slope(z, self._labels(y, len(z)))[0]
+        return loss_and_slope(self._loss, z, self._labels(y, len(z)))[0]
 
     def value_and_grad(self, x: Any, y: Any) -> tuple[float, dict[str, Array]]:
         """The loss and its gradient for every entry of ``params``, by back-propagation."""
@@ -222,12 +145,12 @@ class Network:
         inputs = [rows]
         for layer in self._layers:
             inputs.append(layer(inputs[-1]))
-        loss, delta = self._loss_and_slope(inputs[-1], labels)
+        loss, delta = loss_and_slope(self._loss, inputs[-1], labels)
         grads: dict[str, Array] = {}
         for k in range(len(self._layers) - 1, -1, -1):
             layer = self._layers[k]
             if layer.activation != "identity":
-                delta = delta * _ACTIVATIONS[layer.activation][1](inputs[k + 1])
+                delta = delta * ACTIVATIONS[layer.activation][1](inputs[k + 1])
             if layer.bias is not None:
                 grads[f"{layer.name}.bias"] = delta.sum(axis=0)
             grads[f"{layer.name}.weight"] = delta.T @ inputs[k]
@@ -266,41 +189,11 @@ class Network:
             raise ArrayError("x: expected at least one row to train on, got none")
         labels = self._labels(y, len(rows))
         size = len(rows) if batch_size is None else integer(batch_size, "batch_size", low=1)
-        names = self._bound_names(optimizer)
-        rng = generator_of(seed)
-        history = []
-        for epoch in range(integer(epochs, "epochs", low=0)):
-            order = rng.permutation(len(rows)) if size < len(rows) else np.arange(len(rows))
-            total = 0.0
-            for start in range(0, len(rows), size):
-                index = order[start : start + size]
-                loss, grads = self._backward(rows[index], labels[index])
-                optimizer.step([grads[name] for name in names])
-                total += loss * len(index)
-            history.append(total / len(rows))
-            if callback is not None and callback(epoch, history[-1]) is True:
-                break
-        return history
-
-    def _bound_names(self, optimizer: Any) -> list[str]:
-        """For each array of the optimiser, in its order, the parameter that it is."""
-        if not hasattr(type(optimizer), "step") or not hasattr(optimizer, "param_groups"):
-            raise DTypeError(
-                f"optimizer: expected one of fastopt.optim over the network's params, "
-                f"got {optimizer!r}"
-            )
-        mine = {a.__array_interface__["data"][0]: (name, a) for name, a in self.params.items()}
-        found = []
-        for group in optimizer.param_groups:
-            for p in group["params"]:
-                name, a = mine.get(p.__array_interface__["data"][0], ("", None))
-                if a is None or a.shape != p.shape:
-                    raise OptionError(
-                        f"optimizer: holds an array of shape {p.shape} that is none of this "
-                        "network's parameters; make it from network.params"
-                    )
-                found.append(name)
-        return found
+        return epochs_of(
+            lambda index: self._backward(rows[index], labels[index]),
+            self.params, optimizer, len(rows), integer(epochs, "epochs", low=0), size, seed,
+            callback,
+        )  # fmt: skip
 
     def match(self, x: Any, outputs: Any, max_iter: int = 25) -> tuple[float, float]:
         """In place: fit every parameter so that the outputs on ``x`` come close to ``outputs``.
@@ -320,23 +213,7 @@ class Network:
         for layer in self._layers:  # what is fitted is stored in full again
             layer.stored = None
 
-        def put(flat: Array) -> None:
-            start = 0
-            for p in params:
-                p[...] = flat[start : start + p.size].reshape(p.shape)
-                start += p.size
-
-        def value_and_grad(flat: Array) -> tuple[float, Array]:
-            put(flat)
-            loss, grads = twin._backward(rows, targets)
-            return loss, np.concatenate([g.ravel() for g in grads.values()], dtype=np.float64)
-
-        first = np.concatenate([p.ravel() for p in params], dtype=np.float64)
-        before = value_and_grad(first)[0]
-        found = descend(value_and_grad, first, optimizer="lbfgs", max_iter=max_iter)
-        after = float(found.fun)
-        put(found.x if after < before else first)
-        return before, min(before, after)
+        return matched(lambda: twin._backward(rows, targets), params, max_iter)
 
     def predict_proba(self, x: Any) -> Array:
         """Softmax of the output, (n, n_classes)."""
@@ -399,7 +276,7 @@ class Network:
     @property
     def layers(self) -> dict[str, Layer]:
         """The layers in order of execution (arrays are the live ones)."""
-        return {d.name: _described(d) for d in self._layers}
+        return {d.name: described(d) for d in self._layers}
 
     @property
     def groups(self) -> dict[str, Group]:
@@ -537,9 +414,9 @@ class Network:
         Without ``codes`` the weight is rounded plainly. No form needs ``ranges``.
         """
         found = self._find(layer)
-        wanted = _described(found).form_named(form)
+        wanted = described(found).form_named(form)
         if wanted is None:
-            names = [f.name for f in _described(found).forms]
+            names = [f.name for f in described(found).forms]
             raise OptionError(f"form: {layer} can be stored as {', '.join(names)}, not {form!r}")
         if form == FLOAT32:
             found.stored = None
@@ -580,37 +457,12 @@ class Network:
         Quantised layers are written as codes and scales, so the file is as small as ``nbytes``
         says, and :meth:`load` gives a network that predicts the same bits.
         """
-        arrays: dict[str, Array] = {}
-        described = []
-        for d in self._layers:
-            entry: dict[str, Any] = {"name": d.name, "activation": d.activation}
-            if d.stored is None:
-                arrays[f"{d.name}.weight"] = np.ascontiguousarray(d.weight)
-            else:
-                q = d.stored
-                entry["quantized"] = {name: getattr(q, name) for name in _CODE_CONFIG}
-                arrays.update({f"{d.name}.weight.{k}": getattr(q, k) for k in _CODE_ARRAYS})
-            if d.bias is not None:
-                arrays[f"{d.name}.bias"] = np.ascontiguousarray(d.bias)
-            described.append(entry)
-        config = {
-            "version": _VERSION,
-            "loss": self._loss,
-            "classes": None if self.classes is None else self.classes.tolist(),
-            "layers": described,
-        }
-        save_arrays(path, _KEY, config, arrays, npz=_is_npz(path))
+        write_network(path, self._layers, self._loss, self.classes)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Network:
         """Read what :meth:`save` wrote; FormatError where the file is not that."""
-        _is_npz(path)  # refuses other names
-        config, arrays = load_arrays(path, _KEY, _check_config)
-        try:
-            layers = [_layer_from(entry, arrays) for entry in config["layers"]]
-            return cls(layers, config["loss"], config["classes"])
-        except Exception as error:  # well-formed, but not a network
-            raise FormatError(f"cannot be read as a network: {error}", os.fspath(path)) from None
+        return read_network(path, cls)
 
     def __repr__(self) -> str:
         widths = [self._layers[0].weight.shape[1], *(d.weight.shape[0] for d in self._layers)]
@@ -632,51 +484,7 @@ class Network:
         return as_array(x, "x", dtypes=("float32",), cast="float32", shape=(None, n_in))
 
     def _labels(self, y: Any, n: int) -> Array:
-        """y as the loss needs it: class indices (n,), or targets (n, n_out) float32."""
-        n_out = self._layers[-1].weight.shape[0]
-        if self._loss == "squared":
-            targets = as_array(y, "y", dtypes=("float32",), cast="float32")
-            if targets.size != n * n_out:
-                raise ArrayError(f"y: expected ({n}, {n_out}) targets, got shape {targets.shape}")
-            shaped: Array = targets.reshape(n, n_out)
-            return shaped
-        y = as_ndarray(y, "y") if self.classes is None else as_labels(y, "y")
-        if y.shape != (n,):
-            raise ArrayError(f"y: expected ({n},) labels, got shape {y.shape}")
-        if self.classes is not None:
-            order = np.argsort(self.classes)
-            place = np.searchsorted(self.classes, y, sorter=order)
-            k: Array = order[np.minimum(place, len(order) - 1)]
-            if not (self.classes[k] == y).all():
-                raise ArrayError("y: holds labels that are not in the network's classes")
-            return k
-        if y.dtype.kind not in "iu":
-            raise ArrayError(f"y: expected integer classes, got dtype {y.dtype}; pass classes=")
-        if n and (y.min() < 0 or y.max() >= n_out):
-            raise ArrayError(
-                f"y: expected classes 0..{n_out - 1}, got {y.min()}..{y.max()}; name them with "
-                "Network(..., classes=)"
-            )
-        labels: Array = y
-        return labels
-
-    def _loss_and_slope(self, z: Array, labels: Array) -> tuple[float, Array]:
-        """The mean loss and its derivative by the output."""
-        n = len(z)
-        if n == 0:
-            raise ArrayError("x: expected at least one row, got none")
-        if self._loss == "squared":
-            delta = z - labels
-            return float((delta * delta).sum(dtype=np.float64)) / (2 * n), delta / np.float32(n)
-        shifted = z - z.max(axis=1, keepdims=True)
-        p = np.exp(shifted)
-        total = p.sum(axis=1, keepdims=True)
-        rows = np.arange(n)
-        loss = float(np.mean(np.log(total[:, 0]) - shifted[rows, labels], dtype=np.float64))
-        p /= total
-        p[rows, labels] -= 1
-        p /= np.float32(n)
-        return loss, p
+        return labels_for(self._loss, self.classes, self._layers[-1].weight.shape[0], y, n)
 
 
 def _forward(
@@ -688,56 +496,3 @@ def _forward(
             tapped[f"{layer.name}.in"] = h
         h = layer(h)
     return {_OUTPUT: h}, tapped
-
-
-def _is_npz(path: str | os.PathLike[str]) -> bool:
-    suffix = Path(path).suffix
-    if suffix not in (".npz", ".safetensors"):
-        raise OptionError(f"path: expected a name ending in .npz or .safetensors, got {path}")
-    return suffix == ".npz"
-
-
-def _check_config(config: Any, declared: Mapping[str, Any]) -> None:
-    """Refuse another version, and arrays that the description does not ask for."""
-    if config.get("version") != _VERSION:
-        raise FormatError(f"not a network of format version {_VERSION}")
-    wanted = set()
-    for entry in config["layers"]:
-        parts = [f"weight.{k}" for k in _CODE_ARRAYS] if "quantized" in entry else ["weight"]
-        wanted |= {f"{entry['name']}.{part}" for part in [*parts, "bias"]}
-    unknown = set(declared) - wanted
-    if unknown:
-        raise FormatError(f"holds arrays that are no part of it: {sorted(unknown)}")
-
-
-def _described(d: Dense) -> Layer:
-    """A layer as the protocol shows it."""
-    n_out, n_in = d.weight.shape
-    forms = [Form(FLOAT32, 32, nbytes=4 * n_out * n_in)]
-    forms.append(Form("int8", 8, nbytes=n_out * n_in + 4 * n_out))
-    if n_in % _GROUP == 0:
-        groups = n_out * (n_in // _GROUP)
-        forms.append(Form("int4g", 4, _GROUP, nbytes=(n_out * n_in + 1) // 2 + 4 * groups))
-    now = forms[0]
-    if d.stored is not None:
-        grouped = [f for f in forms[1:] if f.group_size == d.stored.group_size]
-        now = grouped[0] if grouped else Form(d.stored.dtype, d.stored.format.bits)
-        now = replace(now, nbytes=d.stored.nbytes)
-    name = f"{d.name}.in"
-    return Layer(
-        d.name, "dense", d.weight, d.bias, d.weight.size, name, now, tuple(forms), stored=d.stored
-    )
-
-
-def _layer_from(entry: dict[str, Any], arrays: dict[str, Array]) -> Dense:
-    name = entry["name"]
-    stored = None
-    if "quantized" in entry:
-        parts = {k: arrays[f"{name}.weight.{k}"] for k in _CODE_ARRAYS}
-        config: dict[str, Any] = {k: entry["quantized"][k] for k in _CODE_CONFIG}
-        config["shape"] = tuple(config["shape"])
-        stored = QuantizedArray(**{**parts, **config})
-        weight = np.asarray(stored.dequantize(), np.float32)
-    else:
-        weight = arrays[f"{name}.weight"]
-    return Dense(weight, arrays.get(f"{name}.bias"), entry["activation"], name, stored)
