@@ -1,48 +1,55 @@
-"""A NumPy network of dense layers: it trains with ``fastopt.optim`` and compresses.
-
-h_k = act_k(h_{k-1} @ W_k^T + b_k),   loss = mean cross-entropy or mean squared error / 2
-"""
+"""A NumPy network: a graph of modules that trains with ``fastopt.optim`` and compresses."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
 from fastopt._arrays import Array, as_array, as_labels, as_numbers
-from fastopt._options import choice, integer
+from fastopt._options import choice, integer, shape
 from fastopt._random import Seed, generator_of
 from fastopt.errors import ArrayError, OptionError
-from fastopt.models.base import FLOAT32, Group, Input, Layer, Member
-from fastopt.models.network.activations import ACTIVATIONS
+from fastopt.models.base import FLOAT32, Group, Input, Layer
+from fastopt.models.network import edit
+from fastopt.models.network.activations import softmax
+from fastopt.models.network.coupling import Coupling
 from fastopt.models.network.dense import Dense
-from fastopt.models.network.describe import described
+from fastopt.models.network.describe import layers_of, macs_of, matrix, rows_of
 from fastopt.models.network.files import read_network, write_network
+from fastopt.models.network.graph import INPUT, Graph
+from fastopt.models.network.graph import input_shape as _shape_of
 from fastopt.models.network.loss import LOSSES, labels_for, loss_and_slope
+from fastopt.models.network.module import Module, own_copy
 from fastopt.models.network.training import epochs_of, matched
 from fastopt.quantization import QuantizedArray, quantize
 
 __all__ = ["Network"]
 
-_INPUT, _OUTPUT = "X", "output"
+_OUTPUT = "output"
 
 
 class Network:
-    """A chain of dense layers with a loss.
+    """A graph of layers with a loss.
 
     Parameters
     ----------
-    layers : sequence of Dense
-        Each layer's n_in is the n_out of the one before. Unnamed layers are named
-        ``dense0``, ``dense1``, ...
+    layers : sequence of modules
+        ``Dense``, or any of ``fastopt.models.network``, in order of execution. Each reads the one
+        before it, or those that its ``inputs`` names ("X" is the network's input). Unnamed ones
+        are named by their kind and place: ``dense0``, ``conv2d1``, ... The last one's output is
+        the network's. They are copied; their arrays are shared.
     loss : {"cross_entropy", "squared"}
         ``cross_entropy``: mean over rows of -log softmax(output)[y], y integer classes.
         ``squared``: mean over rows of sum((output - y)^2) / 2.
     classes : array-like, optional
         Labels that ``predict`` returns for class 0, 1, ...; by default the integers.
+    input_shape : tuple of int, optional
+        Shape of one input row; needed where the first layer is not dense, such as (1, 28, 28).
 
     Examples
     --------
@@ -63,26 +70,18 @@ class Network:
 
     def __init__(
         self,
-        layers: Sequence[Dense],
+        layers: Sequence[Module],
         loss: str = "cross_entropy",
         classes: Any = None,
+        input_shape: Sequence[int] | None = None,
     ) -> None:
         if not layers:
             raise OptionError("layers: expected at least one layer, got none")
-        self._layers = list(layers)
+        given = _shape_of(layers[0]) if input_shape is None else shape(input_shape, "input_shape")
+        self._graph = Graph(layers, given)
+        self._coupling: Coupling | None = None
         self._loss = choice(loss, "loss", LOSSES)
         self.classes = None if classes is None else as_labels(classes, "classes")
-        for k, layer in enumerate(self._layers):
-            layer.name = layer.name or f"dense{k}"
-        names = [layer.name for layer in self._layers]
-        if len(set(names)) != len(names):
-            raise OptionError(f"layers: names must differ, got {names}")
-        for before, after in pairwise(self._layers):
-            if before.weight.shape[0] != after.weight.shape[1]:
-                raise ArrayError(
-                    f"layers: {before.name} gives {before.weight.shape[0]} columns, "
-                    f"{after.name} takes {after.weight.shape[1]}"
-                )
 
     @classmethod
     def mlp(
@@ -105,9 +104,7 @@ class Network:
         layers = []
         for k, (n_in, n_out) in enumerate(pairwise(widths)):
             act = activation if k + 2 < len(widths) else "identity"
-            bound = np.sqrt(6 / n_in) if act == "relu" else np.sqrt(6 / (n_in + n_out))
-            weight = rng.uniform(-bound, bound, (n_out, n_in)).astype(np.float32)
-            layers.append(Dense(weight, np.zeros(n_out, np.float32), act))
+            layers.append(Dense.random(n_in, n_out, act, rng))
         return cls(layers, loss, classes)
 
     # --- training -------------------------------------------------------------------------
@@ -115,19 +112,11 @@ class Network:
     @property
     def params(self) -> dict[str, Array]:
         """The live arrays that an optimiser updates in place, by ``layer.weight``/``.bias``."""
-        found = {}
-        for layer in self._layers:
-            found[f"{layer.name}.weight"] = layer.weight
-            if layer.bias is not None:
-                found[f"{layer.name}.bias"] = layer.bias
-        return found
+        return self._graph.params
 
     def forward(self, x: Any) -> Array:
         """Output of the last layer, (n, n_out) float32: logits for cross-entropy."""
-        h = self._input(x)
-        for layer in self._layers:
-            h = layer(h)
-        return h
+        return self._graph.forward(self._input(x))[0]
 
     __call__ = forward
 
@@ -136,27 +125,23 @@ class Network:
         z = self.forward(x)
         return loss_and_slope(self._loss, z, self._labels(y, len(z)))[0]
 
-    def value_and_grad(self, x: Any, y: Any) -> tuple[float, dict[str, Array]]:
-        """The loss and its gradient for every entry of ``params``, by back-propagation."""
-        rows = self._input(x)
-        return self._backward(rows, self._labels(y, len(rows)))
+    def value_and_grad(
+        self, x: Any, y: Any, training: bool = True
+    ) -> tuple[float, dict[str, Array]]:
+        """The loss and its gradient for every entry of ``params``, by back-propagation.
 
-    def _backward(self, rows: Array, labels: Array) -> tuple[float, dict[str, Array]]:
-        inputs = [rows]
-        for layer in self._layers:
-            inputs.append(layer(inputs[-1]))
-        loss, delta = loss_and_slope(self._loss, inputs[-1], labels)
-        grads: dict[str, Array] = {}
-        for k in range(len(self._layers) - 1, -1, -1):
-            layer = self._layers[k]
-            if layer.activation != "identity":
-                delta = delta * ACTIVATIONS[layer.activation][1](inputs[k + 1])
-            if layer.bias is not None:
-                grads[f"{layer.name}.bias"] = delta.sum(axis=0)
-            grads[f"{layer.name}.weight"] = delta.T @ inputs[k]
-            if k:
-                delta = delta @ layer.weight
-        return loss, {name: grads[name] for name in self.params}
+        In training a batch-norm normalises with the rows of ``x`` and moves its running
+        statistics; with ``training=False`` it uses those, as :meth:`loss` does.
+        """
+        rows = self._input(x)
+        return self._backward(rows, self._labels(y, len(rows)), training)
+
+    def _backward(
+        self, rows: Array, labels: Array, training: bool = True, loss: str | None = None
+    ) -> tuple[float, dict[str, Array]]:
+        z, saved = self._graph.forward_saved(rows, training)
+        value, delta = loss_and_slope(loss or self._loss, z.reshape(len(z), -1), labels)
+        return value, self._graph.backward(delta.reshape(z.shape), saved)
 
     def backward(self, x: Any, y: Any) -> dict[str, Array]:
         """The gradient of the loss for every entry of ``params``."""
@@ -174,6 +159,8 @@ class Network:
     ) -> list[float]:
         """In place: train on mini-batches; returns the mean loss of each epoch.
 
+        Layers are float32 afterwards.
+
         Parameters
         ----------
         optimizer
@@ -189,6 +176,7 @@ class Network:
             raise ArrayError("x: expected at least one row to train on, got none")
         labels = self._labels(y, len(rows))
         size = len(rows) if batch_size is None else integer(batch_size, "batch_size", low=1)
+        self._unstore()
         return epochs_of(
             lambda index: self._backward(rows[index], labels[index]),
             self.params, optimizer, len(rows), integer(epochs, "epochs", low=0), size, seed,
@@ -205,22 +193,24 @@ class Network:
         before, after : float
             That loss; the parameters change only where it falls.
         """
-        twin = Network([Dense(d.weight, d.bias, d.activation, d.name) for d in self._layers])
-        twin._loss = "squared"
         rows = self._input(x)
-        targets = twin._labels(outputs, len(rows))
-        params = list(self.params.values())
-        for layer in self._layers:  # what is fitted is stored in full again
-            layer.stored = None
+        n_out = int(np.prod(self._graph.shapes[self._graph.output], dtype=np.int64))
+        targets = labels_for("squared", None, n_out, outputs, len(rows))
+        self._unstore()
+        return matched(
+            lambda: self._backward(rows, targets, training=False, loss="squared"),
+            list(self.params.values()), max_iter,
+        )  # fmt: skip
 
-        return matched(lambda: twin._backward(rows, targets), params, max_iter)
+    def _unstore(self) -> None:
+        """What is trained is stored in full again."""
+        for module in self._graph.modules.values():
+            if getattr(module, "stored", None) is not None:
+                module.stored = None  # type: ignore[attr-defined]
 
     def predict_proba(self, x: Any) -> Array:
         """Softmax of the output, (n, n_classes)."""
-        z = self.forward(x)
-        p: Array = np.exp(z - z.max(axis=1, keepdims=True))
-        p /= p.sum(axis=1, keepdims=True)
-        return p
+        return softmax(self.forward(x))
 
     def predict(self, x: Any) -> Array:
         """Class labels for cross-entropy, the outputs themselves for squared loss."""
@@ -251,7 +241,7 @@ class Network:
     @property
     def inputs(self) -> tuple[Input, ...]:
         """One input, ``X``."""
-        return (Input(_INPUT, "float32", (None, self._layers[0].weight.shape[1])),)
+        return (Input(INPUT, self._dtype, (None, *self._graph.shapes[INPUT])),)
 
     @property
     def outputs(self) -> tuple[str, ...]:
@@ -270,29 +260,31 @@ class Network:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """Nothing is left out."""
-        return ()
+        """Modules without a rule for their units."""
+        return tuple(self._coupled().notes)
 
     @property
     def layers(self) -> dict[str, Layer]:
         """The layers in order of execution (arrays are the live ones)."""
-        return {d.name: described(d) for d in self._layers}
+        return layers_of(self._graph)
 
     @property
     def groups(self) -> dict[str, Group]:
-        """One group for the units between two neighbouring layers, named after the first."""
-        found = {}
-        for a, b in pairwise(self._layers):
-            n = a.weight.shape[0]
-            index = np.arange(n)[:, None]
-            makes, reads = Member(a.name, 0, index), Member(b.name, 1, index)
-            found[a.name] = Group(a.name, n, (makes,), (reads,))
-        return found
+        """The coupling groups by label propagation, each named after its first producer."""
+        return self._coupled().groups
+
+    def _coupled(self) -> Coupling:
+        if self._coupling is None:
+            self._coupling = Coupling(self._graph)
+        return self._coupling
 
     @property
     def nbytes(self) -> int:
         """Bytes of all parameters as they are saved."""
-        return sum(layer.nbytes for layer in self.layers.values())
+        layers = self.layers
+        held = [(m, name, a) for m in self._graph.modules.values() for name, a in m.held().items()]
+        rest = sum(a.nbytes for m, name, a in held if not (m.name in layers and name == "weight"))
+        return rest + sum(layer.form.nbytes for layer in layers.values())
 
     @property
     def n_params(self) -> int:
@@ -302,16 +294,16 @@ class Network:
     @property
     def macs(self) -> int:
         """Multiply-adds for one input row."""
-        return sum(d.weight.size for d in self._layers)
+        return sum(macs_of(self._graph, m) for m in self._graph.modules.values())
 
     def n_rows(self, data: Any) -> int:
         """Rows of ``data``, a mapping of ``X`` or a sequence of such mappings."""
-        return len(data) if not isinstance(data, Mapping) else len(self._input(data[_INPUT]))
+        return len(data) if not isinstance(data, Mapping) else len(self._input(data[INPUT]))
 
     def take(self, data: Any, index: Array) -> Any:
         """Those rows of ``data``, in that order."""
         if isinstance(data, Mapping):
-            return {_INPUT: self._input(data[_INPUT])[index]}
+            return {INPUT: self._input(data[INPUT])[index]}
         return [data[int(k)] for k in index]
 
     def run(
@@ -325,43 +317,37 @@ class Network:
 
         ``weights`` gives layers other weights for this run alone.
         """
-        given = dict(weights or {})
-        layers = [
-            Dense(given[d.name], d.bias, d.activation, d.name) if d.name in given else d
-            for d in self._layers
-        ]
-        unknown = set(taps) - {f"{d.name}.in" for d in self._layers}
-        if unknown:
-            raise OptionError(f"taps: no tensor named {sorted(unknown)}")
+        names = {f"{name}.in": name for name in self.layers}
+        if set(taps) - set(names):
+            raise OptionError(f"taps: no tensor named {sorted(set(taps) - set(names))}")
+        others = {
+            name: edit.with_weight(edit.layer_named(self._graph, name), w)
+            for name, w in (weights or {}).items()
+        }
         for feed in [data] if isinstance(data, Mapping) else data:
-            x = self._input(feed[_INPUT])
+            x = self._input(feed[INPUT])
             step = batch_size or max(len(x), 1)
             for start in range(0, len(x), step):
-                yield _forward(layers, x[start : start + step], taps)
+                tapped = [names[t] for t in taps]
+                y, seen = self._graph.forward(x[start : start + step], tapped, others)
+                yield {_OUTPUT: y}, {f"{name}.in": a for name, a in seen.items()}
 
     def rows(self, layer: str, tapped: Array, limit: int | None = None) -> Array:
-        """A layer's input rows out of its tapped tensor, (1, rows, n_in)."""
-        if limit is not None and len(tapped) > limit:
-            tapped = tapped[np.linspace(0, len(tapped) - 1, limit).round().astype(np.intp)]
-        return tapped[None]
+        """A layer's input rows out of its tapped tensor, (n_blocks, rows, n_in)."""
+        return rows_of(edit.layer_named(self._graph, layer), tapped, limit)
 
     def runner(
         self, data: Any, batch_size: int | None = None, threads: int = 1
     ) -> Callable[[], object]:
         """Call it to run the first batch of ``data`` once; BLAS has its own threads."""
         feed = data if isinstance(data, Mapping) else next(iter(data))
-        x = self._input(feed[_INPUT])[:batch_size]
+        x = self._input(feed[INPUT])[:batch_size]
         return lambda: self.forward(x)
 
     def set_weight(self, layer: str, weight: Array, bias: Array | None = None) -> None:
         """In place: new values of the same shape, stored as float32; None keeps the bias."""
-        found = self._find(layer)
-        fresh = Dense(weight, found.bias if bias is None else bias, found.activation)
-        if fresh.weight.shape != found.weight.shape:
-            raise ArrayError(
-                f"weight: {layer} needs shape {found.weight.shape}, got {fresh.weight.shape}"
-            )
-        found.weight, found.bias, found.stored = fresh.weight, fresh.bias, None
+        found = edit.layer_named(self._graph, layer)
+        self._put(self._graph.replaced({layer: [edit.with_weight(found, weight, bias)]}))
 
     def keep_units(
         self,
@@ -370,37 +356,12 @@ class Network:
         weights: Mapping[str, tuple[Array, Array | None]] | None = None,
     ) -> None:
         """In place: keep the units ``index`` of a group; ``weights`` replaces its two layers."""
-        if group not in self.groups:
-            raise OptionError(f"group: no group named {group!r}; there are {list(self.groups)}")
-        k = self._index(group)
-        first, second = self._layers[k], self._layers[k + 1]
-        sliced = {
-            first.name: (first.weight[index], None if first.bias is None else first.bias[index]),
-            second.name: (second.weight[:, index], second.bias),
-        }
         given = dict(weights or {})
-        if set(given) - set(sliced):
-            raise OptionError(f"weights: {group} has the layers {list(sliced)}, got {list(given)}")
-        fresh = [
-            Dense(*(sliced | given)[d.name], d.activation, d.name) if d.name in sliced else d
-            for d in self._layers
-        ]
-        Network(fresh)  # the shapes must chain
-        self._layers[:] = fresh
+        self._put(edit.units_kept(self._graph, self._coupled(), group, index, given))
 
     def split_layer(self, layer: str, a: Array, b: Array) -> None:
         """In place: ``layer`` becomes ``layer.b`` (no bias, no activation), then ``layer.a``."""
-        k = self._index(layer)
-        old = self._layers[k]
-        pair = [
-            Dense(b, None, "identity", f"{layer}.b"),
-            Dense(a, old.bias, old.activation, f"{layer}.a"),
-        ]
-        if (pair[1].weight.shape[0], pair[0].weight.shape[1]) != old.weight.shape:
-            raise ArrayError(f"a, b: {layer} needs outer shape {old.weight.shape}")
-        fresh = [*self._layers[:k], *pair, *self._layers[k + 1 :]]
-        Network(fresh)
-        self._layers[:] = fresh
+        self._put(edit.split(self._graph, layer, a, b))
 
     def store(
         self,
@@ -413,41 +374,40 @@ class Network:
 
         Without ``codes`` the weight is rounded plainly. No form needs ``ranges``.
         """
-        found = self._find(layer)
-        wanted = described(found).form_named(form)
+        found = edit.layer_named(self._graph, layer)
+        described = self.layers[layer]
+        wanted = described.form_named(form)
         if wanted is None:
-            names = [f.name for f in described(found).forms]
+            names = [f.name for f in described.forms]
             raise OptionError(f"form: {layer} can be stored as {', '.join(names)}, not {form!r}")
         if form == FLOAT32:
             found.stored = None
             return
+        weight = matrix(found)
         if codes is None:
             axis = 0 if wanted.group_size is None else 1
-            codes = quantize(
-                found.weight, f"int{wanted.bits}", axis=axis, group_size=wanted.group_size
-            )
-        if tuple(codes.shape) != found.weight.shape:
-            raise ArrayError(f"codes: {layer} needs shape {found.weight.shape}, got {codes.shape}")
-        found.weight = np.asarray(codes.dequantize(), np.float32)
-        found.stored = codes
+            codes = quantize(weight, f"int{wanted.bits}", axis=axis, group_size=wanted.group_size)
+        if tuple(codes.shape) != weight.shape:
+            raise ArrayError(f"codes: {layer} needs shape {weight.shape}, got {codes.shape}")
+        values = np.asarray(codes.dequantize(), np.float32).reshape(found.weight.shape)
+        fresh = replace(found, weight=values, stored=codes)
+        self._put(self._graph.replaced({layer: [fresh]}))
 
     def fold(self) -> tuple[str, ...]:
-        """Nothing to fold."""
-        return ()
+        """In place: put every batch-norm into the convolution or dense layer that feeds it."""
+        graph, done = edit.folded(self._graph)
+        self._put(graph)
+        return done
 
     def copy(self) -> Network:
         """An independent copy: no array is shared, for training writes into them."""
-        layers = [
-            Dense(
-                d.weight.copy(),
-                None if d.bias is None else d.bias.copy(),
-                d.activation,
-                d.name,
-                d.stored,  # immutable
-            )
-            for d in self._layers
-        ]
-        return Network(layers, self._loss, self.classes)
+        modules = [own_copy(m) for m in self._graph.modules.values()]
+        made = Network(modules, self._loss, self.classes, self._graph.shapes[INPUT])
+        made._coupling = self._coupling
+        return made
+
+    def _put(self, graph: Graph) -> None:
+        self._graph, self._coupling = graph, None
 
     # --- files ----------------------------------------------------------------------------
 
@@ -457,7 +417,7 @@ class Network:
         Quantised layers are written as codes and scales, so the file is as small as ``nbytes``
         says, and :meth:`load` gives a network that predicts the same bits.
         """
-        write_network(path, self._layers, self._loss, self.classes)
+        write_network(path, self._graph, self._loss, self.classes)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Network:
@@ -465,34 +425,25 @@ class Network:
         return read_network(path, cls)
 
     def __repr__(self) -> str:
-        widths = [self._layers[0].weight.shape[1], *(d.weight.shape[0] for d in self._layers)]
-        return f"Network({'-'.join(map(str, widths))}, loss={self._loss!r})"
+        modules = list(self._graph.modules.values())
+        if all(m.kind == "dense" for m in modules):
+            widths = [*self._graph.shapes[INPUT], *(len(matrix(m)) for m in modules)]
+            return f"Network({'-'.join(map(str, widths))}, loss={self._loss!r})"
+        return f"Network({len(modules)} modules, {self.n_params} parameters, loss={self._loss!r})"
 
     # --- inside ---------------------------------------------------------------------------
 
-    def _index(self, name: str) -> int:
-        for k, layer in enumerate(self._layers):
-            if layer.name == name:
-                return k
-        raise OptionError(f"name: no layer named {name!r}; there are {list(self.layers)}")
-
-    def _find(self, name: str) -> Dense:
-        return self._layers[self._index(name)]
+    @property
+    def _dtype(self) -> str:
+        readers = [m for m in self._graph.modules.values() if INPUT in m.inputs]
+        return "int64" if any(m.kind == "embedding" for m in readers) else "float32"
 
     def _input(self, x: Any) -> Array:
-        n_in = self._layers[0].weight.shape[1]
-        return as_array(x, "x", dtypes=("float32",), cast="float32", shape=(None, n_in))
+        dtype, wanted = self._dtype, (None, *self._graph.shapes[INPUT])
+        if dtype == "int64":
+            return as_array(x, "x", dtypes=("int32", "int64"), shape=wanted)
+        return as_array(x, "x", dtypes=("float32",), cast="float32", shape=wanted)
 
     def _labels(self, y: Any, n: int) -> Array:
-        return labels_for(self._loss, self.classes, self._layers[-1].weight.shape[0], y, n)
-
-
-def _forward(
-    layers: Sequence[Dense], h: Array, taps: Sequence[str]
-) -> tuple[dict[str, Array], dict[str, Array]]:
-    tapped = {}
-    for layer in layers:
-        if f"{layer.name}.in" in taps:
-            tapped[f"{layer.name}.in"] = h
-        h = layer(h)
-    return {_OUTPUT: h}, tapped
+        n_out = int(np.prod(self._graph.shapes[self._graph.output], dtype=np.int64))
+        return labels_for(self._loss, self.classes, n_out, y, n)
