@@ -8,18 +8,21 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from fastopt import _threads
 from fastopt._arrays import Array
+from fastopt._kernels import depthwise as _filter
 from fastopt._options import integer
 from fastopt._random import Seed
 from fastopt.errors import ArrayError
 from fastopt.models.network.dense import uniform
 from fastopt.models.network.module import Module, float_array, images, pair, vector
-from fastopt.models.network.patches import Window, from_planes, to_planes
+from fastopt.models.network.patches import Window, from_planes, sums, to_planes
 from fastopt.quantization import QuantizedArray
 
 __all__ = ["Conv2d"]
 
-_BLOCK = 1 << 20  # elements of columns at a time: they are still in the cache when multiplied
+SERIAL_BELOW = 1 << 20  # multiply-adds of a depthwise layer
+_BLOCK = 1 << 19  # elements of columns at a time: they are still in the cache when multiplied
 
 
 @dataclass
@@ -95,6 +98,16 @@ class Conv2d(Module):
         """Whether every channel is filtered alone."""
         return self.weight.shape[1] == 1 and self.groups == len(self.weight)
 
+    @property
+    def _taps(self) -> Array:
+        """A depthwise weight, (channels, kh, kw)."""
+        return np.ascontiguousarray(self.weight[:, 0])
+
+    def _steps(self, y: Array) -> tuple[int, int, int, int, int]:
+        """Stride, dilation, threads for planes of the output's size."""
+        work = y.size * self.weight[0].size
+        return (*self.stride, *self.dilation, _threads.resolve(None, work, SERIAL_BELOW))
+
     def shape(self, *shapes: tuple[int, ...]) -> tuple[int, ...]:
         """(n_out, height, width)."""
         c, h, w = images(shapes[0], self.name)
@@ -108,70 +121,83 @@ class Conv2d(Module):
         """One product with the weight for each place."""
         return self.weight.size * shape[1] * shape[2]
 
-    def _blocks(self, places: tuple[int, int], n: int) -> Iterator[tuple[int, int]]:
-        """Output lines at a time."""
-        line = self.weight[0].size * self.groups * places[1] * n
-        step = max(1, _BLOCK // max(1, line))
-        for first in range(0, places[0], step):
-            yield first, min(first + step, places[0])
-
     def forward(self, *xs: Array, training: bool = False) -> tuple[Array, Any]:
         """The sums, in the memory order that ``patches`` describes."""
-        window, n_out = self.window, len(self.weight)
+        window = self.window
         x = window.padded(to_planes(xs[0]))
-        places, n = window.places(xs[0].shape[2:]), len(xs[0])
-        y = np.empty((n_out, *places, n), np.float32)
+        places = window.places(xs[0].shape[2:])
         if self.depthwise:
-            self._each(x, y)
+            y = np.empty((len(x), *places, x.shape[3]), np.float32)
+            _filter.filter_planes(y, x, self._taps, *self._steps(y))
         else:
-            weight = self.weight.reshape(self.groups, n_out // self.groups, -1)
-            for first, last in self._blocks(places, n):
-                columns = window.columns(x, places, first, last)
-                found = weight @ columns.reshape(self.groups, weight.shape[2], -1)
-                y[:, first:last] = found.reshape(n_out, last - first, places[1], n)
+            y = _product(self._matrices(), x, window, places)
         if self.bias is not None:
             y += self.bias[:, None, None, None]
         return from_planes(y), x
 
-    def _each(self, x: Array, y: Array) -> None:
-        """A sum over the window's places: y[c] = sum of w[c, i, j] * x[c, i ..., j ...]."""
-        product = np.empty_like(y)
-        for k, (i, j, rows, cols) in enumerate(self.window.taps(y.shape[1:3])):
-            w = self.weight[:, 0, i, j][:, None, None, None]
-            if k:
-                np.multiply(x[:, rows, cols], w, out=product)
-                y += product
-            else:
-                np.multiply(x[:, rows, cols], w, out=y)
+    def _matrices(self) -> Array:
+        """(groups, n_out / groups, columns)."""
+        return self.weight.reshape(self.groups, len(self.weight) // self.groups, -1)
 
     def backward(
         self, dy: Array, saved: Any, dx: bool = True
     ) -> tuple[list[Array | None], dict[str, Array]]:
         """dW = dy columns^T;  dx adds up W^T dy where the columns came from."""
-        window, x, n_out = self.window, saved, len(self.weight)
+        window, x = self.window, saved
         dy = to_planes(dy)
-        places = dy.shape[1:3]
         grads = {"weight": np.zeros_like(self.weight)}
         if self.bias is not None:
-            grads["bias"] = dy.reshape(n_out, -1).sum(axis=1)
-        around = np.zeros_like(x) if dx else None
+            grads["bias"] = sums(dy)
         if self.depthwise:
-            self._each_back(dy, x, grads["weight"], around)
-        else:
-            weight = self.weight.reshape(self.groups, n_out // self.groups, -1)
-            total = grads["weight"].reshape(weight.shape)
-            for first, last in self._blocks(places, dy.shape[3]):
-                columns = window.columns(x, places, first, last)
-                columns = columns.reshape(self.groups, weight.shape[2], -1)
-                part = dy[:, first:last].reshape(self.groups, weight.shape[1], -1)
-                total += part @ columns.transpose(0, 2, 1)
-                if around is not None:
-                    back = weight.transpose(0, 2, 1) @ part
-                    window.scatter(back, around, places, first, last)
-        return [None if around is None else from_planes(window.inside(around))], grads
+            steps = self._steps(dy)
+            _filter.weigh_planes(grads["weight"][:, 0], x, dy, *steps)
+            if not dx:
+                return [None], grads
+            around = np.zeros_like(x)
+            _filter.spread_planes(around, dy, self._taps, *steps)
+            return [from_planes(window.inside(around))], grads
+        weight, places = self._matrices(), dy.shape[1:3]
+        total = grads["weight"].reshape(weight.shape)
+        for first, last in _blocks(window, x, places):
+            columns = window.columns(x, places, first, last)
+            columns = columns.reshape(self.groups, weight.shape[2], -1)
+            part = dy[:, first:last].reshape(self.groups, weight.shape[1], -1)
+            total += part @ columns.transpose(0, 2, 1)
+        return [from_planes(self._back(dy, x.shape)) if dx else None], grads
 
-    def _each_back(self, dy: Array, x: Array, dw: Array, around: Array | None) -> None:
-        for i, j, rows, cols in self.window.taps(dy.shape[1:3]):
-            dw[:, 0, i, j] = np.einsum("chwn,chwn->c", dy, x[:, rows, cols])
-            if around is not None:
-                around[:, rows, cols] += dy * self.weight[:, 0, i, j][:, None, None, None]
+    def _back(self, dy: Array, shape: tuple[int, ...]) -> Array:
+        """The gradient by the planes, whose padded shape is given."""
+        window, weight, places = self.window, self._matrices(), dy.shape[1:3]
+        turned = window.turned
+        if turned is not None:  # a convolution of dy with the kernel turned round
+            flipped = self.weight[:, :, ::-1, ::-1].reshape(*weight.shape[:2], -1, *window.kernel)
+            matrices = flipped.swapaxes(1, 2).reshape(self.groups, flipped.shape[2], -1)
+            size = shape[1] - 2 * window.padding[0], shape[2] - 2 * window.padding[1]
+            return _product(matrices, turned.padded(dy), turned, size)
+        around = np.zeros(shape, np.float32)
+        for first, last in _blocks(window, around, places):
+            part = dy[:, first:last].reshape(self.groups, weight.shape[1], -1)
+            window.scatter(weight.transpose(0, 2, 1) @ part, around, places, first, last)
+        return window.inside(around)
+
+
+def _blocks(window: Window, x: Array, places: tuple[int, ...]) -> Iterator[tuple[int, int]]:
+    """Output lines at a time."""
+    line = len(x) * window.kernel[0] * window.kernel[1] * places[1] * x.shape[3]
+    step = max(1, _BLOCK // max(1, line))
+    for first in range(0, places[0], step):
+        yield first, min(first + step, places[0])
+
+
+def _product(matrices: Array, x: Array, window: Window, places: tuple[int, int]) -> Array:
+    """Planes of matrices (groups, n_out, columns) times the columns of padded planes."""
+    groups, n_out, width = matrices.shape
+    y = np.empty((groups * n_out, *places, x.shape[3]), np.float32)
+    for first, last in _blocks(window, x, places):
+        columns = window.columns(x, places, first, last).reshape(groups, width, -1)
+        if last - first == places[0]:
+            np.matmul(matrices, columns, out=y.reshape(groups, n_out, -1))
+        else:
+            found = matrices @ columns
+            y[:, first:last] = found.reshape(len(y), last - first, *y.shape[2:])
+    return y

@@ -11,6 +11,7 @@ from fastopt._arrays import Array
 from fastopt._options import number
 from fastopt.errors import ArrayError
 from fastopt.models.network.module import Module, float_array, vector
+from fastopt.models.network.patches import sums
 
 __all__ = ["BatchNorm", "LayerNorm"]
 
@@ -70,45 +71,49 @@ class BatchNorm(Module):
         """The normalised input, scaled and shifted."""
         x = xs[0]
         if not training:
-            slope = self.weight / np.sqrt(self.running_var + np.float32(self.eps))
-            shift = self.bias - self.running_mean * slope
+            root = 1 / np.sqrt(self.running_var + np.float32(self.eps))
+            slope = root * self.weight
             y = x * _column(slope, x)
-            y += _column(shift, x)
-            return y, (x, None, slope)
+            y += _column(self.bias - self.running_mean * slope, x)
+            return y, (x, self.running_mean, root)
         lines = _lines(x)
-        mean = lines.mean(axis=1)
+        n = lines.shape[1]
+        mean = sums(lines) / np.float32(n)
         centred = lines - mean[:, None]
-        var = np.einsum("ck,ck->c", centred, centred) / np.float32(lines.shape[1])
-        root = 1 / np.sqrt(var + np.float32(self.eps))
-        share, n = np.float32(self.momentum), lines.shape[1]
+        var = np.einsum("ck,ck->c", centred, centred) / np.float32(n)
+        share = np.float32(self.momentum)
         self.running_mean += share * (mean - self.running_mean)
         self.running_var += share * (var * np.float32(n / max(1, n - 1)) - self.running_var)
-        centred *= root[:, None]
-        y = centred * self.weight[:, None]
+        root = 1 / np.sqrt(var + np.float32(self.eps))
+        y = centred * (root * self.weight)[:, None]
         y += self.bias[:, None]
-        return _unlined(y, x.shape), (x, centred, root * self.weight)
+        return _unlined(y, x.shape), (centred, None, root)
 
     def backward(
         self, dy: Array, saved: Any, dx: bool = True
     ) -> tuple[list[Array | None], dict[str, Array]]:
-        """dx = weight / sigma * (dy - mean(dy) - h * mean(dy * h)), h the normalised input."""
-        x, h, slope = saved
-        if h is None:  # with running statistics it is a line
-            root = 1 / np.sqrt(self.running_var + np.float32(self.eps))
-            h = (_lines(x) - self.running_mean[:, None]) * root[:, None]
-            lines = _lines(dy)
-            found = {"weight": np.einsum("ck,ck->c", lines, h), "bias": lines.sum(axis=1)}
-            return [dy * _column(slope, dy) if dx else None], found
+        """dx = weight / sigma * (dy - mean(dy) - h * mean(dy * h)), h the normalised input.
+
+        With running statistics h is no function of the batch: dx = weight / sigma * dy.
+        """
+        centred, mean, root = saved
+        if mean is not None:
+            centred = _lines(centred) - mean[:, None]
         lines = _lines(dy)
-        n = np.float32(lines.shape[1])
-        grads = {"weight": np.einsum("ck,ck->c", lines, h), "bias": lines.sum(axis=1)}
+        grads = {
+            "weight": root * np.einsum("ck,ck->c", lines, centred),
+            "bias": sums(lines),
+        }
         if not dx:
             return [None], grads
-        back = h * (-grads["weight"] / n)[:, None]
-        back += lines
-        back -= (grads["bias"] / n)[:, None]
-        back *= slope[:, None]
-        return [_unlined(back, x.shape)], grads
+        slope = root * self.weight
+        back = lines * slope[:, None]
+        if mean is None:
+            n = np.float32(lines.shape[1])
+            centred *= (-slope * root * grads["weight"] / n)[:, None]  # not needed any more
+            back += centred
+            back -= (slope * grads["bias"] / n)[:, None]
+        return [_unlined(back, dy.shape)], grads
 
 
 def _column(v: Array, x: Array) -> Array:

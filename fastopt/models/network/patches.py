@@ -7,6 +7,7 @@ whatever the stride, and a channel is one run, so NumPy and BLAS work at their f
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +16,7 @@ from numpy.lib.stride_tricks import as_strided
 from fastopt._arrays import Array
 from fastopt.errors import ArrayError
 
-__all__ = ["Window", "from_planes", "to_planes"]
+__all__ = ["Window", "from_planes", "sums", "to_planes"]
 
 Pair = tuple[int, int]
 
@@ -29,6 +30,24 @@ def from_planes(x: Array) -> Array:
     """(channels, h, w, n) seen as (n, channels, h, w)."""
     seen: Array = x.transpose(3, 0, 1, 2)
     return seen
+
+
+_own = threading.local()
+
+
+def _scratch(size: int) -> Array:
+    """This thread's memory for columns: fresh pages cost as much as what is written to them."""
+    if getattr(_own, "memory", None) is None or _own.memory.size < size:
+        _own.memory = np.empty(size, np.float32)
+    found: Array = _own.memory[:size]
+    return found
+
+
+def sums(x: Array) -> Array:
+    """The sum of each channel's planes."""
+    flat = x.reshape(len(x), -1)
+    found: Array = flat @ np.ones(flat.shape[1], np.float32)  # three times as fast as sum(axis=1)
+    return found
 
 
 @dataclass(frozen=True)
@@ -49,6 +68,20 @@ class Window:
     def alone(self) -> bool:
         """Whether each place is its own window."""
         return self.kernel == (1, 1) == self.stride and self.padding == (0, 0)
+
+    @property
+    def turned(self) -> Window | None:
+        """The window that gathers for each place of the input what it gave to the output.
+
+        None for one that moves in steps, whose output has gaps, or is padded by more than it sees.
+        """
+        around = [
+            d * (k - 1) - p
+            for k, p, d in zip(self.kernel, self.padding, self.dilation, strict=True)
+        ]
+        if self.stride != (1, 1) or min(around) < 0:
+            return None
+        return Window(self.kernel, (1, 1), (around[0], around[1]), self.dilation)
 
     def places(self, size: Pair, name: str = "window") -> Pair:
         """Height and width of the output: floor((n + 2 p - d (k - 1) - 1) / s) + 1."""
@@ -109,9 +142,17 @@ class Window:
         -------
         (channels * kh * kw, lines * width * n) float32
             In the order of a weight's (in, kh, kw); no copy where each place is its own window.
+            Valid until this thread asks for others.
         """
         seen = self.seen(x[:, first * self.stride[0] :], last - first, places[1])
-        return seen.reshape(len(x) * self.kernel[0] * self.kernel[1], -1)
+        n_rows = len(x) * self.kernel[0] * self.kernel[1]
+        if self.alone:
+            plain: Array = seen.reshape(n_rows, -1)
+            return plain
+        found = _scratch(seen.size).reshape(seen.shape)
+        np.copyto(found, seen)
+        columns: Array = found.reshape(n_rows, -1)
+        return columns
 
     def scatter(self, columns: Array, x: Array, places: Pair, first: int, last: int) -> None:
         """In place: add columns to the padded planes that :meth:`columns` read them from."""
