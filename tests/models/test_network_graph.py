@@ -331,3 +331,51 @@ def test_the_users_modules_stay_as_they_are() -> None:
     assert [m.name for m in layers] == [""] * 3
     assert list(first.layers) == ["dense0", "dense2"]
     assert list(second.layers) == ["dense0", "dense1"]
+
+
+def test_integer_layers_multiply_codes(tmp_path: Path) -> None:
+    """A layer in a +dynamic form is the row-by-row quantised product, also after a file."""
+    net = _settled(_conv_net())
+    x, _ = _data(net)
+    taps = ("left.in", f"{net_dense(net)}.in")
+    ((_, tapped),) = net.run({"X": x}, taps=taps)
+    before = net.forward(x)
+    for name in ("left", net_dense(net)):
+        assert net.layers[name].form_named("int8+dynamic").activations == "dynamic"
+        net.store(name, "int8+dynamic")
+        layer, module = net.layers[name], net._graph.modules[name]
+        assert layer.form.name == "int8+dynamic"
+        given = tapped[f"{name}.in"]
+        y = module.forward(given)[0]
+        if layer.kind == "conv":  # as the plain twin: rows of patches, each with its own scale
+            given = net.rows(name, given)[0]
+            y = y.transpose(2, 3, 0, 1).reshape(len(given), -1)
+        low = np.minimum(given.min(axis=1), 0)[:, None]
+        scale = (np.maximum(given.max(axis=1), 0)[:, None] - low) / 255
+        scale = np.where(scale == 0, 1, scale)
+        zero = np.round(-low / scale)
+        codes = np.clip(np.round(given / scale) + zero, 0, 255)
+        wanted = ((codes - zero) * scale) @ layer.weight.T
+        wanted += 0 if layer.bias is None else layer.bias
+        wanted = np.maximum(wanted, 0) if name.startswith("dense") else wanted
+        step = float(np.abs(layer.weight).sum(axis=1).max() * scale.max())
+        np.testing.assert_allclose(y, wanted, atol=0.02 * step)  # ties of a few codes
+        float_y = given @ layer.weight.T
+        assert np.abs(y - float_y).max() > 0  # not the float product
+    after = net.forward(x)
+    np.testing.assert_allclose(after, before, atol=0.05 * np.abs(before).max())
+    net.save(tmp_path / "net.npz")
+    back = Network.load(tmp_path / "net.npz")
+    np.testing.assert_array_equal(back.forward(x), after)
+    assert back.layers["left"].form.name == "int8+dynamic"
+    net.store("left", "float32")
+    assert net.layers["left"].form.name == "float32"
+    assert "int8+dynamic" not in {f.name for f in net.layers["deep"].forms}  # grouped
+
+
+def test_training_starts_from_the_codes_values_and_stores_floats() -> None:
+    net = _settled(_conv_net())
+    x, y = _data(net)
+    net.store(net_dense(net), "int8+dynamic")
+    net.fit(x, y, fastopt.optim.SGD(net.params, lr=1e-3), epochs=1)
+    assert net.layers[net_dense(net)].form.name == "float32"

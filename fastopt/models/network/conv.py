@@ -15,6 +15,7 @@ from fastopt._options import integer
 from fastopt._random import Seed
 from fastopt.errors import ArrayError
 from fastopt.models.network.dense import uniform
+from fastopt.models.network.integer import integer_product, runs_in_integers
 from fastopt.models.network.module import Module, float_array, images, pair, vector
 from fastopt.models.network.patches import Window, from_planes, sums, to_planes
 from fastopt.quantization import QuantizedArray
@@ -39,6 +40,8 @@ class Conv2d(Module):
         Blocks of channels that do not see each other; as many as channels for a depthwise one.
     stored : QuantizedArray or None
         Set by ``Network.store``; ``weight`` then holds its dequantised values.
+    dynamic : bool
+        Whether it then multiplies in integers, each patch quantised as it arrives.
     """
 
     kind: ClassVar[str] = "conv2d"
@@ -53,6 +56,7 @@ class Conv2d(Module):
     name: str = ""
     stored: QuantizedArray | None = None
     inputs: tuple[str, ...] = ()
+    dynamic: bool = False
 
     def __post_init__(self) -> None:
         self.weight = float_array(self.weight, "weight", 4)
@@ -124,8 +128,11 @@ class Conv2d(Module):
     def forward(self, *xs: Array, training: bool = False) -> tuple[Array, Any]:
         """The sums, in the memory order that ``patches`` describes."""
         window = self.window
-        x = window.padded(to_planes(xs[0]))
         places = window.places(xs[0].shape[2:])
+        if runs_in_integers(self, training):
+            y = integer_product(self, window.rows(xs[0], places)).transpose(0, 3, 1, 2)
+            return y if self.bias is None else y + self.bias[:, None, None], None
+        x = window.padded(to_planes(xs[0]))
         if self.depthwise:
             y = np.empty((len(x), *places, x.shape[3]), np.float32)
             _filter.filter_planes(y, x, self._taps, *self._steps(y))

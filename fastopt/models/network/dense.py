@@ -12,6 +12,7 @@ from fastopt._options import choice, integer
 from fastopt._random import Seed, generator_of
 from fastopt.errors import ArrayError
 from fastopt.models.network.activations import ACTIVATIONS
+from fastopt.models.network.integer import integer_product, runs_in_integers
 from fastopt.models.network.module import Module, float_array, vector
 from fastopt.quantization import QuantizedArray
 
@@ -29,6 +30,8 @@ class Dense(Module):
     activation : {"identity", "relu", "tanh", "sigmoid", "silu", "gelu"}
     stored : QuantizedArray or None
         Set by ``Network.store``; ``weight`` then holds its dequantised values.
+    dynamic : bool
+        Whether it then multiplies in integers, its input quantised as it arrives.
     """
 
     kind: ClassVar[str] = "dense"
@@ -40,6 +43,7 @@ class Dense(Module):
     name: str = ""
     stored: QuantizedArray | None = None
     inputs: tuple[str, ...] = ()
+    dynamic: bool = False
 
     def __post_init__(self) -> None:
         self.weight = float_array(self.weight, "weight", 2)
@@ -70,7 +74,10 @@ class Dense(Module):
 
     def forward(self, *xs: Array, training: bool = False) -> tuple[Array, Any]:
         """activation(x @ weight.T + bias)."""
-        z: Array = xs[0] @ self.weight.T
+        if runs_in_integers(self, training):
+            z = integer_product(self, xs[0])
+        else:
+            z = xs[0] @ self.weight.T
         if self.bias is not None:
             z += self.bias
         y = ACTIVATIONS[self.activation][0](z)

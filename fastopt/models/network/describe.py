@@ -43,10 +43,15 @@ def _described(m: Any, graph: Graph) -> Layer:
     if n_in % _GROUP == 0:
         groups = n_out * (n_in // _GROUP)
         forms.append(Form("int4g", 4, _GROUP, nbytes=(n_out * n_in + 1) // 2 + 4 * groups))
+    if kind == "dense" or (kind == "conv" and m.groups == 1):
+        able = forms[1:] if kind == "dense" else forms[1:2]  # patches are read channels last
+        forms += [replace(f, name=f"{f.name}+dynamic", activations="dynamic") for f in able]
     now = forms[0]
     if m.stored is not None:
-        grouped = [f for f in forms[1:] if f.group_size == m.stored.group_size]
-        now = grouped[0] if grouped else Form(m.stored.dtype, m.stored.format.bits)
+        mode = "dynamic" if getattr(m, "dynamic", False) else None
+        seen = m.stored.group_size, mode
+        alike = [f for f in forms[1:] if (f.group_size, f.activations) == seen]
+        now = alike[0] if alike else Form(m.stored.dtype, m.stored.format.bits)
         now = replace(now, nbytes=m.stored.nbytes)
     axes = ("row", "feature") if kind == "embedding" else ("out", "in")
     return Layer(

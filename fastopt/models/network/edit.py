@@ -11,13 +11,15 @@ import numpy as np
 
 from fastopt._arrays import Array, as_array
 from fastopt.errors import ArrayError, OptionError, UnsupportedError
+from fastopt.models.base import FLOAT32, Layer
 from fastopt.models.network.conv import Conv2d
 from fastopt.models.network.coupling import KINDS, Coupling, cut
 from fastopt.models.network.describe import matrix
 from fastopt.models.network.graph import Graph
 from fastopt.models.network.module import Module
+from fastopt.quantization import QuantizedArray, quantize
 
-__all__ = ["folded", "layer_named", "split", "units_kept", "with_weight"]
+__all__ = ["folded", "layer_named", "split", "stored_as", "units_kept", "with_weight"]
 
 
 def layer_named(graph: Graph, name: str) -> Any:
@@ -40,6 +42,29 @@ def with_weight(module: Any, weight: Array, bias: Array | None = None) -> Any:
     if "bias" not in module.arrays:
         raise OptionError(f"bias: {module.name} has no place for one")
     return replace(found, bias=bias)
+
+
+def stored_as(module: Any, layer: Layer, form: str, codes: QuantizedArray | None) -> Any:
+    """The module with its weight in one of the layer's forms; rounded plainly without codes."""
+    wanted = layer.form_named(form)
+    if wanted is None:
+        names = [f.name for f in layer.forms]
+        raise OptionError(f"form: {layer.name} can be stored as {', '.join(names)}, not {form!r}")
+    if form == FLOAT32:
+        return replace(module, stored=None)
+    if codes is None:
+        axis = 0 if wanted.group_size is None else 1
+        codes = quantize(
+            layer.weight, f"int{wanted.bits}", axis=axis, group_size=wanted.group_size
+        )
+    if tuple(codes.shape) != layer.weight.shape:
+        shape = layer.weight.shape
+        raise ArrayError(f"codes: {layer.name} needs shape {shape}, got {codes.shape}")
+    values = np.asarray(codes.dequantize(), np.float32).reshape(module.weight.shape)
+    fresh = replace(module, weight=values, stored=codes)
+    if hasattr(fresh, "dynamic"):
+        fresh.dynamic = wanted.activations is not None
+    return fresh
 
 
 def units_kept(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -14,7 +13,7 @@ from fastopt._arrays import Array, as_array, as_labels, as_numbers
 from fastopt._options import choice, integer, shape
 from fastopt._random import Seed, generator_of
 from fastopt.errors import ArrayError, OptionError
-from fastopt.models.base import FLOAT32, Group, Input, Layer
+from fastopt.models.base import Group, Input, Layer
 from fastopt.models.network import edit
 from fastopt.models.network.activations import softmax
 from fastopt.models.network.coupling import Coupling
@@ -26,7 +25,7 @@ from fastopt.models.network.graph import input_shape as _shape_of
 from fastopt.models.network.loss import LOSSES, labels_for, loss_and_slope
 from fastopt.models.network.module import Module, own_copy
 from fastopt.models.network.training import epochs_of, matched
-from fastopt.quantization import QuantizedArray, quantize
+from fastopt.quantization import QuantizedArray
 
 __all__ = ["Network"]
 
@@ -347,7 +346,7 @@ class Network:
     def set_weight(self, layer: str, weight: Array, bias: Array | None = None) -> None:
         """In place: new values of the same shape, stored as float32; None keeps the bias."""
         found = edit.layer_named(self._graph, layer)
-        self._put(self._graph.replaced({layer: [edit.with_weight(found, weight, bias)]}))
+        self._graph.modules[layer] = edit.with_weight(found, weight, bias)
 
     def keep_units(
         self,
@@ -372,26 +371,11 @@ class Network:
     ) -> None:
         """In place: store the weight in one of the layer's forms; it computes with their values.
 
-        Without ``codes`` the weight is rounded plainly. No form needs ``ranges``.
+        With a ``+dynamic`` form the layer multiplies in integers, its input quantised row by row
+        as it arrives. Without ``codes`` the weight is rounded plainly. No form needs ``ranges``.
         """
         found = edit.layer_named(self._graph, layer)
-        described = self.layers[layer]
-        wanted = described.form_named(form)
-        if wanted is None:
-            names = [f.name for f in described.forms]
-            raise OptionError(f"form: {layer} can be stored as {', '.join(names)}, not {form!r}")
-        if form == FLOAT32:
-            found.stored = None
-            return
-        weight = matrix(found)
-        if codes is None:
-            axis = 0 if wanted.group_size is None else 1
-            codes = quantize(weight, f"int{wanted.bits}", axis=axis, group_size=wanted.group_size)
-        if tuple(codes.shape) != weight.shape:
-            raise ArrayError(f"codes: {layer} needs shape {weight.shape}, got {codes.shape}")
-        values = np.asarray(codes.dequantize(), np.float32).reshape(found.weight.shape)
-        fresh = replace(found, weight=values, stored=codes)
-        self._put(self._graph.replaced({layer: [fresh]}))
+        self._graph.modules[layer] = edit.stored_as(found, self.layers[layer], form, codes)
 
     def fold(self) -> tuple[str, ...]:
         """In place: put every batch-norm into the convolution or dense layer that feeds it."""

@@ -154,6 +154,16 @@ class Window:
         columns: Array = found.reshape(n_rows, -1)
         return columns
 
+    def rows(self, x: Array, places: Pair) -> Array:
+        """Patches of images (n, channels, h, w) as (n, height, width, kh * kw * channels)."""
+        (ph, pw), (sh, sw), (dh, dw) = self.padding, self.stride, self.dilation
+        last = np.pad(x.transpose(0, 2, 3, 1), ((0, 0), (ph, ph), (pw, pw), (0, 0)))
+        last = np.ascontiguousarray(last)
+        n, a, b, c = last.strides
+        shape = (len(x), *places, *self.kernel, x.shape[1])
+        seen = as_strided(last, shape, (n, a * sh, b * sw, a * dh, b * dw, c), writeable=False)
+        return seen.reshape(*shape[:3], -1)
+
     def scatter(self, columns: Array, x: Array, places: Pair, first: int, last: int) -> None:
         """In place: add columns to the padded planes that :meth:`columns` read them from."""
         c, _, _, n = x.shape
