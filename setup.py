@@ -83,6 +83,7 @@ KERNELS = [
     ("cluster/cluster", LEVELS, []),
     ("sparse/sparse", LEVELS, []),
     ("trees/forest", LEVELS, []),
+    ("filter/depthwise", LEVELS, []),
     ("calibrate/clip", LEVELS, []),
     ("calibrate/gptq", LEVELS, []),
     ("calibrate/obs", LEVELS, []),

@@ -756,3 +756,15 @@ def forest_sums(code, feature, nan_left, cut, right, leaf, root, column, value, 
                 node = node + 1 if left else right[node]
             out[r, c : c + value.shape[1]] += value[leaf[node]]
     return out
+
+
+# --- filter
+def depthwise(x, w, shape, sh, sw, dh, dw):
+    """y of planes x, and what each (i, j) of y reads: x[:, i * sh + a * dh, j * sw + b * dw]."""
+    _, height, width, n = shape
+    seen = np.zeros((*w.shape, height, width, n))
+    for a in range(w.shape[1]):
+        for b in range(w.shape[2]):
+            rows = a * dh + sh * np.arange(height)
+            seen[:, a, b] = x[:, rows[:, None], b * dw + sw * np.arange(width)]
+    return np.einsum("cabijn,cab->cijn", seen, w.astype(np.float64)), seen

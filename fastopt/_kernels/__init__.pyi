@@ -5,6 +5,7 @@ from fastopt._kernels.calibrate import gptq as gptq
 from fastopt._kernels.calibrate import histogram as histogram
 from fastopt._kernels.calibrate import obs as obs
 from fastopt._kernels.cluster import cluster as cluster
+from fastopt._kernels.filter import depthwise as depthwise
 from fastopt._kernels.genetic import genetic as genetic
 from fastopt._kernels.genetic import genetic_bits as genetic_bits
 from fastopt._kernels.genetic import genetic_select as genetic_select

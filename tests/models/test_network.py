@@ -216,3 +216,29 @@ def test_wrong_input_is_refused_by_name(data) -> None:
         next(net.run({"X": x}, taps=("nonsense",)))
     for name, p in net.params.items():
         np.testing.assert_array_equal(p, before[name])
+
+
+def test_a_file_of_version_2_still_loads(data, tmp_path: Path) -> None:
+    """A chain of dense layers, as it was written before graphs were."""
+    from fastopt._files import save_arrays
+
+    net = Network.mlp((6, 5, 3), seed=0)
+    entries = [
+        {"name": "dense0", "activation": "relu"},
+        {"name": "dense1", "activation": "identity"},
+    ]
+    config = {"version": 2, "loss": "cross_entropy", "classes": [5, 6, 7], "layers": entries}
+    save_arrays(tmp_path / "old.npz", "fastopt", config, dict(net.params), npz=True)
+    back = Network.load(tmp_path / "old.npz")
+    np.testing.assert_array_equal(back.forward(data[0]), net.forward(data[0]))
+    assert list(back.classes) == [5, 6, 7]
+    codes = fastopt.quantize(net.params["dense0.weight"], "int8", axis=0)
+    fields = ("dtype", "shape", "axis", "group_size", "symmetric")
+    entries[0]["quantized"] = {k: getattr(codes, k) for k in fields}
+    arrays = {k: a for k, a in net.params.items() if k != "dense0.weight"}
+    arrays |= {f"dense0.weight.{k}": getattr(codes, k) for k in ("codes", "scale", "zero_point")}
+    save_arrays(tmp_path / "old.npz", "fastopt", config, arrays, npz=True)
+    net.store("dense0", "int8", codes)
+    np.testing.assert_array_equal(
+        Network.load(tmp_path / "old.npz").forward(data[0]), net.forward(data[0])
+    )

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
 
 from fastopt.models.labels import Labels, Rule
 from fastopt.models.onnx.rules import RULES
+from fastopt.models.operators import OPERATOR_RULES, Op
 
-__all__ = ["LAYERS", "TORCH_RULES", "Op", "graph_of", "name_of"]
+__all__ = ["LAYERS", "TORCH_RULES", "graph_of", "name_of"]
 
 LAYERS = {"Linear": "dense", "Conv1d": "conv", "Conv2d": "conv", "Embedding": "embedding"}
 
@@ -35,28 +35,6 @@ type_as where
 """.split()  # noqa: SIM905
 _REDUCTIONS = ("mean", "sum", "amax", "amin", "norm", "std", "var", "logsumexp", "prod")
 _NOTHING = ("size", "dim", "getattr", "numel")
-
-
-@dataclass(frozen=True, eq=False)
-class Op:
-    """An operator as the rules read it (see ``fastopt.models.onnx.graph.Node``)."""
-
-    op: str
-    inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
-    attrs: Mapping[str, Any] = field(default_factory=dict)
-    name: str = ""
-    domain: str = ""
-    blocks: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def label(self) -> str:
-        """The operator as messages name it."""
-        return f"{self.op} {self.name}"
-
-    def get(self, name: str, default: Any = None) -> Any:
-        """An attribute's value."""
-        return self.attrs.get(name, default)
 
 
 def name_of(node: Any) -> str:
@@ -221,34 +199,6 @@ def _module_op(
 # --- rules of operators that ONNX writes differently -----------------------------------------
 
 
-def _linear(node: Any, labels: Labels, graph: Any) -> None:
-    x, w, y = node.inputs[0], node.inputs[1], node.outputs[0]
-    labels.tie(labels.axis(x, -1), labels.axis(w, 1))
-    labels.tie(labels.axis(y, -1), labels.axis(w, 0))
-    for bias in node.inputs[2:]:
-        labels.tie(labels.axis(bias, 0), labels.axis(y, -1))
-    for axis in range(labels.rank(x) - 1):
-        labels.tie(labels.axis(x, axis), labels.axis(y, axis))
-
-
-def _attention(node: Any, labels: Labels, graph: Any) -> None:
-    """softmax(q k^T / sqrt(d)) v over (..., rows, d); other leading axes go together."""
-    q, k, v = node.inputs[:3]
-    y = node.outputs[0]
-    for name in (q, k):
-        labels.freeze(labels.axis(name, -1), f"{node.label} divides by its root")
-    labels.tie(labels.axis(q, -1), labels.axis(k, -1))
-    labels.tie(labels.axis(v, -1), labels.axis(y, -1))
-    labels.tie(labels.axis(q, -2), labels.axis(y, -2))
-    labels.tie(labels.axis(k, -2), labels.axis(v, -2))
-    for axis in range(labels.rank(q) - 2):
-        for name in (k, v, y):
-            labels.tie(labels.axis(q, axis), labels.axis(name, axis))
-    for mask in node.inputs[3:]:
-        for axis in range(-labels.rank(mask), -2):
-            labels.tie(labels.axis(mask, axis), labels.axis(y, axis))
-
-
 def _index(node: Any, labels: Labels, graph: Any) -> None:
     """x[:, 0], x[..., 2:]: whole slices go on, everything else stays as it is."""
     x, y = node.inputs[0], node.outputs[0]
@@ -278,9 +228,4 @@ def _index(node: Any, labels: Labels, graph: Any) -> None:
             source, target = source + 1, target + 1
 
 
-TORCH_RULES: dict[str, Rule] = {
-    **RULES,
-    "Linear": _linear,
-    "Attention": _attention,
-    "Index": _index,
-}
+TORCH_RULES: dict[str, Rule] = {**RULES, **OPERATOR_RULES, "Index": _index}

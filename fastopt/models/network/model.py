@@ -1,0 +1,433 @@
+"""A NumPy network: a graph of modules that trains with ``fastopt.optim`` and compresses."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from fastopt._arrays import Array, as_array, as_labels, as_numbers
+from fastopt._options import choice, integer, shape
+from fastopt._random import Seed, generator_of
+from fastopt.errors import ArrayError, OptionError
+from fastopt.models.base import Group, Input, Layer
+from fastopt.models.network import edit
+from fastopt.models.network.activations import softmax
+from fastopt.models.network.coupling import Coupling
+from fastopt.models.network.dense import Dense
+from fastopt.models.network.describe import layers_of, macs_of, matrix, rows_of
+from fastopt.models.network.files import read_network, write_network
+from fastopt.models.network.graph import INPUT, Graph
+from fastopt.models.network.graph import input_shape as _shape_of
+from fastopt.models.network.loss import LOSSES, labels_for, loss_and_slope
+from fastopt.models.network.module import Module, own_copy
+from fastopt.models.network.training import epochs_of, matched
+from fastopt.quantization import QuantizedArray
+
+__all__ = ["Network"]
+
+_OUTPUT = "output"
+
+
+class Network:
+    """A graph of layers with a loss.
+
+    Parameters
+    ----------
+    layers : sequence of modules
+        ``Dense``, or any of ``fastopt.models.network``, in order of execution. Each reads the one
+        before it, or those that its ``inputs`` names ("X" is the network's input). Unnamed ones
+        are named by their kind and place: ``dense0``, ``conv2d1``, ... The last one's output is
+        the network's. They are copied; their arrays are shared.
+    loss : {"cross_entropy", "squared"}
+        ``cross_entropy``: mean over rows of -log softmax(output)[y], y integer classes.
+        ``squared``: mean over rows of sum((output - y)^2) / 2.
+    classes : array-like, optional
+        Labels that ``predict`` returns for class 0, 1, ...; by default the integers.
+    input_shape : tuple of int, optional
+        Shape of one input row; needed where the first layer is not dense, such as (1, 28, 28).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fastopt.models import Network
+    >>> from fastopt.optim import SGD
+    >>> net = Network.mlp((2, 16, 2), seed=0)
+    >>> x = np.random.default_rng(0).standard_normal((64, 2), dtype=np.float32)
+    >>> y = (x[:, 0] * x[:, 1] > 0).astype(int)
+    >>> opt = SGD(list(net.params.values()), lr=0.5)
+    >>> before = net.loss(x, y)
+    >>> for _ in range(200):
+    ...     loss, grads = net.value_and_grad(x, y)
+    ...     opt.step(list(grads.values()))
+    >>> bool(net.loss(x, y) < 0.3 * before)
+    True
+    """
+
+    def __init__(
+        self,
+        layers: Sequence[Module],
+        loss: str = "cross_entropy",
+        classes: Any = None,
+        input_shape: Sequence[int] | None = None,
+    ) -> None:
+        if not layers:
+            raise OptionError("layers: expected at least one layer, got none")
+        given = _shape_of(layers[0]) if input_shape is None else shape(input_shape, "input_shape")
+        self._graph = Graph(layers, given)
+        self._coupling: Coupling | None = None
+        self._loss = choice(loss, "loss", LOSSES)
+        self.classes = None if classes is None else as_labels(classes, "classes")
+
+    @classmethod
+    def mlp(
+        cls,
+        sizes: Sequence[int],
+        activation: str = "relu",
+        loss: str = "cross_entropy",
+        seed: Seed = None,
+        classes: Any = None,
+    ) -> Network:
+        """A fresh network of ``sizes`` (n_in, hidden..., n_out).
+
+        Weights are uniform in +-sqrt(6 / n_in) before a ReLU (He et al. 2015, eq. 10) and
+        +-sqrt(6 / (n_in + n_out)) elsewhere (Glorot and Bengio 2010, eq. 16); biases are 0.
+        """
+        widths = [integer(n, "sizes", low=1) for n in sizes]
+        if len(widths) < 2:
+            raise OptionError(f"sizes: expected at least two numbers, got {list(sizes)}")
+        rng = generator_of(seed)
+        layers = []
+        for k, (n_in, n_out) in enumerate(pairwise(widths)):
+            act = activation if k + 2 < len(widths) else "identity"
+            layers.append(Dense.random(n_in, n_out, act, rng))
+        return cls(layers, loss, classes)
+
+    # --- training -------------------------------------------------------------------------
+
+    @property
+    def params(self) -> dict[str, Array]:
+        """The live arrays that an optimiser updates in place, by ``layer.weight``/``.bias``."""
+        return self._graph.params
+
+    def forward(self, x: Any) -> Array:
+        """Output of the last layer, (n, n_out) float32: logits for cross-entropy."""
+        return self._graph.forward(self._input(x))[0]
+
+    __call__ = forward
+
+    def loss(self, x: Any, y: Any) -> float:
+        """Mean loss over the rows of ``x`` (see the class)."""
+        z = self.forward(x)
+        return loss_and_slope(self._loss, z, self._labels(y, len(z)))[0]
+
+    def value_and_grad(
+        self, x: Any, y: Any, training: bool = True
+    ) -> tuple[float, dict[str, Array]]:
+        """The loss and its gradient for every entry of ``params``, by back-propagation.
+
+        In training a batch-norm normalises with the rows of ``x`` and moves its running
+        statistics; with ``training=False`` it uses those, as :meth:`loss` does.
+        """
+        rows = self._input(x)
+        return self._backward(rows, self._labels(y, len(rows)), training)
+
+    def _backward(
+        self, rows: Array, labels: Array, training: bool = True, loss: str | None = None
+    ) -> tuple[float, dict[str, Array]]:
+        z, saved = self._graph.forward_saved(rows, training)
+        value, delta = loss_and_slope(loss or self._loss, z.reshape(len(z), -1), labels)
+        return value, self._graph.backward(delta.reshape(z.shape), saved)
+
+    def backward(self, x: Any, y: Any) -> dict[str, Array]:
+        """The gradient of the loss for every entry of ``params``."""
+        return self.value_and_grad(x, y)[1]
+
+    def fit(
+        self,
+        x: Any,
+        y: Any,
+        optimizer: Any,
+        epochs: int = 10,
+        batch_size: int | None = 64,
+        seed: Seed = 0,
+        callback: Callable[[int, float], object] | None = None,
+    ) -> list[float]:
+        """In place: train on mini-batches; returns the mean loss of each epoch.
+
+        Layers are float32 afterwards.
+
+        Parameters
+        ----------
+        optimizer
+            An optimiser of ``fastopt.optim`` that holds arrays of ``self.params``, in any order
+            and any groups; parameters that it does not hold stay as they are.
+        batch_size : int or None
+            Rows a step; None for full batches (plain gradient descent).
+        callback : callable, optional
+            Called with (epoch, mean loss) after each epoch; returning True stops.
+        """
+        rows = self._input(x)
+        if not len(rows):
+            raise ArrayError("x: expected at least one row to train on, got none")
+        labels = self._labels(y, len(rows))
+        size = len(rows) if batch_size is None else integer(batch_size, "batch_size", low=1)
+        self._unstore()
+        return epochs_of(
+            lambda index: self._backward(rows[index], labels[index]),
+            self.params, optimizer, len(rows), integer(epochs, "epochs", low=0), size, seed,
+            callback,
+        )  # fmt: skip
+
+    def match(self, x: Any, outputs: Any, max_iter: int = 25) -> tuple[float, float]:
+        """In place: fit every parameter so that the outputs on ``x`` come close to ``outputs``.
+
+        L-BFGS on mean(sum((forward(x) - outputs)^2)) / 2; all layers are float32 afterwards.
+
+        Returns
+        -------
+        before, after : float
+            That loss; the parameters change only where it falls.
+        """
+        rows = self._input(x)
+        n_out = int(np.prod(self._graph.shapes[self._graph.output], dtype=np.int64))
+        targets = labels_for("squared", None, n_out, outputs, len(rows))
+        self._unstore()
+        return matched(
+            lambda: self._backward(rows, targets, training=False, loss="squared"),
+            list(self.params.values()), max_iter,
+        )  # fmt: skip
+
+    def _unstore(self) -> None:
+        """What is trained is stored in full again."""
+        for module in self._graph.modules.values():
+            if getattr(module, "stored", None) is not None:
+                module.stored = None  # type: ignore[attr-defined]
+
+    def predict_proba(self, x: Any) -> Array:
+        """Softmax of the output, (n, n_classes)."""
+        return softmax(self.forward(x))
+
+    def predict(self, x: Any) -> Array:
+        """Class labels for cross-entropy, the outputs themselves for squared loss."""
+        z = self.forward(x)
+        if self._loss == "squared":
+            return z[:, 0] if z.shape[1] == 1 else z
+        k: Array = z.argmax(axis=1)
+        labels: Array = k if self.classes is None else self.classes[k]
+        return labels
+
+    def score(self, x: Any, y: Any) -> float:
+        """Accuracy for cross-entropy, R^2 for squared loss."""
+        found = self.predict(x)
+        if self._loss == "cross_entropy":
+            y = as_labels(y, "y")
+            if y.shape != found.shape:
+                raise ArrayError(f"y: expected shape {found.shape}, got {y.shape}")
+            return float(np.mean(found == y))
+        y = as_numbers(y, "y")
+        if y.size != found.size:
+            raise ArrayError(f"y: expected shape {found.shape}, got {y.shape}")
+        y = y.reshape(found.shape)
+        spread = float(((y - y.mean(axis=0)) ** 2).sum())
+        return 1.0 - float(((y - found) ** 2).sum()) / spread
+
+    # --- the model protocol ---------------------------------------------------------------
+
+    @property
+    def inputs(self) -> tuple[Input, ...]:
+        """One input, ``X``."""
+        return (Input(INPUT, self._dtype, (None, *self._graph.shapes[INPUT])),)
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """One output, the last layer's."""
+        return (_OUTPUT,)
+
+    @property
+    def classes_axis(self) -> dict[str, int]:
+        """Nothing: a loss says how the network was trained, not what its outputs are used for."""
+        return {}
+
+    @property
+    def logits(self) -> dict[str, str]:
+        """Nothing: the outputs are the logits."""
+        return {}
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Modules without a rule for their units."""
+        return tuple(self._coupled().notes)
+
+    @property
+    def layers(self) -> dict[str, Layer]:
+        """The layers in order of execution (arrays are the live ones)."""
+        return layers_of(self._graph)
+
+    @property
+    def groups(self) -> dict[str, Group]:
+        """The coupling groups by label propagation, each named after its first producer."""
+        return self._coupled().groups
+
+    def _coupled(self) -> Coupling:
+        if self._coupling is None:
+            self._coupling = Coupling(self._graph)
+        return self._coupling
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all parameters as they are saved."""
+        layers = self.layers
+        held = [(m, name, a) for m in self._graph.modules.values() for name, a in m.held().items()]
+        rest = sum(a.nbytes for m, name, a in held if not (m.name in layers and name == "weight"))
+        return rest + sum(layer.form.nbytes for layer in layers.values())
+
+    @property
+    def n_params(self) -> int:
+        """Number of weights and biases."""
+        return sum(a.size for a in self.params.values())
+
+    @property
+    def macs(self) -> int:
+        """Multiply-adds for one input row."""
+        return sum(macs_of(self._graph, m) for m in self._graph.modules.values())
+
+    def n_rows(self, data: Any) -> int:
+        """Rows of ``data``, a mapping of ``X`` or a sequence of such mappings."""
+        return len(data) if not isinstance(data, Mapping) else len(self._input(data[INPUT]))
+
+    def take(self, data: Any, index: Array) -> Any:
+        """Those rows of ``data``, in that order."""
+        if isinstance(data, Mapping):
+            return {INPUT: self._input(data[INPUT])[index]}
+        return [data[int(k)] for k in index]
+
+    def run(
+        self,
+        data: Any,
+        taps: Sequence[str] = (),
+        batch_size: int | None = None,
+        weights: Mapping[str, Array] | None = None,
+    ) -> Iterator[tuple[dict[str, Array], dict[str, Array]]]:
+        """Outputs and tapped activations (``<layer>.in``), batch by batch.
+
+        ``weights`` gives layers other weights for this run alone.
+        """
+        names = {f"{name}.in": name for name in self.layers}
+        if set(taps) - set(names):
+            raise OptionError(f"taps: no tensor named {sorted(set(taps) - set(names))}")
+        others = {
+            name: edit.with_weight(edit.layer_named(self._graph, name), w)
+            for name, w in (weights or {}).items()
+        }
+        for feed in [data] if isinstance(data, Mapping) else data:
+            x = self._input(feed[INPUT])
+            step = batch_size or max(len(x), 1)
+            for start in range(0, len(x), step):
+                tapped = [names[t] for t in taps]
+                y, seen = self._graph.forward(x[start : start + step], tapped, others)
+                yield {_OUTPUT: y}, {f"{name}.in": a for name, a in seen.items()}
+
+    def rows(self, layer: str, tapped: Array, limit: int | None = None) -> Array:
+        """A layer's input rows out of its tapped tensor, (n_blocks, rows, n_in)."""
+        return rows_of(edit.layer_named(self._graph, layer), tapped, limit)
+
+    def runner(
+        self, data: Any, batch_size: int | None = None, threads: int = 1
+    ) -> Callable[[], object]:
+        """Call it to run the first batch of ``data`` once; BLAS has its own threads."""
+        feed = data if isinstance(data, Mapping) else next(iter(data))
+        x = self._input(feed[INPUT])[:batch_size]
+        return lambda: self.forward(x)
+
+    def set_weight(self, layer: str, weight: Array, bias: Array | None = None) -> None:
+        """In place: new values of the same shape, stored as float32; None keeps the bias."""
+        found = edit.layer_named(self._graph, layer)
+        self._graph.modules[layer] = edit.with_weight(found, weight, bias)
+
+    def keep_units(
+        self,
+        group: str,
+        index: Array,
+        weights: Mapping[str, tuple[Array, Array | None]] | None = None,
+    ) -> None:
+        """In place: keep the units ``index`` of a group; ``weights`` replaces its two layers."""
+        given = dict(weights or {})
+        self._put(edit.units_kept(self._graph, self._coupled(), group, index, given))
+
+    def split_layer(self, layer: str, a: Array, b: Array) -> None:
+        """In place: ``layer`` becomes ``layer.b`` (no bias, no activation), then ``layer.a``."""
+        self._put(edit.split(self._graph, layer, a, b))
+
+    def store(
+        self,
+        layer: str,
+        form: str,
+        codes: QuantizedArray | None = None,
+        ranges: Mapping[str, tuple[float, float]] | None = None,
+    ) -> None:
+        """In place: store the weight in one of the layer's forms; it computes with their values.
+
+        With a ``+dynamic`` form the layer multiplies in integers, its input quantised row by row
+        as it arrives. Without ``codes`` the weight is rounded plainly. No form needs ``ranges``.
+        """
+        found = edit.layer_named(self._graph, layer)
+        self._graph.modules[layer] = edit.stored_as(found, self.layers[layer], form, codes)
+
+    def fold(self) -> tuple[str, ...]:
+        """In place: put every batch-norm into the convolution or dense layer that feeds it."""
+        graph, done = edit.folded(self._graph)
+        self._put(graph)
+        return done
+
+    def copy(self) -> Network:
+        """An independent copy: no array is shared, for training writes into them."""
+        modules = [own_copy(m) for m in self._graph.modules.values()]
+        made = Network(modules, self._loss, self.classes, self._graph.shapes[INPUT])
+        made._coupling = self._coupling
+        return made
+
+    def _put(self, graph: Graph) -> None:
+        self._graph, self._coupling = graph, None
+
+    # --- files ----------------------------------------------------------------------------
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the network to ``path``: .npz with NumPy alone, .safetensors with its package.
+
+        Quantised layers are written as codes and scales, so the file is as small as ``nbytes``
+        says, and :meth:`load` gives a network that predicts the same bits.
+        """
+        write_network(path, self._graph, self._loss, self.classes)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Network:
+        """Read what :meth:`save` wrote; FormatError where the file is not that."""
+        return read_network(path, cls)
+
+    def __repr__(self) -> str:
+        modules = list(self._graph.modules.values())
+        if all(m.kind == "dense" for m in modules):
+            widths = [*self._graph.shapes[INPUT], *(len(matrix(m)) for m in modules)]
+            return f"Network({'-'.join(map(str, widths))}, loss={self._loss!r})"
+        return f"Network({len(modules)} modules, {self.n_params} parameters, loss={self._loss!r})"
+
+    # --- inside ---------------------------------------------------------------------------
+
+    @property
+    def _dtype(self) -> str:
+        readers = [m for m in self._graph.modules.values() if INPUT in m.inputs]
+        return "int64" if any(m.kind == "embedding" for m in readers) else "float32"
+
+    def _input(self, x: Any) -> Array:
+        dtype, wanted = self._dtype, (None, *self._graph.shapes[INPUT])
+        if dtype == "int64":
+            return as_array(x, "x", dtypes=("int32", "int64"), shape=wanted)
+        return as_array(x, "x", dtypes=("float32",), cast="float32", shape=wanted)
+
+    def _labels(self, y: Any, n: int) -> Array:
+        n_out = int(np.prod(self._graph.shapes[self._graph.output], dtype=np.int64))
+        return labels_for(self._loss, self.classes, n_out, y, n)
