@@ -29,8 +29,9 @@ from fastopt._options import integer
 from fastopt._random import key_of
 from fastopt.errors import OptionError
 from fastopt.search.engine import Engine, Random
+from fastopt.search.layout import Matrix
 from fastopt.search.methods import METHODS, engine_for
-from fastopt.search.space import Matrix, Space
+from fastopt.search.space import Space
 from fastopt.search.variables import Choice, Float, Int, Variable
 
 __all__ = ["FastoptSampler"]

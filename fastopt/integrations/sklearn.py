@@ -25,8 +25,9 @@ from fastopt.search.driver import minimize
 from fastopt.search.engine import fingerprint
 from fastopt.search.evaluation import Outcome
 from fastopt.search.journal import Journal
+from fastopt.search.layout import Matrix
 from fastopt.search.methods import engine_for
-from fastopt.search.space import Matrix, Space
+from fastopt.search.space import Space
 
 __all__ = ["SearchCV"]
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from fastopt.search.space import Matrix
+from fastopt.search.layout import Matrix
 
 __all__ = ["AxisSearch", "is_sum", "splits"]
 

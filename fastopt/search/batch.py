@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastopt.search.evaluation import Outcome
+from fastopt.search.layout import Matrix
 from fastopt.search.ledger import whole
-from fastopt.search.space import Matrix
 
 __all__ = ["EXHAUSTED", "Batch", "Budget", "rows_of", "told_of"]
 

@@ -18,8 +18,9 @@ from fastopt import _kernels
 from fastopt._options import choice, integer, number
 from fastopt._random import Seed
 from fastopt.search.engine import Engine
+from fastopt.search.layout import Matrix
 from fastopt.search.margin import Categories, keep_margin
-from fastopt.search.space import Matrix, Space
+from fastopt.search.space import Space
 
 __all__ = ["CMA"]
 

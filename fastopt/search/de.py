@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from fastopt._options import integer
 from fastopt._random import Seed
 from fastopt.search.engine import Engine, hypercube
-from fastopt.search.space import Matrix, Space
+from fastopt.search.layout import Matrix
+from fastopt.search.space import Space
 
 __all__ = ["DE"]
 

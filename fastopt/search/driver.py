@@ -24,11 +24,12 @@ from fastopt.search.evaluation import Objective, as_numbers
 from fastopt.search.free_running import free_running
 from fastopt.search.identity import digest_of
 from fastopt.search.journal import Journal, stored_header
+from fastopt.search.layout import Matrix
 from fastopt.search.methods import engine_for
 from fastopt.search.progress import Line
 from fastopt.search.result import Progress, Result
 from fastopt.search.run import Run
-from fastopt.search.space import Matrix, Space
+from fastopt.search.space import Space
 from fastopt.search.stopping import stopper_of
 from fastopt.search.workers import Executor, Processes
 

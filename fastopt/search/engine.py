@@ -26,7 +26,8 @@ from fastopt._options import integer, short
 from fastopt._random import Seed, key_of
 from fastopt.errors import ArrayError, ConcurrentUseError, DTypeError, FormatError
 from fastopt.search.identity import digest_of
-from fastopt.search.space import Matrix, Space, Trials
+from fastopt.search.layout import Matrix
+from fastopt.search.space import Space, Trials
 
 __all__ = ["INFEASIBLE", "Engine", "Random", "fingerprint", "hypercube", "merit", "space_of"]
 

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from fastopt._arrays import as_array
 from fastopt._options import integer
 from fastopt.errors import DTypeError, FastoptError, OptionError, TrialError, TrialStopped
-from fastopt.search.space import Matrix, Space
+from fastopt.search.layout import Matrix
+from fastopt.search.space import Space
 
 __all__ = ["Objective", "Outcome", "Portable", "Reports", "Stop", "transportable"]
 

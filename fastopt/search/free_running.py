@@ -13,7 +13,7 @@ import numpy as np
 from fastopt.errors import FormatError
 from fastopt.search.batch import EXHAUSTED, Batch
 from fastopt.search.engine import fingerprint
-from fastopt.search.space import Matrix
+from fastopt.search.layout import Matrix
 from fastopt.search.workers import Inline, Task, Workers
 
 if TYPE_CHECKING:

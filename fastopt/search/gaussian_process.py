@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from fastopt import _kernels
 from fastopt.optim import descend
 from fastopt.search.engine import INFEASIBLE
-from fastopt.search.space import Matrix, Space
+from fastopt.search.layout import Matrix
+from fastopt.search.space import Space
 
 __all__ = ["Features", "Model", "negative_log_posterior", "squashed"]
 

@@ -13,9 +13,10 @@ from fastopt._options import choice, integer, number
 from fastopt._random import Seed
 from fastopt._threads import resolve
 from fastopt.search.engine import Engine, fingerprint, hypercube
+from fastopt.search.layout import Matrix
 from fastopt.search.operators import MUTATIONS, SBX, SERIAL_BELOW, UNIFORM
 from fastopt.search.orders import CROSSOVERS, moved, reversed_part
-from fastopt.search.space import Bool, Matrix, Permutation, Space
+from fastopt.search.space import Bool, Permutation, Space
 
 __all__ = ["Genetic"]
 

@@ -13,7 +13,8 @@ from fastopt._options import integer
 from fastopt._random import Seed
 from fastopt.search.engine import INFEASIBLE, Engine, fingerprint, hypercube
 from fastopt.search.gaussian_process import Features, Model, squashed
-from fastopt.search.space import Matrix, Space
+from fastopt.search.layout import Matrix
+from fastopt.search.space import Space
 
 __all__ = ["GP"]
 

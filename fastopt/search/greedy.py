@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from fastopt._options import integer, number
 from fastopt._random import Seed
 from fastopt.search.engine import Engine, fingerprint, hypercube
-from fastopt.search.space import Matrix, Permutation, Space
+from fastopt.search.layout import Matrix
+from fastopt.search.space import Permutation, Space
 
 __all__ = ["Greedy"]
 

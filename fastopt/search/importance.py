@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastopt._random import generator_of
-from fastopt.search.space import Matrix
+from fastopt.search.layout import Matrix
 
 __all__ = ["importance"]
 

@@ -33,7 +33,7 @@ from fastopt._files import path_of, storage_errors
 from fastopt.errors import FormatError, StorageError
 from fastopt.search.engine import fingerprint
 from fastopt.search.evaluation import Outcome
-from fastopt.search.space import Matrix
+from fastopt.search.layout import Matrix
 
 __all__ = ["Journal", "Record", "read", "stored_header"]
 

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from fastopt.errors import TrialError
 from fastopt.search.engine import Engine
 from fastopt.search.evaluation import Objective, Outcome
+from fastopt.search.layout import Matrix
 from fastopt.search.result import Result
-from fastopt.search.space import Matrix
 
 __all__ = ["Ledger", "whole"]
 

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from fastopt.search.space import Matrix, Space
+from fastopt.search.layout import Matrix
+from fastopt.search.space import Space
 
 if TYPE_CHECKING:
     from fastopt.search.cma import CMA

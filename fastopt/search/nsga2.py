@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 
 from fastopt._options import integer
 from fastopt.search.genetic import Genetic
+from fastopt.search.layout import Matrix
 from fastopt.search.pareto import crowding, fronts, thinned
-from fastopt.search.space import Matrix, Space
+from fastopt.search.space import Space
 
 __all__ = ["NSGA2"]
 

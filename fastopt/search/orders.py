@@ -12,7 +12,7 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from fastopt.search.space import Matrix
+from fastopt.search.layout import Matrix
 
 __all__ = ["CROSSOVERS", "edge", "moved", "order_crossover", "pmx", "reversed_part"]
 

@@ -18,7 +18,8 @@ from fastopt._optional import package
 from fastopt._options import choice, integer
 from fastopt.errors import OptionError
 from fastopt.search.importance import importance
-from fastopt.search.space import Bool, Choice, Float, Int, Matrix, Permutation, Space
+from fastopt.search.layout import Matrix
+from fastopt.search.space import Bool, Choice, Float, Int, Permutation, Space
 
 if TYPE_CHECKING:
     from fastopt.search.result import Result
@@ -229,7 +230,7 @@ def _axis(space: Space, name: str, y_label: str) -> Panel:
 def _values_at(space: Space, column: int, share: Matrix) -> Matrix:
     """Values of one column at shares of its range, not rounded."""
     at = space.low[column] + share * (space.high[column] - space.low[column])
-    values: Matrix = np.exp(at) if column in space._log else at
+    values: Matrix = np.exp(at) if column in space.layout.log else at
     return values
 
 

@@ -14,8 +14,9 @@ from fastopt.errors import OptionError
 from fastopt.search.axis_search import AxisSearch, is_sum, splits
 from fastopt.search.cma import CMA
 from fastopt.search.engine import Engine
+from fastopt.search.layout import Matrix
 from fastopt.search.quasi_newton import QuasiNewton
-from fastopt.search.space import Float, Matrix, Space, Vector
+from fastopt.search.space import Float, Space, Vector
 
 __all__ = ["Portfolio", "is_real"]
 

@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 
 from fastopt._optional import package
 from fastopt.errors import OptionError
+from fastopt.search.layout import Matrix
 from fastopt.search.pareto import fronts
-from fastopt.search.space import Matrix, Space
+from fastopt.search.space import Space
 
 __all__ = ["Pareto", "Progress", "Result"]
 

@@ -25,10 +25,10 @@ from fastopt.search.batch import EXHAUSTED, Batch, Budget, rows_of, told_of
 from fastopt.search.engine import Engine, fingerprint
 from fastopt.search.evaluation import Objective, Outcome
 from fastopt.search.journal import Journal
+from fastopt.search.layout import LISTED, Matrix
 from fastopt.search.ledger import Ledger, whole
 from fastopt.search.progress import Line
 from fastopt.search.result import Progress, Result
-from fastopt.search.space import LISTED, Matrix
 from fastopt.search.stopping import Stopper
 from fastopt.search.workers import Inline, Task, Workers
 

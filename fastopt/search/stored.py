@@ -10,8 +10,10 @@ import numpy as np
 
 from fastopt.errors import FastoptError, FormatError, UnsupportedError
 from fastopt.search.journal import Record, read
+from fastopt.search.layout import Matrix
+from fastopt.search.parsing import checked
 from fastopt.search.result import Result
-from fastopt.search.space import Matrix, Space
+from fastopt.search.space import Space
 
 __all__ = ["load_result"]
 
@@ -83,7 +85,7 @@ def _result(
         y[i] = record.outcome.y
         violations[i] = sum(max(c, 0.0) for c in record.outcome.constraints)
     try:
-        values = space._checked(values, "trial") if len(values) else values
+        values = checked(space.layout, values, "trial") if len(values) else values
     except FastoptError as error:
         raise FormatError(f"values of another space: {error}", path) from None
     failed = np.isnan(y).any(axis=1)

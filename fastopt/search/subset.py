@@ -13,7 +13,8 @@ from fastopt._options import choice, integer
 from fastopt._random import Seed
 from fastopt.errors import OptionError
 from fastopt.search.engine import Engine
-from fastopt.search.space import Bool, Matrix, Space
+from fastopt.search.layout import Matrix
+from fastopt.search.space import Bool, Space
 
 __all__ = ["Subset"]
 
