@@ -10,7 +10,7 @@
 from libc.stdint cimport int32_t, uint8_t, uint32_t
 from libc.string cimport memcpy
 
-from fastopt._kernels.genetic.approximate cimport exp2_f, exp2_within, log2_f
+from fastopt._kernels.shared.approximate cimport exp2_f, exp2_within, log2_f
 from fastopt._kernels.genetic.words cimport (
     COPY, CROSS, MASK, ONE_POINT, SBX, UNIFORM, Variation, scaled, tile, unit_32
 )

@@ -5,7 +5,7 @@ The operators are in crossover.pxd and mutation.pxd, the words they read in word
 
 from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 
-from fastopt._kernels.genetic.approximate cimport exp2_d
+from fastopt._kernels.shared.approximate cimport exp2_d
 from fastopt._kernels.genetic.crossover cimport cross, real
 from fastopt._kernels.genetic.mutation cimport mutate_rows
 from fastopt._kernels.genetic.words cimport COPY, PAIR, Variation, limit_of, skip_of, tile

@@ -8,7 +8,7 @@ geometric skips, so that a child costs about d mutation_rate draws.
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memset
 
-from fastopt._kernels.genetic.approximate cimport log2_d
+from fastopt._kernels.shared.approximate cimport log2_d
 from fastopt._kernels.genetic.crossover cimport cross
 from fastopt._kernels.genetic.words cimport (
     PAIR, SBX, SKIP, Variation, limit_of, next_hit, skip_of, tile, unit_32

@@ -9,7 +9,7 @@ together (in stages, so that none waits for its own chain), named once in ``rene
 from libc.math cimport sqrt
 from libc.stdint cimport int32_t, uint32_t, uint64_t
 
-from fastopt._kernels.genetic.approximate cimport cos_d, exp2_d, log2_d
+from fastopt._kernels.shared.approximate cimport cos_d, exp2_d, log2_d
 from fastopt._kernels.genetic.crossover cimport real
 from fastopt._kernels.genetic.words cimport (
     DENSE, FLIP, POLYNOMIAL, SKIP, Variation, next_hit, tile, unit_32

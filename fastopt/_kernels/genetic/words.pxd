@@ -6,7 +6,7 @@ on threads, chunks, level or how many of its siblings are made.
 
 from libc.stdint cimport int32_t, uint32_t, uint64_t
 
-from fastopt._kernels.genetic.approximate cimport log2_d
+from fastopt._kernels.shared.approximate cimport log2_d
 from fastopt._kernels.shared.philox cimport philox_tile
 
 cdef enum Stream:

@@ -8,7 +8,7 @@ vectors without reordering a sum.
 
 from libc.math cimport erfc, exp, log, log1p, sqrt
 
-from fastopt._kernels.genetic.approximate cimport exp2_d
+from fastopt._kernels.shared.approximate cimport exp2_d
 from fastopt._kernels.shared cimport numpy as cnp
 from fastopt._kernels.shared.arguments cimport data_of
 from fastopt._kernels.shared.pool cimport run
