@@ -236,9 +236,17 @@ class Group:
             if bias_shift is not None:
                 shift = bias_shift[start:stop]
                 bias = np.asarray(shift if bias is None else bias + shift, np.float32)
-            found[m.tensor] = (np.ascontiguousarray(ordered[start:stop], np.float32), bias)
+            rows = self._rows_left(m.tensor, index, stop - start)
+            kept = np.ascontiguousarray(ordered[start:stop][rows], np.float32)
+            found[m.tensor] = (kept, None if bias is None else bias[rows])
             start = stop
         return found
+
+    def _rows_left(self, tensor: str, index: Array, n_out: int) -> Array:
+        """Rows of a layer that stay: not all where it makes the units that it reads too."""
+        gone = np.delete(np.arange(self.n_units), index)
+        made = [m.index[gone].reshape(-1) for m in self.producers if m.tensor == tensor]
+        return np.delete(np.arange(n_out), np.concatenate(made)) if made else np.arange(n_out)
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,10 @@ import numpy as np
 import pytest
 
 import fastopt
+from fastopt.compression import Recipe
+from fastopt.compression.data import open_rows
+from fastopt.compression.passes.calibration import Calibration
+from fastopt.compression.recipe import Workbench
 from fastopt.errors import ArrayError, OptionError, UnsupportedError
 from fastopt.models import Network
 from fastopt.models.network import (
@@ -379,3 +383,31 @@ def test_training_starts_from_the_codes_values_and_stores_floats() -> None:
     net.store(net_dense(net), "int8+dynamic")
     net.fit(x, y, fastopt.optim.SGD(net.params, lr=1e-3), epochs=1)
     assert net.layers[net_dense(net)].form.name == "float32"
+
+
+@pytest.mark.parametrize("build", [_conv_net, _transformer])
+def test_the_passes_prune_every_group_and_refit(build) -> None:
+    """A layer that makes and reads the same units (``point``) is refitted in its new shape."""
+    net = _settled(build())
+    x, _ = _data(net, 96)
+    wanted = net.forward(x)
+    units = {f"prune.{n}": 0.5 for n, g in net.groups.items() if g.frozen is None}
+    bench = Workbench(Calibration(net, open_rows(x, net.inputs), 32))
+    fold = {"fold.graph": True} if build is _conv_net else {}
+    small = bench.apply(Recipe({**fold, **units})).model
+    assert small.macs < 0.6 * net.macs
+    fitted = bench.apply(Recipe({**fold, **units, "refit.outputs": 40})).model
+    errors = [float(((m.forward(x) - wanted) ** 2).mean()) for m in (small, fitted)]
+    assert errors[1] < 0.5 * errors[0]
+
+
+def test_match_in_parts_is_match_of_all_rows(monkeypatch) -> None:
+    net = _settled(_transformer())
+    x, _ = _data(net, 150)
+    target = net.forward(x) + 0.1
+    twin = net.copy()
+    whole = net.match(x, target, max_iter=3)
+    monkeypatch.setattr("fastopt.models.network.model._PART_MACS", 1)
+    parts = twin.match(x, target, max_iter=3)
+    np.testing.assert_allclose(parts, whole, rtol=1e-3)
+    assert whole[1] < whole[0]

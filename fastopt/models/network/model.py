@@ -24,12 +24,15 @@ from fastopt.models.network.graph import INPUT, Graph
 from fastopt.models.network.graph import input_shape as _shape_of
 from fastopt.models.network.loss import LOSSES, labels_for, loss_and_slope
 from fastopt.models.network.module import Module, own_copy
-from fastopt.models.network.training import epochs_of, matched
+from fastopt.models.network.training import epochs_of, in_parts, matched
 from fastopt.quantization import QuantizedArray
 
 __all__ = ["Network"]
 
 _OUTPUT = "output"
+# Multiply-adds of a fit at most, some tens of seconds, but with this many rows at least; and those
+# of a part of the rows whose activations stay in the cache.
+_MATCH_MACS, _FEWEST, _PART_MACS = 2e11, 256, 1 << 27
 
 
 class Network:
@@ -185,7 +188,9 @@ class Network:
     def match(self, x: Any, outputs: Any, max_iter: int = 25) -> tuple[float, float]:
         """In place: fit every parameter so that the outputs on ``x`` come close to ``outputs``.
 
-        L-BFGS on mean(sum((forward(x) - outputs)^2)) / 2; all layers are float32 afterwards.
+        L-BFGS on mean(sum((forward(x) - outputs)^2)) / 2, batch-norm with its running statistics;
+        all layers are float32 afterwards. Of very many rows for the network's size evenly spaced
+        ones are taken.
 
         Returns
         -------
@@ -196,8 +201,16 @@ class Network:
         n_out = int(np.prod(self._graph.shapes[self._graph.output], dtype=np.int64))
         targets = labels_for("squared", None, n_out, outputs, len(rows))
         self._unstore()
+        most = max(_FEWEST, int(_MATCH_MACS / (3 * max(1, self.macs) * max(1, max_iter))))
+        if len(rows) > most:
+            index = np.linspace(0, len(rows) - 1, most).round().astype(np.intp)
+            rows, targets = rows[index], targets[index]
+        part = max(64, int(_PART_MACS / max(1, self.macs)))
         return matched(
-            lambda: self._backward(rows, targets, training=False, loss="squared"),
+            lambda: in_parts(
+                lambda at: self._backward(rows[at], targets[at], training=False, loss="squared"),
+                len(rows), part,
+            ),
             list(self.params.values()), max_iter,
         )  # fmt: skip
 

@@ -12,7 +12,7 @@ from fastopt._random import Seed, generator_of
 from fastopt.errors import DTypeError, OptionError
 from fastopt.optim import descend
 
-__all__ = ["epochs_of", "matched"]
+__all__ = ["epochs_of", "in_parts", "matched"]
 
 
 def epochs_of(
@@ -62,6 +62,24 @@ def _bound_names(params: Mapping[str, Array], optimizer: Any) -> list[str]:
                 )
             found.append(name)
     return found
+
+
+def in_parts(
+    value_and_grad: Callable[[slice], tuple[float, dict[str, Array]]], n: int, size: int
+) -> tuple[float, dict[str, Array]]:
+    """The mean loss over n rows and its gradients, ``size`` rows at a time."""
+    if n <= size:
+        return value_and_grad(slice(None))
+    total = 0.0
+    sums: dict[str, Array] = {}
+    for start in range(0, n, size):
+        share = min(size, n - start) / n
+        value, grads = value_and_grad(slice(start, start + size))
+        total += share * value
+        for name, g in grads.items():
+            g *= np.float32(share)
+            sums[name] = sums[name] + g if name in sums else g
+    return total, sums
 
 
 def matched(
