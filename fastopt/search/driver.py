@@ -237,19 +237,20 @@ def minimize(
         callback=callback,
         reason=reason,
         maximize=maximize,
+        vectorized=vectorized,
+        lookahead=lookahead,
     )
-    run.vectorized, run.retry_failed, run.stopper = vectorized, retry_failed, rules
-    run.lookahead = lookahead
     if rules is not None and not (objective.reports or objective.yields):
         raise OptionError("stopper: f must take report, or yield its values")
-    if progress:
-        run.line = Line(max_evals, max_time)
     known = _known_results(objective, prior)
+    journal = None
     if storage is not None:
         header = _header(engine, seed, batch, x0, mode, signs, constraints, known[0])
         header["lookahead"] = lookahead
         header["stopper"] = None if rules is None else [rules.name, digest_of(vars(rules))]
-        run.journal = Journal(storage, header)
+        journal = Journal(storage, header)
+    line = Line(max_evals, max_time) if progress else None
+    run.watch(journal, rules, line, retry_failed)
     _tell_known(run, *known)
     if executor is not None:
         run.workers = Executor(objective, executor)
