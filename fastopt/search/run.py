@@ -18,6 +18,7 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from fastopt.search.batch import EXHAUSTED, Batch, Budget
+from fastopt.search.cohorts import evaluate_cohort
 from fastopt.search.counting import Counting
 from fastopt.search.engine import Engine
 from fastopt.search.evaluation import Objective, Outcome
@@ -27,7 +28,7 @@ from fastopt.search.ledger import Ledger
 from fastopt.search.progress import Line
 from fastopt.search.proposals import Proposals
 from fastopt.search.result import Progress, Result
-from fastopt.search.stopping import Stopper
+from fastopt.search.stopping import Ladder, Stopper
 from fastopt.search.workers import Inline, Task, Workers
 
 __all__ = ["Run"]
@@ -76,6 +77,7 @@ class Run:
         self.counting = Counting(self.trials, budget, callback, vectorized)
         self.workers: Workers | None = None
         self.stopper: Stopper | None = None
+        self.cohorts = False
         self.deadline = math.inf
         if budget.max_time is not None:
             self.deadline = self.counting.start + budget.max_time
@@ -98,10 +100,14 @@ class Run:
         journal: Journal | None,
         stopper: Stopper | None,
         line: Line | None,
+        *,
+        cohorts: bool,
         retry_failed: bool,
     ) -> None:
-        """Whom trials are shown to as they finish, and whether failed ones are tried again."""
+        """Whom trials are shown to as they finish; whether they can wait for each other, and
+        whether failed ones are tried again."""
         self.stopper = self.counting.stopper = stopper
+        self.cohorts = cohorts
         self.counting.line = line
         self.counting.journal = self.proposals.journal = journal
         self.proposals.retry_failed = retry_failed
@@ -185,13 +191,17 @@ class Run:
                     if batch is None:
                         self.message = EXHAUSTED
                         break
+                    batch.ladder = self._ladder()
                     batch.stop = self.rule()
                     open_.append(batch)
-                    self._send(batch)
+                    if batch.ladder is None:
+                        self._send(batch)
                 if not open_:
                     self.message = self.message or self.budget_reached()
                     break
-                if self.vectorized:
+                if open_[0].ladder is not None:
+                    evaluate_cohort(self, open_[0], open_[0].ladder)
+                elif self.vectorized:
                     evaluate_at_once(self, open_[0])
                 elif self.workers is None:
                     evaluate_here(self, open_[0])
@@ -227,8 +237,15 @@ class Run:
         """Trials of a batch; fewer where a stopper learns from each batch."""
         if self.batch:
             return self.batch
+        ladder = self._ladder()
+        if ladder is not None:
+            return ladder.size
         wanted = self.engine.wants()
         return wanted if self.stopper is None else min(wanted, STOPPED_BATCH)
+
+    def _ladder(self) -> Ladder | None:
+        """How the next batch is thinned, where its trials can wait for each other."""
+        return self.stopper.ladder() if self.stopper is not None and self.cohorts else None
 
     def _send(self, batch: Batch) -> None:
         if self.workers is None or self.vectorized or not batch.missing:
