@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from fastopt.search.evaluation import Outcome
 from fastopt.search.layout import Matrix
 from fastopt.search.ledger import whole
+from fastopt.search.stopping import Ladder
 
 __all__ = ["EXHAUSTED", "Batch", "Budget", "rows_of", "told_of"]
 
@@ -42,6 +43,7 @@ class Batch:
         self.settled = 0
         self.y: NDArray[np.float64] | None = None  # outcomes that are nothing but numbers
         self.stop: Any = None  # rule by which its trials end early
+        self.ladder: Ladder | None = None  # how they are thinned as a cohort
 
 
 def told_of(outcome: float | Outcome) -> tuple[Any, float]:

@@ -20,12 +20,13 @@ from fastopt.errors import (
 )
 from fastopt.search.batch import Budget
 from fastopt.search.engine import Engine, Random, fingerprint, space_of
-from fastopt.search.evaluation import Objective, as_numbers
+from fastopt.search.evaluation import Objective
 from fastopt.search.free_running import free_running
 from fastopt.search.identity import digest_of
 from fastopt.search.journal import Journal, stored_header
 from fastopt.search.layout import Matrix
 from fastopt.search.methods import engine_for
+from fastopt.search.numbers import as_numbers
 from fastopt.search.progress import Line
 from fastopt.search.result import Progress, Result
 from fastopt.search.run import Run
@@ -237,19 +238,23 @@ def minimize(
         callback=callback,
         reason=reason,
         maximize=maximize,
+        vectorized=vectorized,
+        lookahead=lookahead,
     )
-    run.vectorized, run.retry_failed, run.stopper = vectorized, retry_failed, rules
-    run.lookahead = lookahead
     if rules is not None and not (objective.reports or objective.yields):
         raise OptionError("stopper: f must take report, or yield its values")
-    if progress:
-        run.line = Line(max_evals, max_time)
+    # A trial that yields can wait for the others of its cohort; one that is called back cannot.
+    cohorts = mode == "sync" and objective.yields and not objective.reports
     known = _known_results(objective, prior)
+    journal = None
     if storage is not None:
         header = _header(engine, seed, batch, x0, mode, signs, constraints, known[0])
         header["lookahead"] = lookahead
-        header["stopper"] = None if rules is None else [rules.name, digest_of(vars(rules))]
-        run.journal = Journal(storage, header)
+        if rules is not None:
+            header["stopper"] = [rules.name, digest_of(vars(rules)), cohorts]
+        journal = Journal(storage, header)
+    line = Line(max_evals, max_time) if progress else None
+    run.watch(journal, rules, line, cohorts=cohorts, retry_failed=retry_failed)
     _tell_known(run, *known)
     if executor is not None:
         run.workers = Executor(objective, executor)

@@ -6,7 +6,7 @@ import inspect
 import math
 import pickle
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from functools import partial
 from importlib import import_module
@@ -15,17 +15,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fastopt._arrays import as_array
-from fastopt._options import integer
-from fastopt.errors import DTypeError, FastoptError, OptionError, TrialError, TrialStopped
+from fastopt.errors import DTypeError, TrialError, TrialStopped
 from fastopt.search.layout import Matrix
+from fastopt.search.numbers import as_numbers, real
+from fastopt.search.reporting import Course, Leg, Reporter, Reports, Stop
 from fastopt.search.space import Space
 
 __all__ = ["Objective", "Outcome", "Portable", "Reports", "Stop", "transportable"]
-
-Reports = tuple[tuple[int, float], ...]
-# Says after each report whether the trial is to end: gets all its reports so far.
-Stop = Callable[[Reports], bool]
 
 
 class Outcome(NamedTuple):
@@ -82,13 +78,14 @@ class Objective:
         self.reports = not vectorized and _takes_report(f, space)
         self.yields = not vectorized and inspect.isgeneratorfunction(f)
         self.keywords = not vectorized and _takes_keywords(f, space, self.reports)
+        self.waiting: dict[int, Course] = {}  # trials that wait for others, by number
         # Nothing but one number: most of what a cheap trial costs is saved.
         one = objectives == 1 and signs == (1.0,)
         self.plain = one and not (constraints or self.reports or self.yields)
 
     def __getstate__(self) -> dict[str, Any]:
         """For other processes, which get trials as dicts: the space may hold large options."""
-        return {**vars(self), "space": None}
+        return {**vars(self), "space": None, "waiting": {}}
 
     def many(
         self, trials: list[dict[str, Any]], stop: Stop | None = None
@@ -123,18 +120,35 @@ class Objective:
         return next(self.each((trial,), stop))
 
     def _reported(self, trial: dict[str, Any], stop: Stop | None) -> float | Outcome:
-        reporter = Reporter(self.signs[0], stop)
+        number = stop.number if isinstance(stop, Leg) else -1
+        course = self.waiting.pop(number, None)
+        reporter = Reporter(self.signs[0]) if course is None else course.reporter
+        reporter.stop = stop
         try:
-            options = {"report": reporter} if self.reports else {}
-            raw = self.f(**trial, **options) if self.keywords else self.f(trial, **options)
-            if self.yields:
-                raw = _drive(raw, reporter)
+            if course is None:
+                options = {"report": reporter} if self.reports else {}
+                raw = self.f(**trial, **options) if self.keywords else self.f(trial, **options)
+                course = Course(raw, reporter) if self.yields else None
+            if course is not None:
+                raw = course.run()
             return self._outcome(raw, reporter.seen)
         except TrialStopped:
+            if course is not None and number >= 0 and course.alive:
+                self.waiting[number] = course
+            elif course is not None:
+                course.items.close()
             y = reporter.seen[-1][1] if reporter.seen else math.nan
             return Outcome(y, reports=tuple(reporter.seen), stopped=True)
         except Exception as error:
             return _raised(error)
+
+    def dismiss(self, numbers: Iterable[int]) -> None:
+        """Close the trials of those numbers that wait here."""
+        for number in numbers:
+            course = self.waiting.pop(number, None)
+            if course is not None:
+                with suppress(Exception):  # its result no longer counts
+                    course.items.close()
 
     def batch(self, values: Matrix) -> tuple[NDArray[np.float64], NDArray[np.float64] | None]:
         """Vectorised f of k trials: (k,) or (k, objectives), and (k, constraints) or None.
@@ -174,11 +188,11 @@ class Objective:
         if self.constraints:
             raw, given = _pair(raw)
             if self.constraints == 1 and np.ndim(given) == 0:
-                limits = (_real(given),)
+                limits = (real(given),)
             else:
                 limits = tuple(as_numbers(given, (self.constraints,)).tolist())
         if self.objectives == 1:
-            y = self.signs[0] * _real(raw)
+            y = self.signs[0] * real(raw)
             y = math.nan if y == -math.inf else y
             seen = tuple(seen)
             return Outcome(y, limits, reports=seen) if limits or seen else y
@@ -188,42 +202,6 @@ class Objective:
 
 def _raised(error: Exception) -> Outcome:
     return Outcome(math.nan, (), f"{type(error).__name__}: {error}", error)
-
-
-class Reporter:
-    """What an objective gets as ``report``: call it with a step and the value reached there."""
-
-    def __init__(self, sign: float, stop: Stop | None) -> None:
-        self.sign = sign
-        self.stop = stop
-        self.seen: list[tuple[int, float]] = []
-
-    def __call__(self, step: int, value: float) -> None:
-        """Report ``value`` after ``step``; raises TrialStopped if the trial is to end."""
-        step = integer(step, "report: step", low=0)
-        if self.seen and step <= self.seen[-1][0]:
-            raise OptionError(f"report: step {step} comes after step {self.seen[-1][0]}")
-        self.seen.append((step, self.sign * _real(value)))
-        if self.stop is not None and self.stop(tuple(self.seen)):
-            raise TrialStopped(f"stopped after step {step}")
-
-
-def _drive(items: Generator[Any, Any, Any], reporter: Reporter) -> Any:
-    """Report what an objective yields, values or (step, value) pairs; its result is what it
-    returns, else the last value."""
-    last: Any = None
-    step = 0
-    while True:
-        try:
-            item = next(items)
-        except StopIteration as end:
-            return last if end.value is None else end.value
-        step, last = item if isinstance(item, tuple) else (step + 1, item)
-        try:
-            reporter(step, last)
-        except TrialStopped:
-            items.close()
-            raise
 
 
 def _takes_report(f: Callable[..., Any], space: Space) -> bool:
@@ -264,40 +242,6 @@ def _pair(raw: Any) -> tuple[Any, Any]:
     if not isinstance(raw, (tuple, list)) or len(raw) != 2:
         raise TrialError(f"objective: expected (objective, constraints), got {type(raw).__name__}")
     return raw[0], raw[1]
-
-
-def _real(raw: Any) -> float:
-    """One real number, NaN and infinities included."""
-    if type(raw) is float:
-        return raw
-    if isinstance(raw, (np.floating, np.integer, np.bool_, int)) or (
-        hasattr(raw, "__float__") and not hasattr(raw, "__len__") and not hasattr(raw, "dtype")
-    ):
-        try:
-            return float(raw)
-        except (OverflowError, TypeError, ValueError) as error:
-            raise TrialError(f"objective: expected a number, got {raw!r}: {error}") from None
-    value: float = as_numbers(raw, ()).item()
-    return value
-
-
-def as_numbers(raw: Any, shape: tuple[int | None, ...]) -> NDArray[np.float64]:
-    """What f returned, as a new float64 array of that shape (None: any length)."""
-    known = str(shape).replace("None", "any")
-    wanted = "a number" if shape == () else f"numbers of shape {known}"
-    if raw is None or isinstance(raw, (str, bytes, complex)):
-        raise TrialError(f"objective: expected {wanted}, got {raw!r}")
-    try:
-        y = as_array(raw, "objective", dtypes=("float64",), cast="float64", shape=shape)
-    except FastoptError as error:
-        if shape == () and np.ndim(raw) == 1:
-            hint = '; several objectives need method="nsga2"'
-        elif shape == (None,) and np.ndim(raw) == 0:
-            hint = '; for one objective choose another method than "nsga2"'
-        else:
-            hint = ""
-        raise TrialError(f"objective: expected {wanted}: {error}{hint}") from None
-    return np.array(y)
 
 
 # --- on the way to other processes

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fastopt.errors import FormatError
 from fastopt.search.batch import EXHAUSTED, Batch
 from fastopt.search.engine import fingerprint
 from fastopt.search.layout import Matrix
@@ -26,17 +25,17 @@ def free_running(run: Run) -> None:
     """Propose a trial whenever a worker is free, until the budget ends."""
     workers: Workers = Inline(run.objective) if run.workers is None else run.workers
     run.workers = workers
-    run.prepare()
+    run.proposals.list_points()
     flying: dict[int, Matrix] = {}
     slots = run.batch or workers.slots
     try:
         _replay(run, flying)
         _fly(run, list(flying.items()))
         while not run.message and not run.interrupts:
-            free = int(min(slots - len(flying), run.limit - run.asked))
-            if free > 0 and run.in_time() and run.unseen != {}:
+            free = int(min(slots - len(flying), run.proposals.room))
+            if free > 0 and run.in_time() and run.proposals.unseen != {}:
                 _fly(run, _ask(run, free, flying))
-            if not flying and run.unseen == {}:
+            if not flying and run.proposals.unseen == {}:
                 run.message = EXHAUSTED
                 return
             if not flying or not run.in_time():
@@ -44,9 +43,9 @@ def free_running(run: Run) -> None:
                 return
             for number, outcome in run.wait():
                 batch = Batch(flying.pop(number)[None], number)
-                run.record(batch, 0, outcome, run.asked)
-                run.settle(batch, gaps=True)
-                run.learn(batch)
+                run.counting.record(batch, 0, outcome, run.proposals.asked)
+                run.counting.settle(batch, gaps=True)
+                run.proposals.learn(batch)
                 run.is_fatal(outcome)
             if run.failure is not None:
                 raise run.failure
@@ -58,12 +57,14 @@ def free_running(run: Run) -> None:
 
 def _ask(run: Run, k: int, flying: dict[int, Matrix]) -> list[tuple[int, Matrix]]:
     values = run.engine.propose(k)
-    new = list(zip(range(run.asked, run.asked + len(values)), values, strict=True))
-    run.asked += len(values)
+    new = list(
+        zip(range(run.proposals.asked, run.proposals.asked + len(values)), values, strict=True)
+    )
+    run.proposals.asked += len(values)
     flying.update(new)
-    if run.unseen is not None:
+    if run.proposals.unseen is not None:
         for row in values:
-            run.unseen.pop(row.tobytes(), None)
+            run.proposals.unseen.pop(row.tobytes(), None)
     return new
 
 
@@ -79,22 +80,19 @@ def _fly(run: Run, trials: list[tuple[int, Matrix]]) -> None:
 
 def _replay(run: Run, flying: dict[int, Matrix]) -> None:
     """Propose and tell as it happened, by the journal's order."""
-    if run.journal is None:
+    journal = run.proposals.journal
+    if journal is None:
         return
-    for number, record in run.journal.trials.items():
-        if record.asked is None or record.asked > run.limit:
+    for number, record in journal.trials.items():
+        if record.asked is None or record.asked > run.proposals.limit:
             break
-        if record.asked > run.asked:
-            _ask(run, record.asked - run.asked, flying)
+        if record.asked > run.proposals.asked:
+            _ask(run, record.asked - run.proposals.asked, flying)
         if number not in flying or fingerprint(flying[number]) != record.x:
-            raise FormatError(
-                f"trial {number} was evaluated at another point than is proposed now: the "
-                "journal is of another version or machine",
-                run.journal.path,
-            )
-        if run.retry_failed and record.outcome.failed:
+            raise run.proposals.contradiction(number)
+        if run.proposals.retry_failed and record.outcome.failed:
             continue
         batch = Batch(flying.pop(number)[None], number)
         batch.outcomes[0] = record.outcome
-        run.settle(batch, gaps=True)
-        run.learn(batch)
+        run.counting.settle(batch, gaps=True)
+        run.proposals.learn(batch)

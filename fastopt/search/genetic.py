@@ -189,14 +189,13 @@ class Genetic(Engine):
                 new, y = new[fresh], y[fresh]
         old = len(self._fitness)
         both = np.concatenate([self._fitness, y])
-        order = np.argsort(both, kind="stable")
-        keep, drop = order[: self.population], order[self.population :]
         if not old or self.population < len(y):
+            keep = np.argsort(both, kind="stable")[: self.population]
             self._genomes = np.concatenate([self._genomes, new])[keep]
             self._fitness = both[keep]
             return
-        arrive = np.sort(keep[keep >= old]) - old
-        leave = np.sort(drop[drop < old])
+        kept = _smallest(both, self.population)
+        arrive, leave = np.flatnonzero(kept[old:]), np.flatnonzero(~kept[:old])
         n = len(leave)
         self._genomes[leave] = new[arrive[:n]]
         self._fitness[leave] = y[arrive[:n]]
@@ -405,6 +404,16 @@ class Genetic(Engine):
         if self.unique:
             self._waiting = np.concatenate([self._waiting, values])
         return values
+
+
+def _smallest(y: NDArray[np.float64], k: int) -> NDArray[np.bool_]:
+    """Which are the k smallest; of equal ones the first."""
+    if k >= len(y):
+        return np.ones(len(y), bool)
+    limit = np.partition(y, k - 1)[k - 1]
+    kept: NDArray[np.bool_] = y < limit
+    kept[np.flatnonzero(y == limit)[: k - np.count_nonzero(kept)]] = True
+    return kept
 
 
 def _write_order(keys: Matrix, order: NDArray[np.intp]) -> None:

@@ -37,7 +37,7 @@ def parse(layout: Layout, trials: Any, name: str = "X") -> Matrix:
         return _rows(layout, trials, name)
     if not layout.numeric:
         raise DTypeError(f"{name}: expected a dict of columns or a list of dicts")
-    values = np.array(as_array(trials, name, dtypes=("float64",), cast="float64"), ndmin=2)
+    values = np.atleast_2d(as_array(trials, name, dtypes=("float64",), cast="float64"))
     if values.ndim != 2 or values.shape[1] != layout.n_columns:
         raise ArrayError(f"{name}: expected shape (k, {layout.n_columns}), got {values.shape}")
     return checked(layout, values, name)
@@ -126,11 +126,15 @@ def _value(layout: Layout, key: str, value: Any, name: str) -> Any:
 
 
 def checked(layout: Layout, values: Matrix, name: str) -> Matrix:
-    """Inside the bounds; whole where they must be; on the grid; orders are orders."""
+    """A copy inside the bounds; whole where they must be; on the grid; orders are orders."""
     if layout.numeric and layout.conditional:
         mask = layout.active(values)
         values = np.where(np.isnan(values) & ~mask, layout.inactive, values)
-    values += 0.0  # one zero
+    values = values + 0.0  # one zero
+    if layout.identity:
+        lowest, highest = values.min(axis=0, initial=np.inf), values.max(axis=0, initial=-np.inf)
+        if ((lowest >= layout.value_low) & (highest <= layout.value_high)).all():  # NaN is not
+            return values
     fits = (values >= layout.value_low) & (values <= layout.value_high)
     fits[:, layout.whole] &= values[:, layout.whole] == np.rint(values[:, layout.whole])
     for key, v in layout.variables.items():

@@ -11,11 +11,11 @@ from __future__ import annotations
 import copy
 import math
 from bisect import bisect_left, insort
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from statistics import NormalDist, median
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -25,6 +25,7 @@ from fastopt.errors import FormatError, OptionError
 __all__ = [
     "STOPPERS",
     "Hyperband",
+    "Ladder",
     "Median",
     "Stopper",
     "SuccessiveHalving",
@@ -34,6 +35,16 @@ __all__ = [
 ]
 
 Reports = Sequence[tuple[int, float]]  # (step, value), steps rising
+
+
+class Ladder(NamedTuple):
+    """How a cohort is thinned: ``size`` trials, rungs at ``first`` step times powers of
+    ``reduction`` and below ``last``, of which the best 1 / ``reduction`` go on."""
+
+    size: int
+    first: int
+    reduction: int
+    last: float = math.inf
 
 
 class Stopper:
@@ -47,6 +58,11 @@ class Stopper:
     def rule(self) -> Any:
         """A callable of one trial's reports so far: True ends it."""
         raise NotImplementedError  # pragma: no cover
+
+    def ladder(self) -> Ladder | None:
+        """How the next trials are thinned where they can wait for each other; None: they are
+        not, and end by ``rule``."""
+        return None
 
     def tell(self, reports: Reports, y: float, stopped: bool = False) -> None:
         """Take in a finished or stopped trial: its reports and its final value."""
@@ -90,11 +106,16 @@ class SuccessiveHalving(Stopper):
         r, the first rung.
     reduction : int
         k.
+    cohort : int, optional
+        Trials that wait for each other at the rungs, where the objective yields its values and
+        ``mode="sync"``; k^2 by default. 0: no trial waits, each is judged by those before it.
 
     Notes
     -----
-    With rules made on every arrival it is ASHA's stopping form (Li et al., MLSys 2020); the first
-    trial at a rung always goes on. Jamieson & Talwalkar, AISTATS 2016.
+    Of a cohort the best 1 / k leave the first rung, the best 1 / k of those the second and so on;
+    the last one runs to its end (Jamieson & Talwalkar, AISTATS 2016). With rules made on every
+    arrival it is ASHA's stopping form (Li et al., MLSys 2020): the first trial at a rung always
+    goes on.
 
     Examples
     --------
@@ -106,10 +127,17 @@ class SuccessiveHalving(Stopper):
 
     name = "halving"
 
-    def __init__(self, *, min_steps: int = 1, reduction: int = 3) -> None:
+    def __init__(
+        self, *, min_steps: int = 1, reduction: int = 3, cohort: int | None = None
+    ) -> None:
         super().__init__()
         self.min_steps = integer(min_steps, "min_steps", low=1)
         self.reduction = integer(reduction, "reduction", low=2)
+        default = self.reduction**2
+        self.cohort = default if cohort is None else integer(cohort, "cohort", low=0)
+
+    def ladder(self) -> Ladder | None:
+        return Ladder(self.cohort, self.min_steps, self.reduction) if self.cohort else None
 
     def rule(self) -> RungRule:
         return RungRule(
@@ -171,6 +199,12 @@ class Hyperband(Stopper):
         """Which bracket trial number ``trial`` belongs to; 0 is the hastiest."""
         place = trial % sum(self.shares)
         return next(i for i in range(len(self.shares)) if place < sum(self.shares[: i + 1]))
+
+    def ladder(self) -> Ladder:
+        bracket = self.bracket_of(self.seen["told"])
+        left = sum(self.shares[: bracket + 1]) - self.seen["told"] % sum(self.shares)
+        first = self.brackets[bracket].min_steps
+        return Ladder(left, first, self.reduction, self.max_steps)
 
     def rule(self) -> RungRule:
         return self.brackets[self.bracket_of(self.seen["told"])].rule()
@@ -338,8 +372,11 @@ def signed_rank_p(gaps: Sequence[float]) -> float:
     return 1 - NormalDist().cdf((total - n * (n + 1) / 4) / math.sqrt(variance))
 
 
-STOPPERS = {s.name: s for s in (SuccessiveHalving, Hyperband, Median, Wilcoxon)}
-STOPPERS["asha"] = SuccessiveHalving  # the same rule, made on every arrival (mode="async")
+STOPPERS: dict[str, Callable[[], Stopper]] = {
+    s.name: s for s in (SuccessiveHalving, Hyperband, Median, Wilcoxon)
+}
+# The same rule, made on every arrival in mode="async"; nobody waits.
+STOPPERS["asha"] = partial(SuccessiveHalving, cohort=0)
 
 
 def stopper_of(stopper: str | Stopper | None) -> Stopper | None:
@@ -348,5 +385,4 @@ def stopper_of(stopper: str | Stopper | None) -> Stopper | None:
         return stopper
     if not isinstance(stopper, str):
         raise OptionError(f"stopper: expected a name or a Stopper, got {type(stopper).__name__}")
-    made: Stopper = STOPPERS[choice(stopper, "stopper", tuple(STOPPERS))]()
-    return made
+    return STOPPERS[choice(stopper, "stopper", tuple(STOPPERS))]()

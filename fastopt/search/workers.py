@@ -18,7 +18,8 @@ from multiprocessing import connection, get_context
 from typing import Any, NamedTuple, Protocol
 
 from fastopt.errors import DTypeError, FastoptError, TrialTimeout, WorkerDied
-from fastopt.search.evaluation import Objective, Outcome, Portable, Stop, transportable
+from fastopt.search.evaluation import Objective, Outcome, Portable, transportable
+from fastopt.search.reporting import Leg, Stop
 
 __all__ = ["Executor", "Inline", "Processes", "Workers"]
 
@@ -53,6 +54,9 @@ class Workers(Protocol):
     def arrivals(self, timeout: float | None) -> list[Arrival]:
         """Wait until trials are finished, or for ``timeout`` seconds: then an empty list."""
 
+    def dismiss(self, numbers: list[int]) -> None:
+        """Close trials that wait at a rung: they will not go on."""
+
     def close(self) -> None:
         """End, with whatever still runs."""
 
@@ -74,6 +78,9 @@ class Inline:
             return []
         task = self.waiting.popleft()
         return [(task.number, self.objective(task.trial, task.stop))]
+
+    def dismiss(self, numbers: list[int]) -> None:
+        self.objective.dismiss(numbers)
 
     def close(self) -> None:
         self.waiting.clear()
@@ -120,7 +127,7 @@ class Executor:
         objective.f = Portable(objective.f, far=not near)
         if near:
             objective.f.packed()  # refused here, where the user can see why
-        self.many = objective.many
+        self.many, self.dismiss = objective.many, objective.dismiss
         self.waiting: deque[Task] = deque()
         self.running: dict[Any, list[Task]] = {}
         self.pace = _Pace()
@@ -202,6 +209,8 @@ class _Process:
         theirs.close()
         self.ready = False
         self.tasks: dict[int, Task] = {}
+        self.holds: set[int] = set()  # trials that wait there at a rung
+        self.queue: deque[Task] = deque()  # those of them that are to go on
 
     def overdue(self, timeout: float) -> float:
         """Seconds until the trial in hand has run for ``timeout``."""
@@ -250,7 +259,9 @@ class Processes:
         self.pace = _Pace()
 
     def send(self, tasks: list[Task]) -> None:
-        self.waiting.extend(tasks)
+        for task in tasks:
+            home = next((p for p in self.pool if task.number in p.holds), None)
+            (self.waiting if home is None else home.queue).append(task)
         self._feed()
 
     def arrivals(self, timeout: float | None) -> list[Arrival]:
@@ -275,6 +286,14 @@ class Processes:
             if arrived or time.monotonic() >= until or not (self.waiting or self._busy()):
                 return arrived
 
+    def dismiss(self, numbers: list[int]) -> None:
+        for p in self.pool:
+            gone = p.holds.intersection(numbers)
+            p.holds -= gone
+            if gone:
+                with suppress(OSError):  # it died: what it held is gone
+                    p.pipe.send((sorted(gone), []))
+
     def close(self) -> None:
         self.waiting.clear()
         while self.pool:
@@ -283,10 +302,13 @@ class Processes:
     # --- inside
 
     def _busy(self) -> bool:
-        return any(p.tasks for p in self.pool)
+        return any(p.tasks or p.queue for p in self.pool)
 
     def _feed(self) -> None:
         """Work for every process that has none: one that is sending would not read."""
+        for p in self.pool:
+            if p.queue and not p.tasks:
+                self._give(p, [p.queue.popleft()])
         while self.waiting:
             idle = next((p for p in self.pool if not p.tasks), None)
             if idle is None:
@@ -294,10 +316,9 @@ class Processes:
                     return
                 idle = _Process(self.context, self.payload)
                 self.pool.append(idle)
-            self._give(idle)
+            self._give(idle, self.pace.chunk(self.waiting, self.slots))
 
-    def _give(self, p: _Process) -> None:
-        tasks = self.pace.chunk(self.waiting, self.slots)
+    def _give(self, p: _Process, tasks: list[Task]) -> None:
         p.tasks.update({task.number: task for task in tasks})
         try:
             p.pipe.send((tasks[0].stop, [(task.number, task.trial) for task in tasks]))
@@ -318,7 +339,11 @@ class Processes:
                 p.ready, self.bad_starts = True, 0
                 self.pace.take(seconds, len(content))
                 for number, outcome in content:
-                    p.tasks.pop(number, None)
+                    task = p.tasks.pop(number, None)
+                    rests = isinstance(outcome, Outcome) and outcome.stopped
+                    p.holds.discard(number)
+                    if rests and task is not None and isinstance(task.stop, Leg):
+                        p.holds.add(number)
                     arrived.append((number, outcome))
         except (EOFError, OSError, pickle.UnpicklingError):
             dead = True
@@ -355,7 +380,7 @@ class Processes:
         return [_failed(number, TrialTimeout(f"no result after timeout={self.timeout:g} s"))]
 
     def _replace(self, p: _Process) -> None:
-        self.waiting.extendleft(reversed(p.tasks.values()))
+        self.waiting.extendleft(reversed([*p.tasks.values(), *p.queue]))
         p.tasks.clear()
         self.pool.remove(p)
         p.end()
@@ -380,6 +405,9 @@ def _serve(pipe: Any, objective: Objective, now: Any, parent: int) -> None:
         except Exception as error:
             pipe.send(("broken", f"{type(error).__name__}: {error}", 0.0))
             return
+        if not trials:
+            objective.dismiss(stop)
+            continue
         done: list[Arrival] = []
         sent = begun = monotonic()
         results = objective.each((trial for _, trial in trials), stop)
