@@ -433,7 +433,7 @@ class Space:
         values = np.array(as_array(trials, name, dtypes=("float64",), cast="float64"), ndmin=2)
         if values.ndim != 2 or values.shape[1] != self.n_columns:
             raise ArrayError(f"{name}: expected shape (k, {self.n_columns}), got {values.shape}")
-        return self._checked(values, name)
+        return self.checked(values, name)
 
     def complete(self, trials: Iterable[Any], drawn: Matrix, name: str) -> Matrix:
         """Values of dicts that may lack variables: those are taken from the rows ``drawn``."""
@@ -448,7 +448,7 @@ class Space:
             if self.conditional:  # a drawn value may make a given variable inactive, or active
                 row = self._consistent(row, set(trial), f"{name}[{i}]")
             full.append(row)
-        return self._checked(np.array(full).reshape(-1, self.n_columns), name)
+        return self.checked(np.array(full).reshape(-1, self.n_columns), name)
 
     def _consistent(self, row: Matrix, given: set[str], name: str) -> Matrix:
         """A row in which every given variable is active; parents that were drawn follow."""
@@ -496,7 +496,7 @@ class Space:
                     if here != mask[i, where.start]:
                         what = "is inactive here" if here else "is missing"
                         raise ArrayError(f"{name}[{i}].{key}: {what}")
-        return self._checked(values, name)
+        return self.checked(values, name)
 
     def _value(self, key: str, value: Any, name: str) -> Any:
         """What a user gave for one variable, as the number or numbers of its columns."""
@@ -512,7 +512,7 @@ class Space:
         except (ValueError, TypeError) as error:
             raise ArrayError(f"{name}.{key}: {error}") from None
 
-    def _checked(self, values: Matrix, name: str) -> Matrix:
+    def checked(self, values: Matrix, name: str) -> Matrix:
         """Inside the bounds; whole where they must be; on the grid; orders are orders."""
         if self.numeric and self.conditional:
             mask = self._active(values)

@@ -83,7 +83,7 @@ def _result(
         y[i] = record.outcome.y
         violations[i] = sum(max(c, 0.0) for c in record.outcome.constraints)
     try:
-        values = space._checked(values, "trial") if len(values) else values
+        values = space.checked(values, "trial") if len(values) else values
     except FastoptError as error:
         raise FormatError(f"values of another space: {error}", path) from None
     failed = np.isnan(y).any(axis=1)
