@@ -26,10 +26,10 @@ import numpy as np
 
 import fastopt as fo
 from fastopt import linear_model, merging, optim, pruning, quantization, search
-from fastopt._files import load_arrays, save_arrays
 from fastopt.calibration import Gram
-from fastopt.errors import FastoptError, FormatError, StorageError, UnsupportedError
+from fastopt.errors import FastoptError
 from fastopt.quantization import HistogramObserver
+from tests.damaged_files import READERS, Outcome, run_mutants, run_states
 
 # -- valid calls -------------------------------------------------------------------------------
 
@@ -358,11 +358,6 @@ def digest(value: Any) -> Any:
     return id(value)
 
 
-class Outcome(NamedTuple):
-    kind: str  # "passed", "refused", "foreign" or "changed"
-    note: str = ""
-
-
 def run_call(seed: int, k: int) -> Outcome:
     """The k-th damaged call of a seed."""
     rng = np.random.default_rng([seed, k])
@@ -399,105 +394,6 @@ def _shares(named: dict[str, Any], key: str, written: tuple[str, ...]) -> bool:
     return any(named.get(w) is named[key] for w in written)
 
 
-# -- damaged files -------------------------------------------------------------------------------
-
-
-class Reader(NamedTuple):
-    """How a valid file is written, and what reading it gives, as something that compares."""
-
-    write: Callable[[Path], None]
-    read: Callable[[Path], Any]
-    suffix: str = ""
-
-
-def _optimizer() -> Any:
-    opt = optim.Adam({"w": np.linspace(0, 1, 30), "b": np.ones(3, "f4")}, lr=0.1, ema_decay=0.5)
-    opt.step({"w": np.ones(30), "b": np.ones(3, "f4")})
-    return opt
-
-
-def _read_optimizer(path: Path) -> Any:
-    opt = optim.Adam({"w": np.zeros(30), "b": np.zeros(3, "f4")}, lr=0.1, ema_decay=0.5)
-    optim.load(opt, path)
-    return repr(opt.state_dict())
-
-
-def _network() -> Any:
-    return fo.models.Network.mlp((6, 8, 3), seed=0)
-
-
-def _read_network(path: Path) -> Any:
-    return fo.models.Network.load(path).predict(np.eye(6, dtype="f4")).tobytes()
-
-
-def _quantized() -> Any:
-    return fo.quantize(np.linspace(-1, 1, 64, dtype="f4").reshape(8, 8), "int4", group_size=4)
-
-
-def _read_quantized(path: Path) -> Any:
-    q = fo.QuantizedArray.from_safetensors(path)
-    return q.dequantize().tobytes(), repr(q.config())
-
-
-def _arrays(path: Path) -> None:
-    save_arrays(path, "k", {"a": [1, 2.5]}, {"x": np.arange(40.0)}, npz=True)
-
-
-def _read_arrays(path: Path) -> Any:
-    config, arrays = load_arrays(path, "k")
-    return repr(config), {name: a.tobytes() for name, a in arrays.items()}
-
-
-READERS: dict[str, Reader] = {
-    "optimizer state": Reader(lambda p: optim.save(_optimizer(), p), _read_optimizer),
-    "quantised array": Reader(lambda p: _quantized().to_safetensors(p), _read_quantized),
-    "arrays in .npz": Reader(_arrays, _read_arrays),
-    "network .npz": Reader(lambda p: _network().save(p), _read_network, ".npz"),
-    "network .safetensors": Reader(lambda p: _network().save(p), _read_network, ".safetensors"),
-}
-ALLOWED = (FormatError, UnsupportedError, StorageError)
-
-
-def mutant(data: bytes, rng: Rng) -> bytes:
-    """The file with a bit flipped, a byte or a stretch overwritten, cut, doubled or cut off."""
-    bad = bytearray(data)
-    kind = rng.random()
-    at = int(rng.integers(len(bad)))
-    span = min(len(bad) - at, 1 + int(rng.integers(64)))
-    if kind < 0.5:
-        bad[at] ^= 1 << int(rng.integers(8))
-    elif kind < 0.6:
-        bad[at] = int(rng.integers(256))
-    elif kind < 0.7:
-        bad[at : at + span] = rng.bytes(span)
-    elif kind < 0.8:
-        del bad[at : at + span]
-    elif kind < 0.9:
-        bad[at:at] = bad[at : at + span]
-    else:
-        del bad[at:]
-    return bytes(bad)
-
-
-def run_mutants(name: str, seed: int, count: int, folder: Path) -> Iterator[Outcome]:
-    """Damaged files of one kind, read: "passed" where the content is the original's to the bit."""
-    reader = READERS[name]
-    path = folder / f"file{reader.suffix}"
-    reader.write(path)
-    data, right = path.read_bytes(), reader.read(path)
-    for k in range(count):
-        rng = np.random.default_rng([seed, k])
-        path.write_bytes(mutant(data, rng))
-        try:
-            found = reader.read(path)
-        except ALLOWED:
-            yield Outcome("refused")
-        except Exception as stranger:
-            yield Outcome("foreign", f"{name} #{k}: {type(stranger).__name__}: {stranger}")
-        else:
-            yield Outcome("passed" if found == right else "silent", f"{name} #{k}")
-
-
 # -- the table -----------------------------------------------------------------------------------
 
 PAGE = Path(__file__).parent.parent / "docs" / "reliability.md"
@@ -528,11 +424,15 @@ def main() -> None:
     parser.add_argument("--calls", type=int, default=20_000)
     parser.add_argument("--mutants", type=int, default=5_000)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", help="calls, or a reader: run it here and print the counts")
+    parser.add_argument(
+        "--only", help="calls, states, or a reader: run it here and print the counts"
+    )
     parser.add_argument("--write", action="store_true", help="rewrite docs/reliability.md")
     given = parser.parse_args()
     if given.only == "calls":
         counts = _counted(run_call(given.seed, k) for k in range(given.calls))
+    elif given.only == "states":
+        counts = _counted(run_states(given.seed, given.mutants))
     elif given.only:
         with tempfile.TemporaryDirectory() as folder:
             before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -547,11 +447,13 @@ def main() -> None:
     numbers = ("--seed", str(given.seed), "--calls", str(given.calls))
     numbers += ("--mutants", str(given.mutants))
     rows = []
-    for name in ("calls", *READERS):
+    for name in ("calls", "states", *READERS):
         counts, crashed = _child(["--only", name, *numbers])
-        what = "damaged calls" if name == "calls" else f"damaged files: {name}"
+        what = {"calls": "damaged calls", "states": "damaged states of engines"}.get(
+            name, f"damaged files: {name}"
+        )
         total = sum(v for k, v in counts.items() if k != "MiB")
-        wrong = counts.get("changed" if name == "calls" else "silent", 0)
+        wrong = counts.get("changed", 0) + counts.get("silent", 0)
         rows.append(
             f"| {what} | {total:,} | {counts.get('passed', 0):,} | {counts.get('refused', 0):,} | "
             f"{int(crashed)} | {counts.get('foreign', 0)} | {wrong} | "

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from fastopt._files import path_of, storage_errors
 from fastopt._options import choice
 from fastopt.compression.passes import PASSES
 from fastopt.compression.passes.calibration import Calibration
@@ -40,18 +41,29 @@ class Recipe:
     @classmethod
     def from_dict(cls, choices: Mapping[str, Any]) -> Recipe:
         """Check the names of the passes."""
+        if not isinstance(choices, Mapping):
+            raise OptionError(f"recipe: expected a dict, got {type(choices).__name__}")
         for key in choices:
             choice(key.partition(".")[0], f"recipe key {key!r}", PASSES)
         return cls(dict(choices))
 
     @classmethod
     def load(cls, path: str) -> Recipe:
-        """Read a recipe out of a JSON file: the choices alone, or a result that holds them."""
+        """Read a recipe out of a JSON file: the choices alone, or a result that holds them.
+
+        Raises
+        ------
+        FormatError
+            The file holds no recipe.
+        StorageError
+            It cannot be read; MissingFileError where there is none.
+        """
+        path = path_of(path)
         try:
-            with open(path, encoding="utf-8") as file:
+            with storage_errors(path), open(path, encoding="utf-8") as file:
                 found = json.load(file)
             return cls.from_dict(found.get("recipe", found))
-        except (ValueError, AttributeError, OptionError) as error:
+        except (ValueError, AttributeError, RecursionError) as error:
             raise FormatError(f"expected a recipe: {error}", path) from None
 
     def to_dict(self) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from fastopt._options import choice
+from fastopt._options import choice, number, short
 from fastopt._random import Seed
 from fastopt.compression.accept import certify, confirm
 from fastopt.compression.adapters import open_model
@@ -25,6 +25,7 @@ from fastopt.compression.stages import BITS_ONLY, run, variables_of
 from fastopt.errors import OptionError
 from fastopt.models import Model
 from fastopt.models.sklearn import is_ensemble
+from fastopt.search import Float
 
 __all__ = ["apply_recipe", "compress"]
 
@@ -251,6 +252,11 @@ def _check_places(recipe: Recipe, model: Model) -> None:
         variables = variables_of(model if name == "fold" else folded, name, "latency")
         if place not in variables:
             raise OptionError(f"recipe: {name} cannot act on {place!r} in this model")
-        known = getattr(variables[place], "options", ())
-        if name == "quantize" and value not in known:
-            raise OptionError(f"recipe: {place} cannot be stored as {value!r}")
+        variable = variables[place]
+        if isinstance(variable, Float):
+            number(value, f"recipe: {name}.{place}", low=variable.low, high=variable.high)
+            continue
+        final = getattr(PASSES[name], "final", lambda option: option)
+        if value not in (*variable.options, *map(final, variable.options)):
+            stored = "be stored as" if name == "quantize" else "take"
+            raise OptionError(f"recipe: {name}.{place} cannot {stored} {short(value)}")

@@ -27,12 +27,14 @@ from fastopt._random import Seed, key_of
 from fastopt.errors import ArrayError, ConcurrentUseError, DTypeError, FormatError
 from fastopt.search.identity import digest_of
 from fastopt.search.layout import Matrix
+from fastopt.search.parsing import checked
 from fastopt.search.space import Space, Trials
 
 __all__ = ["INFEASIBLE", "Engine", "Random", "fingerprint", "hypercube", "merit", "space_of"]
 
 STATE_VERSION = 3
 INFEASIBLE = 1e100  # merits of infeasible trials begin here
+HYPOTHETICAL = 256  # most trials of a batch by which a state is tried out
 HYPERCUBE = 1  # stream of uniform draws; 0 is that of random trials
 
 
@@ -162,14 +164,40 @@ class Engine:
         """Take over a state; all of it or, with FormatError, nothing."""
         self._check_state(state)
         with self._alone():
-            for name in self._names():
-                value, own = state[name.lstrip("_")], getattr(self, name)
-                if isinstance(own, Engine):
-                    own.load_state_dict(value)
-                elif is_dataclass(own):
-                    vars(own).update(copy.deepcopy(value))
-                else:
-                    setattr(self, name, copy.deepcopy(value))
+            self._rehearse(state)
+            self._take(state)
+
+    def _rehearse(self, state: Mapping[str, Any]) -> None:
+        """Whether a copy of the engine can go on with the state.
+
+        A digest shows what was damaged, not what somebody wrote with a digest that fits.
+        """
+        twin = copy.deepcopy(self, {id(self.space): self.space})
+        try:
+            with np.errstate(all="ignore"):
+                twin._take(state)
+                for _ in range(2):
+                    values = twin.propose(min(integer(twin.wants(), "wants", low=1), HYPOTHETICAL))
+                    checked(self.space.layout, values, "state")
+                    y = np.arange(len(values), dtype=np.float64)
+                    twin.learn(values, y if self.n_objectives == 1 else self._columns(y))
+                if twin._best is not None:
+                    checked(self.space.layout, twin._best[None], "state")
+        except Exception as error:
+            raise FormatError(f"state: its fields do not fit together: {short(error)}") from error
+
+    def _columns(self, y: NDArray[np.float64]) -> Matrix:
+        return np.repeat(y[:, None], self.n_objectives, axis=1)
+
+    def _take(self, state: Mapping[str, Any]) -> None:
+        for name in self._names():
+            value, own = state[name.lstrip("_")], getattr(self, name)
+            if isinstance(own, Engine):
+                own._take(value)
+            elif is_dataclass(own):
+                vars(own).update(copy.deepcopy(value))
+            else:
+                setattr(self, name, copy.deepcopy(value))
 
     # --- for the driver: values in, values out
 
@@ -237,17 +265,23 @@ class Engine:
             elif isinstance(own, np.ndarray):
                 if (
                     not isinstance(value, np.ndarray)
-                    or value.dtype.kind not in "fiub"
+                    or value.dtype != own.dtype
                     or value.shape[1:] != own.shape[1:]
                 ):
                     found = getattr(value, "shape", type(value).__name__)
                     raise FormatError(f"state: {key} is {found}, not an array like {own.shape}")
             elif own is not None and value is not None:
-                numbers = isinstance(value, (int, float)) and isinstance(own, (int, float))
+                plain = (int, float)
+                numbers = type(value) in plain and type(own) in plain
                 if not numbers and type(value) is not type(own):
                     raise FormatError(
                         f"state: {key} is a {type(value).__name__}, not a {type(own).__name__}"
                     )
+
+            if type(value) is int:
+                low = 0 if name in ("_key", "_asked", "_told") else -(1 << 63)
+                if not low <= value < 1 << (64 if name == "_key" else 63):
+                    raise FormatError(f"state: {key} is {short(value)}, beyond its range")
 
         # fields of the right kind may still contradict each other
         if state["digest"] != _digest({k: v for k, v in state.items() if k != "digest"}):

@@ -270,6 +270,7 @@ def parse(data: bytes, path: str) -> tuple[dict[str, Any] | None, dict[int, Reco
     """Header (None without a whole line), trials, and the offset after the last whole record."""
     header: dict[str, Any] | None = None
     trials: dict[int, Record] = {}
+    objectives: int | None = None
     position = 0
     while (stop := data.find(b"\n", position)) >= 0:
         record = _checked(data[position:stop])
@@ -285,6 +286,12 @@ def parse(data: bytes, path: str) -> tuple[dict[str, Any] | None, dict[int, Reco
                     _forget(trials, _count(record["forget"]))
                 else:
                     number, taken = _taken(record)
+                    y = taken.outcome.y
+                    if isinstance(y, tuple) or y == y:
+                        here = len(y) if isinstance(y, tuple) else 1
+                        if here != (objectives or here):
+                            raise ValueError
+                        objectives = here
                     trials.pop(number, None)
                     trials[number] = taken
             except (KeyError, TypeError, ValueError, OverflowError):
@@ -385,8 +392,10 @@ def _taken(record: dict[str, Any]) -> tuple[int, Record]:
         raise ValueError
     if values is not None and not all(type(v) in (int, float) for v in values):
         raise ValueError
+    if values is not None:
+        values = [float(v) for v in values]
     outcome = Outcome(
-        y=math.nan if y is None else tuple(map(_float, y)) if isinstance(y, list) else _float(y),
+        y=_objective_values(y),
         constraints=tuple(map(_float, record.get("constraints", ()))),
         message=error,
         reports=tuple((_count(s), _float(v)) for s, v in record.get("reports", ())),
@@ -397,6 +406,15 @@ def _taken(record: dict[str, Any]) -> tuple[int, Record]:
     return _count(record["trial"]), Record(digest, outcome, asked, values)
 
 
+def _objective_values(y: Any) -> float | tuple[float, ...]:
+    """NaN of a failed trial, one number, or one per objective."""
+    if not isinstance(y, list):
+        return math.nan if y is None else _float(y)
+    if len(y) < 2:
+        raise ValueError
+    return tuple(map(_float, y))
+
+
 def _float(text: Any) -> float:
     if not isinstance(text, str):
         raise ValueError
@@ -404,6 +422,6 @@ def _float(text: Any) -> float:
 
 
 def _count(value: Any) -> int:
-    if type(value) is not int or value < 0:
+    if type(value) is not int or not 0 <= value < 1 << 63:
         raise ValueError
     return value

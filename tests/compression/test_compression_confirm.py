@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 
 import fastopt
-from fastopt.compression import Candidate, Recipe
+from fastopt.compression import Candidate, Recipe, apply_recipe
 from fastopt.compression.confirm import drop_of, p_value, rows_needed
 from fastopt.compression.data import open_rows
 from fastopt.compression.journal import Memory
 from fastopt.compression.metric import Metric, Outputs
 from fastopt.compression.prepare import Option
 from fastopt.compression.search import knapsack, trend
-from fastopt.errors import StorageError
+from fastopt.errors import FormatError, MissingFileError, OptionError
 from fastopt.models import Input, Network
 
 
@@ -81,20 +81,37 @@ def test_errors_foretell_drops(power: float) -> None:
 def test_a_journal_is_read_again_and_belongs_to_one_run(tmp_path: Path) -> None:
     path = tmp_path / "run.journal"
     memory = Memory(path, "one")
-    memory.put("key", [1.0, 0.5, 0.0, 0.1])
+    memory.put("key", [1.0, 0.5, 0.0, 0.1, 0.6])
     memory.close()
     with path.open("a") as file:
         file.write("torn li")
     again = Memory(path, "one")
-    assert again.get("key") == [1.0, 0.5, 0.0, 0.1]
-    again.put("other", [2.0, 0.0, 0.0, 0.0])
+    assert again.get("key") == [1.0, 0.5, 0.0, 0.1, 0.6]
+    again.put("other", [2.0, 0.0, 0.0, 0.0, 0.0])
     again.close()
-    assert Memory(path, "one").get("other") == [2.0, 0.0, 0.0, 0.0]
-    with pytest.raises(StorageError, match="another run"):
+    assert Memory(path, "one").get("other") == [2.0, 0.0, 0.0, 0.0, 0.0]
+    with pytest.raises(FormatError, match="another run"):
         Memory(path, "two")
-    path.write_text("something else\n")
-    with pytest.raises(StorageError, match="not a journal"):
+    whole = path.read_bytes()
+    bad = whole.replace(b"[1.0", b"[3.0")
+    path.write_bytes(bad)
+    with pytest.raises(FormatError, match="damaged record"):
         Memory(path, "one")
+    assert path.read_bytes() == bad
+    path.write_text("something else\n")
+    with pytest.raises(FormatError, match="not a journal"):
+        Memory(path, "one")
+
+
+@pytest.mark.parametrize("text", ["[]", "null", '{"recipe": null}', '{"prune.dense0": NaN}', "{"])
+def test_what_is_no_recipe_is_refused(task, tmp_path: Path, text: str) -> None:
+    net, x, _ = task
+    path = tmp_path / "recipe.json"
+    path.write_text(text)
+    with pytest.raises((FormatError, OptionError)):
+        apply_recipe(Recipe.load(str(path)), net, x)
+    with pytest.raises(MissingFileError):
+        Recipe.load(str(tmp_path / "none.json"))
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +144,7 @@ def test_storage_goes_on_where_it_ended(task, tmp_path: Path) -> None:
     path.write_text("\n".join(lines[:5]) + "\n")
     again = fastopt.compress(net, (x, y), max_drop=0.02, max_evals=15, storage=path)
     assert again.recipe == first.recipe
-    with pytest.raises(StorageError, match="another run"):
+    with pytest.raises(FormatError, match="another run"):
         fastopt.compress(net, (x[:-1], y[:-1]), max_drop=0.02, max_evals=15, storage=path)
 
 

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import zlib
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 
@@ -232,6 +233,37 @@ def test_other_searches_are_refused(tmp_path):
         minimize(objective, SPACE, storage=tmp_path / "k", seed=None)
     with pytest.raises(StorageError):
         minimize(objective, SPACE, storage=tmp_path / "no" / "folder")
+
+
+HEADERS = (
+    b'{"format":"fastopt journal 2","options":3}',
+    b'{"format":"fastopt journal 2","batch":"x"}',
+    b'{"format":"fastopt journal 2","batch":-5,"options":{}}',
+    b'{"format":"fastopt journal 2","batch":1,"own_batch":0}',
+    b"[" * 100_000,
+)
+TRIALS = (
+    b'{"trial":3,"x":"0123456789abcdef","y":"0x1p99999"}',
+    b'{"trial":-1,"x":"0123456789abcdef","y":"0x1p0"}',
+    b'{"trial":36893488147419103232,"x":"0123456789abcdef","y":"0x1p0"}',
+    b'{"trial":3,"x":"0123456789abcdef","y":["0x1p0","0x1p0"]}',
+    b'{"trial":3,"x":"0123456789abcdef","y":["0x1p0"]}',
+    b'{"trial":3,"x":3,"y":"0x1p0"}',
+    b'{"forget":true}',
+)
+
+
+@pytest.mark.parametrize("record", [*HEADERS, *TRIALS], ids=lambda r: r[:60].decode())
+def test_records_that_are_forged_with_a_right_checksum_are_refused(tmp_path, record):
+    path = tmp_path / "j"
+    line = b"%08x %b\n" % (zlib.crc32(record), record)
+    if record in TRIALS:
+        minimize(lambda a: a, {"a": Float(0, 1)}, max_evals=3, storage=path)
+        line = path.read_bytes() + line
+    path.write_bytes(line)
+    with pytest.raises(FormatError):
+        minimize(lambda a: a, {"a": Float(0, 1)}, max_evals=9, storage=path)
+    assert path.read_bytes() == line
 
 
 def test_one_writer(tmp_path):
