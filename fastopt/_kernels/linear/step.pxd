@@ -7,9 +7,13 @@ from libc.stdint cimport int64_t
 cdef extern from "<math.h>" nogil:
     float sqrtf(float) noexcept
 
-cdef extern from "linear/step.h" nogil:
-    double seconds "fo_seconds" () noexcept
-    bint due "fo_due" (double* last) noexcept
+cdef extern from "<time.h>" nogil:
+    enum:
+        CLOCK_MONOTONIC
+    cdef struct timespec:
+        long tv_sec
+        long tv_nsec
+    int clock_gettime(int clock, timespec* now) noexcept
 
 cdef enum:  # rows of a worker's slab
     WEIGHT
@@ -39,6 +43,21 @@ cdef struct Rule:
     double beta2
     double eps
     int average
+
+
+cdef inline double seconds() noexcept nogil:
+    cdef timespec now
+    clock_gettime(CLOCK_MONOTONIC, &now)
+    return <double> now.tv_sec + 1e-9 * <double> now.tv_nsec
+
+
+cdef inline bint due(double* last) noexcept nogil:
+    """Whether it is time to look at the signals: 50 ms since ``last``, which then is now."""
+    cdef double now = seconds()
+    if now - last[0] <= 0.05:
+        return False
+    last[0] = now
+    return True
 
 
 cdef inline real root_of(real x) noexcept nogil:
