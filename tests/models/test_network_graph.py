@@ -274,6 +274,9 @@ def test_folding_batch_norm_keeps_the_function() -> None:
     np.testing.assert_allclose(net.forward(x), before, rtol=1e-3, atol=1e-4)
     assert net.nbytes < size
     assert net.fold() == ()
+    again = _settled(_conv_net())
+    again.store("left", "int8")
+    assert len(again.fold()) == 4  # what is stored stays as it is
 
 
 @pytest.mark.parametrize("build", [_conv_net, _transformer])

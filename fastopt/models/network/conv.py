@@ -42,6 +42,17 @@ class Conv2d(Module):
         Set by ``Network.store``; ``weight`` then holds its dequantised values.
     dynamic : bool
         Whether it then multiplies in integers, each patch quantised as it arrives.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fastopt.models.network import Conv2d
+    >>> blur = Conv2d(np.full((1, 1, 3, 3), 1 / 9), padding=1)
+    >>> blur.forward(np.ones((1, 1, 4, 4), np.float32))[0][0, 0].round(2)
+    array([[0.44, 0.67, 0.67, 0.44],
+           [0.67, 1.  , 1.  , 0.67],
+           [0.67, 1.  , 1.  , 0.67],
+           [0.44, 0.67, 0.67, 0.44]], dtype=float32)
     """
 
     kind: ClassVar[str] = "conv2d"
