@@ -171,9 +171,15 @@ class Conv2d(Module):
             _filter.weigh_planes(grads["weight"][:, 0], x, dy, *steps)
             if not dx:
                 return [None], grads
-            around = np.zeros_like(x)
-            _filter.spread_planes(around, dy, self._taps, *steps)
-            return [from_planes(window.inside(around))], grads
+            turned = window.turned
+            if turned is None:
+                around = np.zeros_like(x)
+                _filter.spread_planes(around, dy, self._taps, *steps)
+                return [from_planes(window.inside(around))], grads
+            back = np.empty_like(window.inside(x), order="C")
+            taps = np.ascontiguousarray(self._taps[:, ::-1, ::-1])
+            _filter.filter_planes(back, turned.padded(dy), taps, *steps)
+            return [from_planes(back)], grads
         weight, places = self._matrices(), dy.shape[1:3]
         total = grads["weight"].reshape(weight.shape)
         for first, last in _blocks(window, x, places):
