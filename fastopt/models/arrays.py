@@ -309,13 +309,7 @@ class ArrayModel(Model):
         """In place: keep the group's units ``index`` only."""
         choice(group, "group", list(self._groups))
         found = self._groups[group]
-        if found.frozen is not None:
-            raise UnsupportedError(f"group {group} is frozen: {found.frozen}")
-        kept = np.unique(np.asarray(index))
-        if kept.size == 0 or kept.size != np.size(index):
-            raise ArrayError("index: expected the numbers of different units, at least one")
-        if kept[0] < 0 or kept[-1] >= found.n_units:
-            raise ArrayError(f"index: expected units 0..{found.n_units - 1}")
+        kept = found.kept(index)
         fresh = dict(self.arrays)
         for member in (*found.producers, *found.consumers, *found.others):
             a = fresh[member.tensor]

@@ -13,8 +13,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from fastopt._arrays import Array
-from fastopt.errors import ArrayError
+from fastopt._arrays import Array, as_ndarray
+from fastopt.errors import ArrayError, UnsupportedError
 from fastopt.quantization import QuantizedArray
 
 __all__ = ["FLOAT32", "Form", "Group", "Input", "Layer", "Member", "Model"]
@@ -165,6 +165,26 @@ class Group:
     consumers: tuple[Member, ...]
     others: tuple[Member, ...] = field(default=())
     frozen: str | None = None
+
+    def kept(self, index: Array) -> Array:
+        """The units of an edit, ascending.
+
+        Raises
+        ------
+        ArrayError
+            Not the numbers of different units, at least one.
+        UnsupportedError
+            The group is frozen.
+        """
+        given = as_ndarray(index, "index")
+        kept: Array = np.unique(given)
+        if given.dtype.kind not in "iu" or given.ndim != 1 or not 0 < kept.size == given.size:
+            raise ArrayError("index: expected the numbers of different units, at least one")
+        if kept[0] < 0 or kept[-1] >= self.n_units:
+            raise ArrayError(f"index: expected units 0..{self.n_units - 1}")
+        if self.frozen is not None:
+            raise UnsupportedError(f"group {self.name} is frozen: {self.frozen}")
+        return kept
 
     def stacks(self, layers: Mapping[str, Layer]) -> list[tuple[Member, ...]]:
         """Consumers in sets that share one Gram: same tap, same columns, one block."""

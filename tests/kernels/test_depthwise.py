@@ -14,9 +14,9 @@ STEPS = [(1, 1, 1, 1), (2, 1, 1, 2), (1, 2, 2, 1), (3, 2, 1, 1)]  # strides, dil
 
 
 def _planes(n: int, steps: tuple[int, ...], rng: np.random.Generator) -> list[np.ndarray]:
-    """x, w and a y of random planes: 3 channels, a kernel of 3 x 2, 2 x 4 places."""
+    """x, w and a y of random planes: 3 channels, a kernel of 3 x 4, 2 x 4 places."""
     sh, sw, dh, dw = steps
-    shapes = [(3, sh + 2 * dh + 1, 3 * sw + dw + 1, n), (3, 3, 2), (3, 2, 4, n)]
+    shapes = [(3, sh + 2 * dh + 1, 3 * sw + 3 * dw + 1, n), (3, 3, 4), (3, 2, 4, n)]
     return [rng.standard_normal(s).astype(np.float32) for s in shapes]
 
 

@@ -10,6 +10,7 @@ import pytest
 import fastopt
 from fastopt.compression import Recipe
 from fastopt.compression.data import open_rows
+from fastopt.compression.passes import PASSES
 from fastopt.compression.passes.calibration import Calibration
 from fastopt.compression.recipe import Workbench
 from fastopt.errors import ArrayError, OptionError, UnsupportedError
@@ -274,6 +275,9 @@ def test_folding_batch_norm_keeps_the_function() -> None:
     np.testing.assert_allclose(net.forward(x), before, rtol=1e-3, atol=1e-4)
     assert net.nbytes < size
     assert net.fold() == ()
+    again = _settled(_conv_net())
+    again.store("left", "int8")
+    assert len(again.fold()) == 4  # what is stored stays as it is
 
 
 @pytest.mark.parametrize("build", [_conv_net, _transformer])
@@ -411,3 +415,20 @@ def test_match_in_parts_is_match_of_all_rows(monkeypatch) -> None:
     parts = twin.match(x, target, max_iter=3)
     np.testing.assert_allclose(parts, whole, rtol=1e-3)
     assert whole[1] < whole[0]
+
+
+def test_the_quantize_pass_offers_and_applies_integer_forms() -> None:
+    """What target="latency" chooses from: forms that run in integers, with GPTQ's codes."""
+    net = _settled(_conv_net())
+    x, _ = _data(net, 96)
+    dense = net_dense(net)
+    offered = PASSES["quantize"].variables(net, integer_runs=True)
+    assert "int8+dynamic" in offered[dense].options
+    assert not any("dynamic" in o for o in PASSES["quantize"].variables(net)[dense].options)
+    bench = Workbench(Calibration(net, open_rows(x, net.inputs), 32))
+    keys = {f"quantize.{name}": "int8+dynamic" for name in (dense, "left", "point")}
+    small = bench.apply(Recipe(keys)).model
+    assert {small.layers[k.partition(".")[2]].form.name for k in keys} == {"int8+dynamic"}
+    before = net.forward(x)
+    np.testing.assert_allclose(small.forward(x), before, atol=0.05 * np.abs(before).max())
+    assert small.nbytes < net.nbytes

@@ -98,6 +98,15 @@ def self_attention(
         Features of a token, a multiple of ``n_heads``.
     source : str
         Name of the module that they read.
+
+    Examples
+    --------
+    >>> from fastopt.models import Network
+    >>> from fastopt.models.network import Dense, Mean, self_attention
+    >>> layers = [Dense.random(8, 16, name="tokens"), *self_attention("a", 16, 4, "tokens")]
+    >>> net = Network([*layers, Mean(), Dense.random(16, 3)], input_shape=(5, 8))
+    >>> net.groups["a.q"].n_units  # heads
+    4
     """
     integer(n_heads, "n_heads", low=1)
     if integer(width, "width", low=1) % n_heads:

@@ -42,6 +42,17 @@ class Conv2d(Module):
         Set by ``Network.store``; ``weight`` then holds its dequantised values.
     dynamic : bool
         Whether it then multiplies in integers, each patch quantised as it arrives.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fastopt.models.network import Conv2d
+    >>> blur = Conv2d(np.full((1, 1, 3, 3), 1 / 9), padding=1)
+    >>> blur.forward(np.ones((1, 1, 4, 4), np.float32))[0][0, 0].round(2)
+    array([[0.44, 0.67, 0.67, 0.44],
+           [0.67, 1.  , 1.  , 0.67],
+           [0.67, 1.  , 1.  , 0.67],
+           [0.44, 0.67, 0.67, 0.44]], dtype=float32)
     """
 
     kind: ClassVar[str] = "conv2d"
@@ -160,9 +171,15 @@ class Conv2d(Module):
             _filter.weigh_planes(grads["weight"][:, 0], x, dy, *steps)
             if not dx:
                 return [None], grads
-            around = np.zeros_like(x)
-            _filter.spread_planes(around, dy, self._taps, *steps)
-            return [from_planes(window.inside(around))], grads
+            turned = window.turned
+            if turned is None:
+                around = np.zeros_like(x)
+                _filter.spread_planes(around, dy, self._taps, *steps)
+                return [from_planes(window.inside(around))], grads
+            back = np.empty_like(window.inside(x), order="C")
+            taps = np.ascontiguousarray(self._taps[:, ::-1, ::-1])
+            _filter.filter_planes(back, turned.padded(dy), taps, *steps)
+            return [from_planes(back)], grads
         weight, places = self._matrices(), dy.shape[1:3]
         total = grads["weight"].reshape(weight.shape)
         for first, last in _blocks(window, x, places):

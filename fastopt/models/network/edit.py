@@ -79,13 +79,7 @@ def units_kept(
         known = list(coupling.groups)
         raise OptionError(f"group: no group named {group!r}; there are {known}")
     found = coupling.groups[group]
-    if found.frozen is not None:
-        raise UnsupportedError(f"group {group} is frozen: {found.frozen}")
-    kept = np.unique(np.asarray(index))
-    if kept.size == 0 or kept.size != np.size(index):
-        raise ArrayError("index: expected the numbers of different units, at least one")
-    if kept[0] < 0 or kept[-1] >= found.n_units:
-        raise ArrayError(f"index: expected units 0..{found.n_units - 1}")
+    kept = found.kept(index)
     members = {m.tensor for m in (*found.producers, *found.consumers)}
     if set(weights) - members:
         raise OptionError(f"weights: {group} has {sorted(members)}, got {list(weights)}")
@@ -139,7 +133,7 @@ def folded(graph: Graph) -> tuple[Graph, tuple[str, ...]]:
             continue
         flat = source.kind == "dense" and len(graph.shapes[source.name]) == 1
         linear = flat and source.activation == "identity"
-        if not linear and source.kind != "conv2d":
+        if not (linear or source.kind == "conv2d") or source.stored is not None:
             continue
         change |= {source.name: [_with_norm(source, norm)], norm.name: []}
         done.append(f"{norm.name} folded into {source.name}")

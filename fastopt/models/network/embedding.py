@@ -17,15 +17,9 @@ __all__ = ["Embedding", "Positions"]
 
 
 @dataclass
-class Embedding(Module):
-    """y = weight[x]: a row of the table for each integer.
+class _Table(Module):
+    """A weight with a vector in each row."""
 
-    Attributes
-    ----------
-    weight : (n_rows, features) float32
-    """
-
-    kind: ClassVar[str] = "embedding"
     arrays: ClassVar[tuple[str, ...]] = ("weight",)
 
     weight: Array
@@ -35,6 +29,18 @@ class Embedding(Module):
 
     def __post_init__(self) -> None:
         self.weight = float_array(self.weight, "weight", 2)
+
+
+@dataclass
+class Embedding(_Table):
+    """y = weight[x]: a row of the table for each integer.
+
+    Attributes
+    ----------
+    weight : (n_rows, features) float32
+    """
+
+    kind: ClassVar[str] = "embedding"
 
     @classmethod
     def random(cls, n_rows: int, features: int, seed: Seed = None, **more: Any) -> Embedding:
@@ -65,7 +71,7 @@ class Embedding(Module):
 
 
 @dataclass
-class Positions(Module):
+class Positions(_Table):
     """y = x + weight: a learned vector for each position.
 
     Attributes
@@ -74,15 +80,6 @@ class Positions(Module):
     """
 
     kind: ClassVar[str] = "positions"
-    arrays: ClassVar[tuple[str, ...]] = ("weight",)
-
-    weight: Array
-    name: str = ""
-    stored: QuantizedArray | None = None
-    inputs: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        self.weight = float_array(self.weight, "weight", 2)
 
     @classmethod
     def random(cls, tokens: int, features: int, seed: Seed = None, **more: Any) -> Positions:

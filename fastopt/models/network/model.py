@@ -118,7 +118,12 @@ class Network:
 
     def forward(self, x: Any) -> Array:
         """Output of the last layer, (n, n_out) float32: logits for cross-entropy."""
-        return self._graph.forward(self._input(x))[0]
+        rows = self._input(x)
+        size = self._part
+        if len(rows) <= size:
+            return self._graph.forward(rows)[0]
+        parts = [rows[start : start + size] for start in range(0, len(rows), size)]
+        return np.concatenate([self._graph.forward(part)[0] for part in parts])
 
     __call__ = forward
 
@@ -205,11 +210,10 @@ class Network:
         if len(rows) > most:
             index = np.linspace(0, len(rows) - 1, most).round().astype(np.intp)
             rows, targets = rows[index], targets[index]
-        part = max(64, int(_PART_MACS / max(1, self.macs)))
         return matched(
             lambda: in_parts(
                 lambda at: self._backward(rows[at], targets[at], training=False, loss="squared"),
-                len(rows), part,
+                len(rows), self._part,
             ),
             list(self.params.values()), max_iter,
         )  # fmt: skip
@@ -429,6 +433,11 @@ class Network:
         return f"Network({len(modules)} modules, {self.n_params} parameters, loss={self._loss!r})"
 
     # --- inside ---------------------------------------------------------------------------
+
+    @property
+    def _part(self) -> int:
+        """Rows at a time where they need not be whole: activations stay in the cache."""
+        return max(64, int(_PART_MACS / max(1, self.macs)))
 
     @property
     def _dtype(self) -> str:

@@ -65,7 +65,7 @@ class Module:
         dy : array
             The gradient by the output.
         saved
-            As forward returned it.
+            As forward returned it; used up.
         dx : bool
             Whether the gradients by the inputs are wanted; None stands for each otherwise.
         """

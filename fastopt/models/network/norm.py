@@ -29,6 +29,18 @@ class BatchNorm(Module):
     momentum : float
         running = (1 - momentum) * running + momentum * batch.
     eps : float
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fastopt.models.network import BatchNorm
+    >>> norm = BatchNorm.fresh(2)
+    >>> x = np.array([[1, 10], [3, 30]], np.float32)
+    >>> norm.forward(x, training=True)[0].round(2)
+    array([[-1., -1.],
+           [ 1.,  1.]], dtype=float32)
+    >>> norm.running_mean
+    array([0.2, 2. ], dtype=float32)
     """
 
     kind: ClassVar[str] = "batch_norm"

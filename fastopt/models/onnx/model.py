@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from fastopt import _threads
-from fastopt._arrays import Array, as_array, as_ndarray, check_finite
+from fastopt._arrays import Array, as_array, check_finite
 from fastopt._files import write_whole
 from fastopt._options import choice, flag, integer
 from fastopt.errors import ArrayError, FastoptError, OptionError, UnsupportedError
@@ -293,14 +293,7 @@ class OnnxModel:
             The group is frozen, a member is stored in fewer bits, or that check fails.
         """
         found = self.groups[choice(group, "group", self.groups)]
-        given = as_ndarray(index, "index")
-        kept = np.unique(given)
-        if given.dtype.kind not in "iu" or given.ndim != 1 or not 0 < kept.size == given.size:
-            raise ArrayError("index: expected the numbers of different units, at least one")
-        if kept[0] < 0 or kept[-1] >= found.n_units:
-            raise ArrayError(f"index: expected units 0..{found.n_units - 1}")
-        if found.frozen is not None:
-            raise UnsupportedError(f"group {group} is frozen: {found.frozen}")
+        kept = found.kept(index)
         if group in self._forests:
             self._keep_trees(group, kept, (weights or {}).get(group))
             return

@@ -416,13 +416,7 @@ class TorchModel(Model):
         labels, groups, units, _ = self._labelled()
         choice(group, "group", groups)
         found = groups[group]
-        kept = np.unique(np.asarray(index))
-        if kept.size == 0 or kept.size != np.size(index):
-            raise ArrayError("index: expected the numbers of different units, at least one")
-        if kept[0] < 0 or kept[-1] >= found.n_units:
-            raise ArrayError(f"index: expected units 0..{found.n_units - 1}")
-        if found.frozen is not None:
-            raise UnsupportedError(f"group {group} is frozen: {found.frozen}")
+        kept = found.kept(index)
         trial = self.copy()
         gone = labels.removed(np.delete(units[group], kept))
         trial._names.take_out(gone)
