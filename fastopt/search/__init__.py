@@ -7,6 +7,7 @@ from fastopt.search.engine import Random
 from fastopt.search.genetic import Genetic
 from fastopt.search.gp import GP
 from fastopt.search.greedy import Greedy
+from fastopt.search.islands import Islands
 from fastopt.search.nsga2 import NSGA2
 from fastopt.search.operators import tournament, variation
 from fastopt.search.pareto import crowding, fronts, hypervolume
@@ -29,6 +30,7 @@ __all__ = [
     "Genetic",
     "Greedy",
     "Int",
+    "Islands",
     "Pareto",
     "Permutation",
     "Portfolio",

@@ -32,7 +32,7 @@ from fastopt.search.space import Space, Trials
 
 __all__ = ["INFEASIBLE", "Engine", "Random", "fingerprint", "hypercube", "merit", "space_of"]
 
-STATE_VERSION = 3
+STATE_VERSION = 4
 INFEASIBLE = 1e100  # merits of infeasible trials begin here
 HYPOTHETICAL = 256  # most trials of a batch by which a state is tried out
 HYPERCUBE = 1  # stream of uniform draws; 0 is that of random trials
@@ -59,7 +59,7 @@ class Engine:
     method: ClassVar[str] = ""
     n_objectives: int = 1
     batch: int = 8
-    lag: ClassVar[int] = 0
+    lag: int = 0
     proposals: ClassVar[int] = 1
     _state_names: ClassVar[tuple[str, ...]] = ()
 

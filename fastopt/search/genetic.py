@@ -16,6 +16,7 @@ from fastopt.search.engine import Engine, fingerprint, hypercube
 from fastopt.search.layout import Matrix
 from fastopt.search.operators import MUTATIONS, SBX, SERIAL_BELOW, UNIFORM
 from fastopt.search.orders import CROSSOVERS, moved, reversed_part
+from fastopt.search.packed import pack, unpack
 from fastopt.search.space import Bool, Permutation, Space
 
 __all__ = ["Genetic"]
@@ -121,14 +122,15 @@ class Genetic(Engine):
         self._first: Matrix = np.empty((0, d))  # values to propose first
         if x0 is not None:
             self._first = self.space.parse(x0, "x0")
-        self._genomes: Matrix = np.empty((0, d))
         self._fitness: NDArray[np.float64] = np.empty(0)
         self._generation = 0
         self._children = 0  # proposed in this generation
         self._seen: set[int] = set()  # all trials of a small finite space
         self._waiting: Matrix = np.empty((0, d))  # asked and not told, where ``unique``
         kinds = {type(v) for v in self.space.variables.values()}
+        # Of Bools alone the population is kept as packed bits, a 64th of the memory.
         self._bits = kinds == {Bool} and not self.space.conditional
+        self._genomes: NDArray[Any] = self._stored(np.empty((0, d)))
         self._orders = [
             self.space.slices[name]
             for name, v in self.space.variables.items()
@@ -170,11 +172,34 @@ class Genetic(Engine):
         good = ~np.isnan(y).reshape(len(y), -1).any(axis=1)
         if not good.all():
             values, y = values[good], y[good]
-        self._keep(self.space.genomes_of(values), y)
+        self._keep(self._stored(values), y)
+
+    # --- for islands
+
+    def best(self, k: int) -> tuple[NDArray[Any], NDArray[np.float64]]:
+        """The k best rows of the population and their merits, the best first."""
+        rows = np.argsort(self._fitness, kind="stable")[:k]
+        return self._genomes[rows], self._fitness[rows]
+
+    def receive(self, genomes: NDArray[Any], merits: NDArray[np.float64]) -> None:
+        """Take in rows of another population, but for those that this one has."""
+        here = {row.tobytes() for row in self._genomes}
+        new = [row.tobytes() not in here for row in genomes]
+        self._keep(genomes[new], merits[new])
 
     # --- inside
 
-    def _keep(self, new: Matrix, y: NDArray[np.float64]) -> None:
+    def _stored(self, values: Matrix) -> NDArray[Any]:
+        """Values as the population has them."""
+        return pack(values) if self._bits else self.space.genomes_of(values)
+
+    def _population(self) -> Matrix:
+        """The population's values."""
+        if self._bits:
+            return unpack(self._genomes, self.space.n_columns).astype(np.float64)
+        return self.space.values_of(self._genomes)
+
+    def _keep(self, new: NDArray[Any], y: NDArray[np.float64]) -> None:
         """Keep the best ``population`` of old and new; only the rows that change are written.
 
         Among orders two of the same value are mostly one tour read from another place, so only
@@ -267,7 +292,7 @@ class Genetic(Engine):
         child = np.empty((len(winners), d), np.uint8)
         _kernels.genetic_bits.breed_bits(
             child,
-            self._genomes.astype(np.uint8),
+            unpack(self._genomes, d),
             winners,
             UNIFORM,
             1.0,  # as options in mixed spaces, which every child takes from both parents
@@ -359,7 +384,7 @@ class Genetic(Engine):
         """
         space = self.space
         finite = space.size <= FINITE
-        present = np.concatenate([space.values_of(self._genomes), self._waiting])
+        present = np.concatenate([self._population(), self._waiting])
         known = {row.tobytes() for row in present}
 
         def old() -> list[int]:

@@ -15,6 +15,7 @@ from fastopt.search.engine import Engine, Random
 from fastopt.search.genetic import Genetic
 from fastopt.search.gp import GP
 from fastopt.search.greedy import Greedy
+from fastopt.search.islands import Islands
 from fastopt.search.nsga2 import NSGA2
 from fastopt.search.portfolio import Portfolio, is_real
 from fastopt.search.space import Float, Int, Permutation, Space, Vector
@@ -24,7 +25,8 @@ from fastopt.search.tpe import TPE
 __all__ = ["METHODS", "engine_for"]
 
 ENGINES: dict[str, type[Engine]] = {
-    e.method: e for e in (Random, Greedy, Genetic, CMA, Portfolio, GP, TPE, DE, NSGA2, Subset)
+    e.method: e
+    for e in (Random, Greedy, Genetic, Islands, CMA, Portfolio, GP, TPE, DE, NSGA2, Subset)
 }
 METHODS = ("auto", *ENGINES)
 # Most trials for which the models are worth their time: all spaces, and those of reals alone.
@@ -77,6 +79,8 @@ def engine_for(
         if name == "genetic" and _orders(space):
             mu = 10  # 6.0 against 7.1 with 50 on a tour of 50 points, 20,000 trials
         options.update(population=mu, unique=not vectorized)
+    if name == "islands":
+        options.setdefault("unique", not vectorized)
     if name == "de":
         options.setdefault("budget", budget)
     engine = ENGINES[name](space, seed=seed, **options)
@@ -90,6 +94,8 @@ def engine_for(
         engine.batch = mu if vectorized else max(2, min(mu, budget // 16))
         if name == "genetic" and _orders(space):
             engine.batch = 4
+    elif isinstance(engine, Islands) and vectorized:
+        engine.batch = engine.islands[0].population
     if stored and stored.get("method") == name:
         engine.batch = stored.get("own_batch", engine.batch)
     return engine, reason

@@ -52,7 +52,7 @@ class NSGA2(Genetic):
     """
 
     method = "nsga2"
-    proposals = 2
+    proposals = 3
     _state_names = (*Genetic._state_names, "_objectives")
 
     def __init__(
@@ -71,11 +71,11 @@ class NSGA2(Genetic):
         first = fronts(self._objectives) == 0 if len(self._objectives) else np.empty(0, bool)
         order = np.flatnonzero(first)
         order = order[np.lexsort(self._objectives[order].T[::-1])]
-        return self.space.values_of(self._genomes[order]), self._objectives[order]
+        return self._population()[order], self._objectives[order]
 
     # --- inside
 
-    def _keep(self, genomes: Matrix, y: NDArray[np.float64]) -> None:
+    def _keep(self, genomes: NDArray[Any], y: NDArray[np.float64]) -> None:
         """The best ``population`` of old and new by front and crowding; fitness is the place.
 
         Of the last front that fits, the most crowded row goes, one after the other: rows that

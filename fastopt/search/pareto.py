@@ -130,8 +130,9 @@ def thinned(y: Any, n: int) -> NDArray[np.intp]:
         before[order[1:]], after[order[:-1]] = order[:-1], order[1:]
         links.append(((column / span).tolist(), before.tolist(), after.tolist()))
     for _ in range(k - n):
-        out = int(np.argmin(np.where(left, distance, np.inf)))
-        if not math.isfinite(distance[out]):  # ends alone are left
+        shown = np.where(left, distance, np.inf)
+        out = int(np.argmin(shown))
+        if not math.isfinite(shown[out]):  # ends alone are left
             out = int(np.flatnonzero(left)[-1])
         left[out] = False
         for at, before, after in links:

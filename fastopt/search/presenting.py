@@ -24,6 +24,8 @@ def columns_of(layout: Layout, values: Matrix) -> dict[str, NDArray[Any]]:
     Vector), None in an object column (the others).
     """
     columns: dict[str, NDArray[Any]] = {}
+    if not layout.conditional and all(isinstance(v, Bool) for v in layout.variables.values()):
+        return dict(zip(layout.names, np.ascontiguousarray((values != 0).T), strict=True))
     mask = layout.active(values) if layout.conditional else None
     for name, v in layout.variables.items():
         part = values[:, layout.slices[name]]

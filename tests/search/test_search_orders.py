@@ -174,6 +174,9 @@ def test_thinning_is_crowding_again_and_again():
                 left = stay
     assert thinned(np.ones((3, 2)), 5).tolist() == [0, 1, 2]
     assert len(thinned(np.full((5, 2), np.inf), 2)) == 2
+    for seed in range(40):  # many equal points, of which only ends are left before n is reached
+        y = np.random.default_rng(seed).integers(0, 4, (12, 2))
+        assert [len(thinned(y, n)) for n in range(1, 13)] == list(range(1, 13))
 
 
 @pytest.mark.parametrize(("which", "level"), [(1, 0.84), (2, 0.50), (3, 1.26)])

@@ -42,6 +42,7 @@ SEARCHES = {
     "random": (cost, MIXED, 120),
     "greedy": (cost, MIXED, 120),
     "genetic": (cost, MIXED, 200),
+    "islands": (cost, MIXED, 300),
     "cma": (cost, MIXED, 150),
     "portfolio": (sphere, PLANE, 150),
     "gp": (cost, MIXED, 24),
