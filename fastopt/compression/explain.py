@@ -112,7 +112,8 @@ class Compressed:
     changed : bool
         False where no recipe kept the budget and the model is the original.
     interrupted : bool
-        Ctrl-C ended the search; the model is the last one that was confirmed.
+        Ctrl-C ended the search; the model is the last one that was confirmed. Latencies are NaN
+        then.
     decisions : tuple of Decision
         One per step.
     candidates : tuple of Candidate

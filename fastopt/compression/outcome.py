@@ -13,6 +13,7 @@ from fastopt.compression.explain import (
     Compressed,
     Decision,
     Measures,
+    Timed,
     decisions_of,
     latencies,
     sizes_of,
@@ -34,10 +35,12 @@ def explained(job: Job, give_back: Callable[[Model], Any], started: float) -> Co
     drop = Drop(0.0, math.nan, len(job.check)) if found is None else found[1]
     base = job.metric.score(job.check_outputs, job.check, job.check_outputs)
     model = applied.model.copy()
-    rounds = 3 if job.interrupted else 21
-    old, new = latencies([job.original, model], job.check, options.batch, options.threads, rounds)
+    if job.interrupted:  # the answer to Ctrl-C does not wait for measurements
+        old = new = Timed(math.nan, math.nan, math.nan)
+    else:
+        old, new = latencies([job.original, model], job.check, options.batch, options.threads)
     facts = [(m.n_params, m.nbytes, m.macs) for m in (job.original, model)]
-    notes = [*job.notes, *model.notes]
+    notes = [*job.notes, *applied.model.notes]  # the copy would look for its groups again
     if job.failures:
         notes.append(f"{len(job.failures)} recipes could not be applied: {job.failures[0]}")
     if job.slow:

@@ -177,7 +177,13 @@ def compress(
         job.interrupted = True
     finally:
         memory.close()
-    return explained(job, give_back, started)
+    try:
+        return explained(job, give_back, started)
+    except KeyboardInterrupt:
+        if on_interrupt == "raise" or job.interrupted:
+            raise
+        job.interrupted = True  # what was confirmed is not lost while it is measured
+        return explained(job, give_back, started)
 
 
 def apply_recipe(recipe: Recipe, model: Any, data: Any, **options: Any) -> Compressed:

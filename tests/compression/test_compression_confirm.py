@@ -174,6 +174,27 @@ def test_it_says_what_it_takes(task) -> None:
         fastopt.compress("model.pkl", (x, y))
 
 
+def test_ctrl_c_while_the_result_is_measured_keeps_it(task, monkeypatch) -> None:
+    net, x, y = task
+    whole = fastopt.compress(net, (x, y), max_drop=0.05, max_evals=15)
+    calls = []
+
+    def pressed(*args):
+        calls.append(args)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("fastopt.compression.outcome.latencies", pressed)
+    found = fastopt.compress(net, (x, y), max_drop=0.05, max_evals=15)
+    assert found.interrupted
+    assert not whole.interrupted
+    assert len(calls) == 1
+    assert np.isnan(found.after.latency_s)
+    assert found.recipe == whole.recipe
+    assert found.changed
+    with pytest.raises(KeyboardInterrupt):
+        fastopt.compress(net, (x, y), max_drop=0.05, max_evals=15, on_interrupt="raise")
+
+
 _INTERRUPTED = """
 import json, os, signal, sys, threading, numpy as np, fastopt
 from fastopt.models import Network
