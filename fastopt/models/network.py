@@ -121,6 +121,13 @@ class Network:
     classes : array-like, optional
         Labels that ``predict`` returns for class 0, 1, ...; by default the integers.
 
+    Raises
+    ------
+    OptionError
+        No layer, or two of one name.
+    ArrayError
+        A layer gives another number of columns than the next one takes.
+
     Examples
     --------
     >>> import numpy as np
