@@ -208,7 +208,8 @@ def _read_memory(path: Path) -> Any:
     for values in found:
         if values is not None:
             candidate = Candidate(Recipe(), *values)
-            assert candidate.cost + candidate.drop + candidate.std_error >= 0
+            assert candidate.cost >= 0
+            assert candidate.drop == candidate.drop
     return found
 
 

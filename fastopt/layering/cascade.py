@@ -33,6 +33,13 @@ class Cascade:
     classes_ : array or None
         The class labels of the first level that has ``classes_``.
 
+    Raises
+    ------
+    DTypeError
+        A level has no ``predict_proba`` and cannot be called.
+    OptionError
+        No level, or another number of thresholds than levels but the last.
+
     Examples
     --------
     >>> import numpy as np

@@ -96,6 +96,13 @@ class Optimizer:
     n_steps, n_skipped : int
         Steps taken and left out.
 
+    Raises
+    ------
+    DTypeError
+        An option that the optimizer does not have, or a schedule that is no function.
+    OptionError
+        An option outside its range; ``state_dtype`` where the state is always float32.
+
     Examples
     --------
     >>> import numpy as np

@@ -124,6 +124,8 @@ def share_units(
 
     Raises
     ------
+    DTypeError
+        ``costs`` or ``prices`` is no sequence.
     OptionError
         The budget is more than all layers together can save.
 

@@ -41,6 +41,13 @@ class SparseLinear:
     nbytes : int
         Bytes of the stored weight.
 
+    Raises
+    ------
+    ArrayError
+        ``shape`` is not (n_out, n_in).
+    FormatError
+        Values, columns and starts do not fit together.
+
     Notes
     -----
     In "csr" and "4x1" sums run in the order of the stored columns, so the result has the same

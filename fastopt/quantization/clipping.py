@@ -15,8 +15,8 @@ from fastopt import _threads
 from fastopt._arrays import Array, as_array, check_finite
 from fastopt._interrupts import interruptible
 from fastopt._kernels import clip as kernel
-from fastopt.calibration import Gram
-from fastopt.errors import ArrayError, OptionError
+from fastopt.calibration import Gram, check_gram
+from fastopt.errors import OptionError
 from fastopt.quantization.codebooks import decode_narrow, encode_narrow, narrow_scale
 from fastopt.quantization.formats import Format, format_of
 
@@ -264,11 +264,7 @@ def _xlogx(x: Array) -> Array:
 def second_moment(gram: Any, n: int) -> Array:
     """X^T X / rows of a Gram, or the matrix X^T X that was given, checked; float64."""
     if isinstance(gram, Gram):
-        if gram.n != n:
-            raise ArrayError(f"gram: expected {n} features, got {gram.n}")
-        if gram.count == 0:
-            raise ArrayError("gram: holds no data; call update first")
-        result: Array = gram.covariance()
+        result: Array = check_gram(gram, n).covariance()
         result += np.multiply.outer(gram.mean, gram.mean)
         return result
     matrix = as_array(gram, "gram", cast="float64", shape=(n, n)).astype(np.float64)

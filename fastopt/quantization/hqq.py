@@ -52,6 +52,11 @@ def hqq(
     -------
     QuantizedArray
 
+    Raises
+    ------
+    OptionError
+        ``dtype`` is no integer format.
+
     Notes
     -----
     Badri and Shaji, "Half-Quadratic Quantization" (2023): alternate the proximal step of the l_p

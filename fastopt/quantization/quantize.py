@@ -222,6 +222,11 @@ def dequantize(q: QuantizedArray, *, out: Any = None, threads: int | None = None
     -------
     ndarray
 
+    Raises
+    ------
+    DTypeError
+        ``q`` is no QuantizedArray.
+
     Examples
     --------
     >>> import numpy as np, fastopt

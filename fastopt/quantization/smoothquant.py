@@ -46,6 +46,11 @@ def smoothquant(w: Any, act_absmax: Any, *, alpha: float = 0.5) -> Smoothed:
         (weight, scale), in w's dtype. An input that is always zero, or whose weights are, keeps
         scale 1.
 
+    Raises
+    ------
+    ArrayError
+        ``act_absmax`` holds negative values.
+
     Notes
     -----
     Xiao et al., "SmoothQuant" (2022), equation 4. The product is unchanged up to rounding.

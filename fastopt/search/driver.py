@@ -150,6 +150,8 @@ def minimize(
 
     Raises
     ------
+    DTypeError, OptionError
+        An argument of another kind or outside its range; options that exclude each other.
     TrialError
         f returned something that is not a number (``on_error="raise"``).
     WorkerDied

@@ -53,6 +53,11 @@ def tournament(
     -------
     (k,) intp
 
+    Raises
+    ------
+    ArrayError
+        ``fitness`` is empty or not one-dimensional.
+
     Examples
     --------
     >>> tournament(np.array([3.0, 1.0, 2.0]), 4, size=50).tolist()
@@ -120,6 +125,13 @@ def variation(
     Returns
     -------
     (m, d) array of the parents' dtype, inside the bounds.
+
+    Raises
+    ------
+    OptionError
+        A crossover or mutation that the dtype of ``parents`` does not have.
+    ArrayError
+        Bounds in the wrong order, or genes outside them.
 
     Notes
     -----

@@ -165,6 +165,11 @@ def hypervolume(y: Any, reference: Any) -> float:
     -------
     float
 
+    Raises
+    ------
+    ArrayError
+        ``y`` has neither two nor three columns, or the reference another number.
+
     Examples
     --------
     >>> hypervolume([[1, 2], [2, 1]], [3, 3])

@@ -46,6 +46,11 @@ class Portfolio(Engine):
         Trials to begin with; they take the place of the first points.
     seed : int, SeedSequence or Generator
 
+    Raises
+    ------
+    OptionError
+        The space holds variables that are not real.
+
     Notes
     -----
     Gradients and axis points are batches of d trials, generations of CMA-ES batches too; the line

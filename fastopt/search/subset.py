@@ -36,6 +36,11 @@ class Subset(Engine):
         Subsets to begin with instead.
     seed : int, SeedSequence or Generator
 
+    Raises
+    ------
+    OptionError
+        The space holds variables that are not Bool, or conditions.
+
     Notes
     -----
     Every subset of a level is evaluated before the next level begins, a level being one batch:

@@ -230,7 +230,7 @@ def test_refused():
         (lambda: gptq(w * np.nan, eye), ArrayError, "w: holds NaN"),
         (lambda: gptq(w, np.eye(2)), ArrayError, "gram"),
         (lambda: gptq(w, np.full((3, 3), np.inf)), ArrayError, "gram"),
-        (lambda: gptq(w, Gram(3)), ArrayError, "no data"),
+        (lambda: gptq(w, Gram(3)), ArrayError, "no rows"),
         (lambda: gptq(w, Gram(4)), ArrayError, "features"),
         (lambda: gptq(w, -eye), ArrayError, "positive definite"),
         (lambda: gptq(w, eye, "float16"), OptionError, "dtype"),

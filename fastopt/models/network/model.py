@@ -53,6 +53,13 @@ class Network:
     input_shape : tuple of int, optional
         Shape of one input row; needed where the first layer is not dense, such as (1, 28, 28).
 
+    Raises
+    ------
+    OptionError
+        No layer, names that are not different, inputs that are not there, an unknown loss.
+    ArrayError
+        Shapes that do not fit.
+
     Examples
     --------
     >>> import numpy as np
