@@ -8,7 +8,7 @@ import zlib
 from typing import IO, Any
 
 from fastopt._files import path_of, storage_errors
-from fastopt.errors import FormatError
+from fastopt.errors import FormatError, StorageError
 
 __all__ = ["Memory"]
 
@@ -26,7 +26,7 @@ class Memory:
     FormatError
         The file is no such journal, is damaged, or belongs to another run.
     StorageError
-        It cannot be read or written.
+        It cannot be read or written, or another process has it.
     """
 
     def __init__(self, path: str | os.PathLike[str] | None, identity: str) -> None:
@@ -38,6 +38,7 @@ class Memory:
         with storage_errors(where):
             self._file = open(where, "a+b")  # noqa: SIM115
         try:
+            self._hold(where)
             with storage_errors(where):
                 self._file.seek(0)
                 data = self._file.read()
@@ -52,6 +53,19 @@ class Memory:
         except BaseException:
             self._file.close()
             raise
+
+    def _hold(self, where: str) -> None:
+        """Keep other processes out while the file is open."""
+        try:
+            import fcntl
+        except ImportError:  # not a POSIX system: the user sees to it that there is one writer
+            return
+        assert self._file is not None
+        try:
+            # not flock: a forked worker would go on holding it after this process was killed
+            fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise StorageError(f"storage: {where} is in use by another run") from None
 
     def _read(self, data: bytes, where: str, identity: str) -> None:
         assert self._file is not None

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,7 @@ import pytest
 
 import fastopt
 from fastopt.compression import accept, explain, job
+from fastopt.compression.journal import Memory
 from fastopt.compression.prepare import Option
 from fastopt.compression.search import knapsack
 from fastopt.compression.team import Team
@@ -167,3 +170,19 @@ def test_recipes_that_drop_too_much_are_not_timed(task, monkeypatch) -> None:
 def test_team_of_one_asks_here() -> None:
     assert list(Team(1).map(lambda k: os.getpid(), [1, 2])) == [os.getpid()] * 2
     assert issubclass(WorkerDied, FastoptError)
+
+
+def test_a_journal_has_one_writer(tmp_path: Path) -> None:
+    path = tmp_path / "run.journal"
+    held = Memory(path, "one")
+    code = (
+        "import sys\n"
+        "from fastopt.compression.journal import Memory\n"
+        "from fastopt.errors import StorageError\n"
+        "try:\n    Memory(sys.argv[1], 'one')\n"
+        "except StorageError as error:\n    print(error)"
+    )
+    command = [sys.executable, "-c", code, str(path)]
+    assert "in use" in subprocess.run(command, capture_output=True, text=True).stdout
+    held.close()
+    assert subprocess.run(command, capture_output=True, text=True).stdout == ""
