@@ -385,8 +385,42 @@ def test_training_starts_from_the_codes_values_and_stores_floats() -> None:
     net = _settled(_conv_net())
     x, y = _data(net)
     net.store(net_dense(net), "int8+dynamic")
+    net.store("left", "int8+dynamic")
+    plain = net.copy()
+    for name in ("left", net_dense(net)):  # gradients by the float product, straight through
+        plain.set_weight(name, net.layers[name].weight)
+    grads, wanted = (n.value_and_grad(x, y, training=False)[1] for n in (net, plain))
+    for name, g in wanted.items():
+        away = np.linalg.norm(grads[name] - g) / max(float(np.linalg.norm(g)), 1e-6)
+        assert away < 0.2, name
     net.fit(x, y, fastopt.optim.SGD(net.params, lr=1e-3), epochs=1)
     assert net.layers[net_dense(net)].form.name == "float32"
+
+
+@pytest.mark.parametrize("build", [_conv_net, _transformer])
+def test_no_rows_give_no_outputs(build) -> None:
+    net = build()
+    x, y = _data(net)
+    assert net.forward(x[:0]).shape == (0, 3)
+    assert net.predict(x[:0]).shape == (0,)
+    net.store(net_dense(net) if build is _conv_net else "head", "int8+dynamic")
+    assert net.forward(x[:0]).shape == (0, 3)
+    with pytest.raises(ArrayError, match="at least one row"):
+        net.value_and_grad(x[:0], y[:0])
+
+
+def test_an_image_can_be_the_output() -> None:
+    """The squared loss of an autoencoder's images."""
+    net = Network([Conv2d.random(1, 4, 3, padding=1, seed=0), Activation(),
+                   Conv2d.random(4, 1, 3, padding=1, seed=1)],
+                  loss="squared", input_shape=(1, 5, 6))  # fmt: skip
+    x = np.random.default_rng(0).standard_normal((8, 1, 5, 6)).astype(np.float32)
+    wanted = 0.5 * float(((net.forward(x) - x) ** 2).sum()) / 8
+    assert net.loss(x, x) == pytest.approx(wanted, rel=1e-5)
+    before = net.loss(x, x)
+    net.fit(x, x, fastopt.optim.Adam(net.params, lr=1e-2), epochs=20)
+    assert net.loss(x, x) < 0.7 * before
+    assert net.score(x, x) > 0
 
 
 @pytest.mark.parametrize("build", [_conv_net, _transformer])

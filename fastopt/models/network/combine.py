@@ -129,7 +129,8 @@ class Flatten(Module):
 
     def forward(self, *xs: Array, training: bool = False) -> tuple[Array, Any]:
         """(n, everything)."""
-        return xs[0].reshape(len(xs[0]), -1), xs[0].shape
+        shape = xs[0].shape
+        return xs[0].reshape(shape[0], math.prod(shape[1:])), shape
 
     def backward(
         self, dy: Array, saved: Any, dx: bool = True

@@ -142,7 +142,7 @@ class Conv2d(Module):
         places = window.places(xs[0].shape[2:])
         if runs_in_integers(self, training):
             y = integer_product(self, window.rows(xs[0], places)).transpose(0, 3, 1, 2)
-            return y if self.bias is None else y + self.bias[:, None, None], None
+            return y if self.bias is None else y + self.bias[:, None, None], xs[0]
         x = window.padded(to_planes(xs[0]))
         if self.depthwise:
             y = np.empty((len(x), *places, x.shape[3]), np.float32)
@@ -151,7 +151,7 @@ class Conv2d(Module):
             y = _product(self._matrices(), x, window, places)
         if self.bias is not None:
             y += self.bias[:, None, None, None]
-        return from_planes(y), x
+        return from_planes(y), xs[0]
 
     def _matrices(self) -> Array:
         """(groups, n_out / groups, columns)."""
@@ -161,7 +161,8 @@ class Conv2d(Module):
         self, dy: Array, saved: Any, dx: bool = True
     ) -> tuple[list[Array | None], dict[str, Array]]:
         """dW = dy columns^T;  dx adds up W^T dy where the columns came from."""
-        window, x = self.window, saved
+        window = self.window
+        x = window.padded(to_planes(saved))
         dy = to_planes(dy)
         grads = {"weight": np.zeros_like(self.weight)}
         if self.bias is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import pairwise
@@ -137,7 +138,7 @@ class Network:
     def loss(self, x: Any, y: Any) -> float:
         """Mean loss over the rows of ``x`` (see the class)."""
         z = self.forward(x)
-        return loss_and_slope(self._loss, z, self._labels(y, len(z)))[0]
+        return loss_and_slope(self._loss, self._flat(z), self._labels(y, len(z)))[0]
 
     def value_and_grad(
         self, x: Any, y: Any, training: bool = True
@@ -153,8 +154,10 @@ class Network:
     def _backward(
         self, rows: Array, labels: Array, training: bool = True, loss: str | None = None
     ) -> tuple[float, dict[str, Array]]:
+        if not len(rows):
+            raise ArrayError("x: expected at least one row, got none")
         z, saved = self._graph.forward_saved(rows, training)
-        value, delta = loss_and_slope(loss or self._loss, z.reshape(len(z), -1), labels)
+        value, delta = loss_and_slope(loss or self._loss, self._flat(z), labels)
         return value, self._graph.backward(delta.reshape(z.shape), saved)
 
     def backward(self, x: Any, y: Any) -> dict[str, Array]:
@@ -210,8 +213,7 @@ class Network:
             That loss; the parameters change only where it falls.
         """
         rows = self._input(x)
-        n_out = int(np.prod(self._graph.shapes[self._graph.output], dtype=np.int64))
-        targets = labels_for("squared", None, n_out, outputs, len(rows))
+        targets = labels_for("squared", None, self._n_out, outputs, len(rows))
         self._unstore()
         most = max(_FEWEST, int(_MATCH_MACS / (3 * max(1, self.macs) * max(1, max_iter))))
         if len(rows) > most:
@@ -378,7 +380,7 @@ class Network:
         index: Array,
         weights: Mapping[str, tuple[Array, Array | None]] | None = None,
     ) -> None:
-        """In place: keep the units ``index`` of a group; ``weights`` replaces its two layers."""
+        """In place: keep the units ``index`` of a group; ``weights`` are its layers' new ones."""
         given = dict(weights or {})
         self._put(edit.units_kept(self._graph, self._coupled(), group, index, given))
 
@@ -447,6 +449,14 @@ class Network:
         return max(64, int(_PART_MACS / max(1, self.macs)))
 
     @property
+    def _n_out(self) -> int:
+        return math.prod(self._graph.shapes[self._graph.output])
+
+    def _flat(self, z: Array) -> Array:
+        """Outputs as the loss takes them."""
+        return z.reshape(len(z), self._n_out)
+
+    @property
     def _dtype(self) -> str:
         readers = [m for m in self._graph.modules.values() if INPUT in m.inputs]
         return "int64" if any(m.kind == "embedding" for m in readers) else "float32"
@@ -458,5 +468,4 @@ class Network:
         return as_array(x, "x", dtypes=("float32",), cast="float32", shape=wanted)
 
     def _labels(self, y: Any, n: int) -> Array:
-        n_out = int(np.prod(self._graph.shapes[self._graph.output], dtype=np.int64))
-        return labels_for(self._loss, self.classes, n_out, y, n)
+        return labels_for(self._loss, self.classes, self._n_out, y, n)

@@ -7,6 +7,7 @@ whatever the stride, and a channel is one run, so NumPy and BLAS work at their f
 
 from __future__ import annotations
 
+import math
 import threading
 from dataclasses import dataclass
 
@@ -162,7 +163,7 @@ class Window:
         n, a, b, c = last.strides
         shape = (len(x), *places, *self.kernel, x.shape[1])
         seen = as_strided(last, shape, (n, a * sh, b * sw, a * dh, b * dw, c), writeable=False)
-        return seen.reshape(*shape[:3], -1)
+        return seen.reshape(*shape[:3], math.prod(shape[3:]))
 
     def scatter(self, columns: Array, x: Array, places: Pair, first: int, last: int) -> None:
         """In place: add columns to the padded planes that :meth:`columns` read them from."""
