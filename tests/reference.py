@@ -404,6 +404,17 @@ def exchanged(d, pair, kind, gene_rate, key, step):
     return (np.arange(d) >= first) & (np.arange(d) < last)
 
 
+def packed_mask(d, pair, gene_rate, key, step):
+    """Which packed genes change sides: the digits of k / 2^16, the last one first."""
+    k, tiles = int(gene_rate * 2**16 + 0.5), -(-d // 2048)
+    words = gene_words(key, tiles * 1024, pair, 4, step).astype("<u4").reshape(tiles, 16, 64)
+    drawn = np.unpackbits(words.view(np.uint8), axis=2, bitorder="little")
+    mask = np.full((tiles, 2048), k >> 16, np.uint8)
+    for digit in range(16 if k < 2**16 else 0):
+        mask = mask | drawn[:, digit] if k >> digit & 1 else mask & drawn[:, digit]
+    return mask.ravel()[:d].astype(bool)
+
+
 def sbx(a, b, low, high, eta, gene_rate, pair, key, step):
     """Both children of one pair in float64 (the kernel's beta is float32)."""
     w, mask = gene_words(key, len(a), pair, 3, step), gene_words(key, len(a), pair, 4, step)

@@ -10,6 +10,7 @@ from fastopt.search.greedy import Greedy
 from fastopt.search.islands import Islands
 from fastopt.search.nsga2 import NSGA2
 from fastopt.search.operators import tournament, variation
+from fastopt.search.packed import count_bits, pack_bits, unpack_bits
 from fastopt.search.pareto import crowding, fronts, hypervolume
 from fastopt.search.portfolio import Portfolio
 from fastopt.search.result import Pareto, Progress, Result
@@ -40,11 +41,14 @@ __all__ = [
     "Space",
     "Subset",
     "Vector",
+    "count_bits",
     "crowding",
     "fronts",
     "hypervolume",
     "load_result",
     "minimize",
+    "pack_bits",
     "tournament",
+    "unpack_bits",
     "variation",
 ]

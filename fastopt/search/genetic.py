@@ -16,7 +16,7 @@ from fastopt.search.engine import Engine, fingerprint, hypercube
 from fastopt.search.layout import Matrix
 from fastopt.search.operators import MUTATIONS, SBX, SERIAL_BELOW, UNIFORM
 from fastopt.search.orders import CROSSOVERS, moved, reversed_part
-from fastopt.search.packed import pack, unpack
+from fastopt.search.packed import pack_bits, unpack_bits, words_of
 from fastopt.search.space import Bool, Permutation, Space
 
 __all__ = ["Genetic"]
@@ -85,7 +85,7 @@ class Genetic(Engine):
     """
 
     method = "genetic"
-    proposals = 2
+    proposals = 3
     _state_names: ClassVar[tuple[str, ...]] = (
         "_genomes",
         "_fitness",
@@ -191,12 +191,12 @@ class Genetic(Engine):
 
     def _stored(self, values: Matrix) -> NDArray[Any]:
         """Values as the population has them."""
-        return pack(values) if self._bits else self.space.genomes_of(values)
+        return pack_bits(values) if self._bits else self.space.genomes_of(values)
 
     def _population(self) -> Matrix:
         """The population's values."""
         if self._bits:
-            return unpack(self._genomes, self.space.n_columns).astype(np.float64)
+            return unpack_bits(self._genomes, self.space.n_columns).astype(np.float64)
         return self.space.values_of(self._genomes)
 
     def _keep(self, new: NDArray[Any], y: NDArray[np.float64]) -> None:
@@ -289,11 +289,12 @@ class Genetic(Engine):
     def _bred_bits(self, winners: NDArray[np.intp], before: int, threads: int) -> Matrix:
         """The same where every variable is a Bool: uniform crossover, each bit flipped 1 / d."""
         d = self.space.n_columns
-        child = np.empty((len(winners), d), np.uint8)
-        _kernels.genetic_bits.breed_bits(
+        child = np.empty((len(winners), words_of(d)), np.uint64)
+        _kernels.genetic_packed.breed_packed(
             child,
-            unpack(self._genomes, d),
+            self._genomes,
             winners,
+            d,
             UNIFORM,
             1.0,  # as options in mixed spaces, which every child takes from both parents
             EXCHANGED,
@@ -302,7 +303,7 @@ class Genetic(Engine):
             self._generation & 0xFFFFFFFF,
             threads,
         )
-        values = child[before : self._children].astype(np.float64)
+        values = unpack_bits(child[before : self._children], d).astype(np.float64)
         if self.unique:
             self._renew(values, values.copy(), np.arange(before, self._children))
         return values

@@ -52,7 +52,7 @@ class NSGA2(Genetic):
     """
 
     method = "nsga2"
-    proposals = 3
+    proposals = 4
     _state_names = (*Genetic._state_names, "_objectives")
 
     def __init__(

@@ -13,6 +13,7 @@ from fastopt._options import choice, integer, number
 from fastopt._random import Seed, key_of
 from fastopt._threads import resolve
 from fastopt.errors import ArrayError, OptionError
+from fastopt.search.packed import packed_rows
 
 __all__ = ["tournament", "variation"]
 
@@ -91,6 +92,7 @@ def variation(
     mutation: str = "polynomial",
     mutation_rate: float | None = None,
     mutation_scale: float | None = None,
+    bits: int | None = None,
     seed: Seed = 0,
     generation: int = 0,
     threads: int | None = None,
@@ -100,11 +102,12 @@ def variation(
 
     Parameters
     ----------
-    parents : (n, d) float64, float32 or bool, C-contiguous
+    parents : (n, d) float64, float32 or bool, or (n, ceil(bits / 64)) uint64, C-contiguous
+        uint64 rows are packed bits (``pack_bits``): 64 genes in a word, those after the last 0.
     mates : (m,) intp, m even
         Children 2 p and 2 p + 1 come from rows mates[2 p] and mates[2 p + 1].
     low, high : float or (d,)
-        Bounds of each gene; 0 and 1 for bool.
+        Bounds of each gene; 0 and 1 for bool and packed bits.
     crossover : "sbx", "uniform", "one_point", "two_point" or "none"
     rate : float
         Share of pairs that cross.
@@ -113,18 +116,20 @@ def variation(
     eta : float
         SBX's distribution index; larger keeps children nearer their parents.
     mutation : "polynomial", "gaussian", "flip" or "none"
-        "flip" is that of bool, which has no other, nor "sbx".
+        "flip" is that of bool and packed bits, which have no other, nor "sbx".
     mutation_rate : float, optional
         Chance of each gene; 1 / d by default.
     mutation_scale : float, optional
         Polynomial: its index eta, by default 20. Gaussian: sigma in units of high - low, by
         default 0.1.
-    out : (m, d) array of the parents' dtype, optional
+    bits : int, optional
+        d of packed bits, which need it.
+    out : array of the parents' dtype and the children's shape, optional
         Must not share memory with ``parents``.
 
     Returns
     -------
-    (m, d) array of the parents' dtype, inside the bounds.
+    (m, d) array of the parents' dtype, inside the bounds; m rows of words of packed bits.
 
     Raises
     ------
@@ -149,28 +154,35 @@ def variation(
     >>> children.shape, bool(((children >= 0) & (children <= 1)).all())
     ((4, 3), True)
     """
-    parents = as_array(parents, "parents", dtypes=("float64", "float32", "bool"), ndim=2)
+    kinds = ("float64", "float32", "bool", "uint64")
+    parents = as_array(parents, "parents", dtypes=kinds, ndim=2)
     mates = as_array(mates, "mates", dtypes=_INDEX, ndim=1)
-    d = parents.shape[1]
+    packed = parents.dtype == np.uint64
+    flags = packed or parents.dtype == bool
+    if packed != (bits is not None):
+        raise OptionError("bits: is the number of genes in a row of packed bits (uint64)")
+    d = parents.shape[1] if bits is None else packed_rows(parents, "parents", bits)[1]
     choice(crossover, "crossover", CROSSOVERS)
     choice(mutation, "mutation", (*MUTATIONS, FLIP))
-    bits = parents.dtype == bool
-    if bits and (crossover == "sbx" or mutation not in ("none", FLIP)):
+    if flags and (crossover == "sbx" or mutation not in ("none", FLIP)):
         raise OptionError(
-            f"parents: bool has no crossover {crossover!r} with mutation {mutation!r}; "
+            f"parents: bits have no crossover {crossover!r} with mutation {mutation!r}; "
             "use crossover='uniform', mutation='flip'"
         )
-    if mutation == FLIP and not bits:
-        raise OptionError(f"mutation: 'flip' is for bool, parents are {parents.dtype}")
-    lows, highs = _bound(low, "low", parents), _bound(high, "high", parents)
-    if bits and not ((lows == 0).all() and (highs == 1).all()):
-        raise ArrayError("low, high: expected 0 and 1 for bool")
+    if mutation == FLIP and not flags:
+        raise OptionError(f"mutation: 'flip' is for bits, parents are {parents.dtype}")
+    dtype = "float64" if flags else name_of(parents.dtype)
+    lows, highs = _bound(low, "low", dtype, d), _bound(high, "high", dtype, d)
+    if flags and not ((lows == 0).all() and (highs == 1).all()):
+        raise ArrayError("low, high: expected 0 and 1 for bits")
     if not (lows <= highs).all():
         raise ArrayError("low, high: expected low <= high for each gene, and no NaN")
-    workers = resolve(threads, len(mates) * d, SERIAL_BELOW)
-    if not bits and _kernels.genetic.outside(parents, lows, highs, workers):
+    if not flags:
+        lows, highs = _each(lows, d), _each(highs, d)
+    workers = resolve(threads, len(mates) * parents.shape[1], SERIAL_BELOW)
+    if not flags and _kernels.genetic.outside(parents, lows, highs, workers):
         raise ArrayError("parents: expected genes within low and high")
-    child = out_for(out, "out", (len(mates), d), name_of(parents.dtype))
+    child = out_for(out, "out", (len(mates), parents.shape[1]), name_of(parents.dtype))
     check_disjoint([("out", child)], [("parents", parents), ("low", lows), ("high", highs)])
     if mutation_rate is None:
         mutation_rate = 1.0 / max(d, 1)
@@ -180,7 +192,22 @@ def variation(
     key, step = key_of(seed), integer(generation, "generation") & 0xFFFFFFFF
     rate = number(rate, "rate", low=0, high=1)
     gene_rate = number(gene_rate, "gene_rate", low=0, high=1)
-    if bits:
+    if bits is not None:
+        _kernels.genetic_packed.breed_packed(
+            child,
+            parents,
+            mates,
+            bits,
+            CROSSOVERS[crossover],
+            rate,
+            gene_rate,
+            mutation_rate,
+            key,
+            step,
+            workers,
+        )
+        return child
+    if flags:
         _kernels.genetic_bits.breed_bits(
             child.view(np.uint8),
             parents.view(np.uint8),
@@ -216,12 +243,13 @@ def variation(
     return child
 
 
-def _bound(value: Any, name: str, parents: NDArray[Any]) -> NDArray[Any]:
-    """One bound per gene, of the parents' dtype; float64 for bool."""
-    dtype = "float64" if parents.dtype == bool else name_of(parents.dtype)
+def _bound(value: Any, name: str, dtype: str, d: int) -> NDArray[Any]:
+    """One bound, or one per gene."""
     bound = as_array(value, name, dtypes=(dtype,), cast=dtype, ndim=(0, 1))
-    if bound.ndim == 0:
-        return np.full(parents.shape[1], bound)
-    if bound.shape != (parents.shape[1],):
-        raise ArrayError(f"{name}: expected shape ({parents.shape[1]},), got {bound.shape}")
+    if bound.ndim == 1 and bound.shape != (d,):
+        raise ArrayError(f"{name}: expected shape ({d},), got {bound.shape}")
     return bound
+
+
+def _each(bound: NDArray[Any], d: int) -> NDArray[Any]:
+    return bound if bound.ndim else np.full(d, bound)

@@ -219,6 +219,90 @@ def test_bits_twin(level, threads):
                     assert np.array_equal(again, want)
 
 
+def packed(bits):
+    """Rows of 0 and 1 as uint64, 64 genes a word."""
+    room = np.zeros((len(bits), -(-bits.shape[1] // 64) * 64), np.uint8)
+    room[:, : bits.shape[1]] = bits
+    return np.packbits(room, axis=1, bitorder="little").view("<u8").astype(np.uint64)
+
+
+@pytest.mark.parametrize("threads", THREADS)
+def test_packed_twin(level, threads):
+    kernels = kernel("genetic_packed", level)
+    for d in (*LENGTHS, 2048, 4500) if threads == 1 else (17, 65, 4500):
+        rng = np.random.default_rng(d)
+        parents = rng.integers(0, 2, (9, d)).astype(np.uint8)
+        mates = rng.integers(0, 9, 38).astype(np.intp)
+        for kind, gene_rate, rate in (
+            *((k, 0.5, r) for k in ("none", "one_point", "two_point") for r in (0.0, 0.03)),
+            *(("uniform", r, 0.01) for r in (0.0, 0.3, 0.5, 0.625, 1.0)),
+        ):
+            child = Guarded(np.zeros((38, -(-d // 64)), np.uint64))
+            args = (d, KINDS[kind], 1.0, gene_rate, rate, KEY, 3, threads)
+            kernels.breed_packed(child.array, packed(parents), mates, *args)
+            child.check()
+            want = parents[mates]
+            for p in range(19 if kind != "none" else 0):
+                swap = (
+                    reference.packed_mask(d, p, gene_rate, KEY, 3)
+                    if kind == "uniform"
+                    else reference.exchanged(d, p, kind, 0.5, KEY, 3)
+                )
+                pair = want[2 * p : 2 * p + 2]
+                pair[:, swap] = pair[::-1, swap]
+            for i in range(38 if rate else 0):
+                want[i, reference.flips(d, i, rate, KEY, 3)] ^= 1
+            assert np.array_equal(child.array, packed(want))
+            again, count = packed(parents[mates]), np.empty(38, np.int64)
+            kernels.distances(count, child.array, again, threads)
+            assert np.array_equal(count, (want != parents[mates]).sum(axis=1))
+            kernels.distances(count, child.array, again[:1], threads)
+            assert np.array_equal(count, (want != parents[mates[0]]).sum(axis=1))
+            if kind == "none":
+                kernels.flip_packed(again, d, rate, KEY, 3, threads)
+                assert np.array_equal(again, packed(want))
+
+
+def test_packed_uniform_exchange_is_fair():
+    """Every gene changes sides with the gene rate, neighbours on their own."""
+    kernels, n, d = kernel("genetic_packed", levels()[0]), 4000, 200
+    parents = np.array([[0] * 4, [2**64 - 1] * 3 + [2 ** (d - 192) - 1]], np.uint64)
+    child = np.empty((2 * n, 4), np.uint64)
+    for gene_rate in (0.5, 0.3):
+        mates = np.tile(np.arange(2, dtype=np.intp), n)
+        kernels.breed_packed(child, parents, mates, d, 1, 1.0, gene_rate, 0.0, KEY, 0, 1)
+        assert np.array_equal(child[::2] ^ child[1::2], np.tile(parents[1], (n, 1)))
+        bits = np.unpackbits(child[::2].view(np.uint8), axis=1, bitorder="little")
+        assert bits[:, d:].sum() == 0
+        x = (bits[:, :d] - gene_rate) / np.sqrt(gene_rate * (1 - gene_rate))
+        assert np.abs(x.mean(axis=0)).max() < 5 / np.sqrt(n)
+        assert np.abs((x[:, 1:] * x[:, :-1]).mean(axis=0)).max() < 5 / np.sqrt(n)
+
+
+def test_packed_refusals_write_nothing():
+    kernels = kernel("genetic_packed", levels()[0])
+    x, mates = np.arange(8, dtype=np.uint64).reshape(4, 2), np.arange(4)
+    before, child = x.copy(), np.zeros((4, 2), np.uint64)
+    for error, args in (
+        (ArrayError, (child, x, mates, 64, 1)),
+        (ArrayError, (child, x[:, :1], mates, 128, 1)),
+        (ArrayError, (child[:3], x, mates, 128, 1)),
+        (ArrayError, (child, x, mates + 1, 128, 1)),
+        (ArrayError, (child, x, mates, 128, KINDS["sbx"])),
+        (OptionError, (child, x, mates, -1, 1)),
+        (FastoptError, (child.view(np.int64), x, mates, 128, 1)),
+        (FastoptError, (child[:, ::-1], x, mates, 128, 1)),
+    ):
+        with pytest.raises(error):
+            kernels.breed_packed(*args, 1.0, 0.5, 0.5, KEY, 0, 1)
+        assert not child.any()
+    with pytest.raises(ArrayError, match="x: expected shape"):
+        kernels.flip_packed(x, 200, 0.5, KEY, 0, 1)
+    with pytest.raises(ArrayError, match="y: expected 1 row"):
+        kernels.distances(np.zeros(4, np.int64), x, x[:2], 1)
+    assert np.array_equal(x, before)
+
+
 def test_same_bits_on_every_level_and_thread_count():
     parents, low, high = population(64, 333)
     parents[5, 7] = np.nan

@@ -73,21 +73,18 @@ cdef inline void exchange_segment(
         memcpy(cb + first, pa + first, (last - first) * sizeof(gene))
 
 
-cdef inline void exchange_one_point(
-    gene* ca, gene* cb, const gene* pa, const gene* pb, Py_ssize_t d, const uint32_t* words
+cdef inline void cuts(
+    Py_ssize_t* first, Py_ssize_t* last, int kind, Py_ssize_t d, const uint32_t* words
 ) noexcept nogil:
-    """From one cut strictly inside to the end."""
-    cdef Py_ssize_t first = 1 + scaled(words[GROUP], d - 1) if d > 1 else d
-    exchange_segment(ca, cb, pa, pb, d, first, d)
-
-
-cdef inline void exchange_two_point(
-    gene* ca, gene* cb, const gene* pa, const gene* pb, Py_ssize_t d, const uint32_t* words
-) noexcept nogil:
-    """Between two different cuts."""
-    cdef Py_ssize_t a = scaled(words[GROUP], d + 1), b = scaled(words[2 * GROUP], d)
-    b += b >= a
-    exchange_segment(ca, cb, pa, pb, d, min(a, b), max(a, b))
+    """The genes [first, last) that a pair of d > 0 genes exchanges: from one cut strictly inside
+    to the end, or between two different cuts."""
+    cdef Py_ssize_t a, b
+    if kind == ONE_POINT:
+        first[0], last[0] = 1 + scaled(words[GROUP], d - 1) if d > 1 else d, d
+    else:
+        a, b = scaled(words[GROUP], d + 1), scaled(words[2 * GROUP], d)
+        b += b >= a
+        first[0], last[0] = min(a, b), max(a, b)
 
 
 cdef inline void spread_of(
@@ -224,16 +221,15 @@ cdef inline void cross(
 ) noexcept nogil:
     """Both children of pair number ``pair``, whose own words are words[0], [16], [32], [48]."""
     cdef int kind = how.crossover
+    cdef Py_ssize_t first = 0, last = 0
     if d == 0 or unit_32(words[0]) >= how.rate:
         kind = COPY
-    if kind == COPY:
-        exchange_segment(ca, cb, pa, pb, d, 0, 0)
-    elif kind == UNIFORM:
+    if kind == UNIFORM:
         exchange_uniform(ca, cb, pa, pb, d, <uint32_t> pair, how)
-    elif kind == ONE_POINT:
-        exchange_one_point(ca, cb, pa, pb, d, words)
     elif kind == SBX:
         if gene is not uint8_t:
             cross_sbx(ca, cb, pa, pb, low, high, d, <uint32_t> pair, how)
     else:
-        exchange_two_point(ca, cb, pa, pb, d, words)
+        if kind != COPY:
+            cuts(&first, &last, kind, d, words)
+        exchange_segment(ca, cb, pa, pb, d, first, last)

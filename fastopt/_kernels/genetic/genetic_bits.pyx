@@ -8,14 +8,12 @@ geometric skips, so that a child costs about d mutation_rate draws.
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memset
 
-from fastopt._kernels.shared.approximate cimport log2_d
 from fastopt._kernels.genetic.crossover cimport cross
-from fastopt._kernels.genetic.words cimport (
-    PAIR, SBX, SKIP, Variation, limit_of, next_hit, skip_of, tile, unit_32
-)
+from fastopt._kernels.genetic.mutation cimport flip_row
+from fastopt._kernels.genetic.words cimport PAIR, SBX, Variation, limit_of, skip_of, tile
 from fastopt._kernels.shared cimport numpy as cnp
 from fastopt._kernels.shared.arguments cimport data_of
-from fastopt._kernels.shared.philox cimport GROUP, TILE, philox, u32x4
+from fastopt._kernels.shared.philox cimport GROUP, TILE
 from fastopt._kernels.shared.pool cimport run_polled
 
 from fastopt.errors import ArrayError
@@ -32,19 +30,6 @@ cdef struct Work:  # one call
     const Py_ssize_t* mates
     Py_ssize_t n, d
     Py_ssize_t groups, step  # of GROUP pairs, or GROUP rows; that a thread takes at a time
-
-
-cdef void flip_row(uint8_t* x, Py_ssize_t d, Py_ssize_t row, const Variation* how) noexcept nogil:
-    cdef u32x4 draw
-    cdef Py_ssize_t j = -1
-    cdef uint64_t count = 0
-    while True:  # gaps between flipped bits are geometric; one block holds four of them
-        if count % 4 == 0:
-            draw = philox(how.key, <uint64_t> row | (count // 4) << 32, SKIP, how.generation)
-        if not next_hit(&j, log2_d(unit_32(draw.w[count % 4])) * how.skip, d):
-            return
-        x[j] ^= 1
-        count += 1
 
 
 cdef void vary_chunk(void* context, Py_ssize_t k, int worker) noexcept nogil:

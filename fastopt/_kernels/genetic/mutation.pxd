@@ -7,7 +7,7 @@ together (in stages, so that none waits for its own chain), named once in ``rene
 """
 
 from libc.math cimport sqrt
-from libc.stdint cimport int32_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
 
 from fastopt._kernels.shared.approximate cimport cos_d, exp2_d, log2_d
 from fastopt._kernels.genetic.crossover cimport real
@@ -20,6 +20,10 @@ cdef enum:
     EARLY = 2  # mutations of a row whose words are drawn for 16 rows at once
     SITES = 64  # mutations computed together
 
+ctypedef fused bits:
+    uint8_t
+    uint64_t
+
 cdef struct Genes:  # that wait to be computed together, and what they become
     Py_ssize_t count
     Py_ssize_t[SITES] at
@@ -29,6 +33,25 @@ cdef struct Genes:  # that wait to be computed together, and what they become
     double[SITES] x
     double[SITES] low
     double[SITES] high
+
+
+cdef inline void flip_row(
+    bits* x, Py_ssize_t d, Py_ssize_t row, const Variation* how
+) noexcept nogil:
+    """Each of d bits, one per byte or 64 per word, flipped with probability mutation_rate."""
+    cdef u32x4 draw
+    cdef Py_ssize_t j = -1
+    cdef uint64_t count = 0
+    while True:  # gaps between flipped bits are geometric; one block holds four of them
+        if count % 4 == 0:
+            draw = philox(how.key, <uint64_t> row | (count // 4) << 32, SKIP, how.generation)
+        if not next_hit(&j, log2_d(unit_32(draw.w[count % 4])) * how.skip, d):
+            return
+        if bits is uint8_t:
+            x[j] ^= 1
+        else:
+            x[j // 64] ^= <uint64_t> 1 << (j % 64)
+        count += 1
 
 
 cdef inline void polynomial(Genes* g, Py_ssize_t n, double eta) noexcept nogil:
