@@ -154,8 +154,8 @@ def variation(
     choice(mutation, "mutation", (*MUTATIONS, FLIP))
     if flags and (crossover == "sbx" or mutation not in ("none", FLIP)):
         raise OptionError(
-            f"parents: bool and packed bits have no crossover {crossover!r} with mutation {mutation!r}; "
-            "use crossover='uniform', mutation='flip'"
+            f"parents: bool and packed bits have no crossover {crossover!r} with mutation "
+            f"{mutation!r}; use crossover='uniform', mutation='flip'"
         )
     if mutation == FLIP and not flags:
         raise OptionError(
