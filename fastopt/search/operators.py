@@ -166,15 +166,17 @@ def variation(
     choice(mutation, "mutation", (*MUTATIONS, FLIP))
     if flags and (crossover == "sbx" or mutation not in ("none", FLIP)):
         raise OptionError(
-            f"parents: bits have no crossover {crossover!r} with mutation {mutation!r}; "
-            "use crossover='uniform', mutation='flip'"
+            f"parents: bool and packed bits have no crossover {crossover!r} with mutation "
+            f"{mutation!r}; use crossover='uniform', mutation='flip'"
         )
     if mutation == FLIP and not flags:
-        raise OptionError(f"mutation: 'flip' is for bits, parents are {parents.dtype}")
+        raise OptionError(
+            f"mutation: 'flip' is for bool and packed bits, parents are {parents.dtype}"
+        )
     dtype = "float64" if flags else name_of(parents.dtype)
     lows, highs = _bound(low, "low", dtype, d), _bound(high, "high", dtype, d)
     if flags and not ((lows == 0).all() and (highs == 1).all()):
-        raise ArrayError("low, high: expected 0 and 1 for bits")
+        raise ArrayError("low, high: expected 0 and 1 for bool and packed bits")
     if not (lows <= highs).all():
         raise ArrayError("low, high: expected low <= high for each gene, and no NaN")
     if not flags:
@@ -192,34 +194,13 @@ def variation(
     key, step = key_of(seed), integer(generation, "generation") & 0xFFFFFFFF
     rate = number(rate, "rate", low=0, high=1)
     gene_rate = number(gene_rate, "gene_rate", low=0, high=1)
-    if bits is not None:
-        _kernels.genetic_packed.breed_packed(
-            child,
-            parents,
-            mates,
-            bits,
-            CROSSOVERS[crossover],
-            rate,
-            gene_rate,
-            mutation_rate,
-            key,
-            step,
-            workers,
-        )
-        return child
     if flags:
-        _kernels.genetic_bits.breed_bits(
-            child.view(np.uint8),
-            parents.view(np.uint8),
-            mates,
-            CROSSOVERS[crossover],
-            rate,
-            gene_rate,
-            mutation_rate,
-            key,
-            step,
-            workers,
-        )
+        how = (CROSSOVERS[crossover], rate, gene_rate, mutation_rate, key, step, workers)
+        if bits is not None:
+            _kernels.genetic_packed.breed_packed(child, parents, mates, bits, *how)
+        else:
+            young, old = child.view(np.uint8), parents.view(np.uint8)
+            _kernels.genetic_bits.breed_bits(young, old, mates, *how)
         return child
     if mutation_scale is None:
         mutation_scale = 0.1 if mutation == "gaussian" else 20.0
