@@ -121,8 +121,12 @@ def tour(seed: int = 0, n: int = 50) -> Problem:
     return Problem(f"tour {n}", Space(order=Permutation(n)), f, 0.0)
 
 
-def conditional(seed: int = 0) -> Problem:
-    """Three branches with 3 to 5 variables of their own; the best of each is 0."""
+def conditional(seed: int = 0, ripple: float = 0.0) -> Problem:
+    """Three branches with 3 to 5 variables of their own; the best of each is 0.
+
+    With ``ripple`` each variable adds that much times 1 - cos(8 pi x) of its distance x from the
+    best: a method tuned on the smooth problem alone goes too soon to the nearest minimum.
+    """
     rng = np.random.default_rng(seed)
     sizes = (3, 4, 5)
     centres = [rng.uniform(0.2, 0.8, n) for n in sizes]
@@ -134,7 +138,8 @@ def conditional(seed: int = 0) -> Problem:
     def f(trial: dict[str, Any]) -> float:
         k = "abc".index(trial["branch"])
         own = np.array([trial[f"{trial['branch']}{i}"] for i in range(sizes[k])])
-        return float(((own - centres[k]) ** 2).sum())
+        away = own - centres[k]
+        return float((away**2 + ripple * (1 - np.cos(8 * np.pi * away))).sum())
 
     return Problem(f"conditional {seed}", Space(**variables), f, 0.0)
 

@@ -16,6 +16,7 @@ import argparse
 import time
 import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -279,6 +280,8 @@ def tuning(scale: int) -> None:
 def conditional(scale: int) -> None:
     runs = available({"auto": ours("auto"), "genetic": ours("genetic"), "TPE": tpe})
     report("conditional", runs, problems.conditional, (100, 300), (3, 8, 20)[scale])
+    rippled = partial(problems.conditional, ripple=0.05)
+    report("conditional, rippled", runs, rippled, (100, 300), (3, 8, 20)[scale])
 
 
 def mixed(scale: int) -> None:
