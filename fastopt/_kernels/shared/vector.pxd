@@ -9,6 +9,8 @@ cdef extern from "shared/vector.h" nogil:
         BYTES "FO_BYTES"  # of a register
     ctypedef float floats "fo_floats"
     ctypedef double doubles "fo_doubles"
+    floats larger "fo_larger" (floats a, floats b) noexcept  # a > b ? a : b
+    floats smaller "fo_smaller" (floats a, floats b) noexcept
 
 ctypedef fused vector:
     floats
