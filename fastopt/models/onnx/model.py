@@ -209,6 +209,14 @@ class OnnxModel:
 
         ``weights`` gives layers other weights for this run alone (they then run in float).
         """
+        trees = {k: w for k, w in (weights or {}).items() if k in self._forests}
+        if trees:
+            twin = self.copy()
+            for name, weight in trees.items():
+                twin.set_weight(name, weight)
+            rest = {k: w for k, w in (weights or {}).items() if k not in trees}
+            yield from twin.run(data, taps, batch_size, rest)
+            return
         feeds = Feeds(data, self.inputs)
         size = None if batch_size is None else integer(batch_size, "batch_size", low=1)
         wanted = tuple(dict.fromkeys(t for t in taps if t not in self.outputs))
