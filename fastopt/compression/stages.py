@@ -12,7 +12,7 @@ from fastopt.compression.accept import by_size, certify, confirm
 from fastopt.compression.confirm import rows_needed
 from fastopt.compression.job import Job, fittable, narrow
 from fastopt.compression.journal import Memory
-from fastopt.compression.passes import PASSES, quantize, retrain
+from fastopt.compression.passes import PASSES, quantize, refit, retrain
 from fastopt.compression.prepare import Probe, effects
 from fastopt.compression.recipe import Recipe
 from fastopt.compression.search import Candidate, Search, rivals_of
@@ -25,6 +25,8 @@ __all__ = ["BITS_ONLY", "run", "variables_of"]
 BITS_ONLY = ("fold", "quantize")
 _START_SHARES = (1.0, 0.5, 0.25, 0.125)  # of every layer: where the refinement begins, too
 _EVALS_MACS = 4e12  # of the whole search, where the number of recipes is not given
+# Runs of the model that one step of a refit takes as long as: forward and backward by NumPy.
+_FIT_RUNS = {"dense": 15, "conv": 100}
 _FEWEST_EVALS, _MOST_EVALS, _EVALS_PER_PLACE = 16, 200, 12
 _LONG_MACS = 1e9  # of a run over the search rows, beyond which structure is not refined
 _WHOLE_BITS = (8, 16, 32)  # of forms that are decoded in one step
@@ -165,7 +167,6 @@ def _quick(job: Job, search: Search) -> None:
 def _refitted(job: Job) -> Recipe:
     """The recipe that the knapsack's choices are put into: folded, and refitted where possible."""
     made: dict[str, Any] = dict(_retrained(job))
-    refit = PASSES["refit"]
     if refit.NAME in job.options.acting:
         places = refit.variables(job.original).items()
         made |= {f"refit.{k}": refit.start(0.0, v) for k, v in places}
@@ -223,7 +224,11 @@ def _evals(job: Job, n_places: int) -> int:
     """The recipes that a search evaluates at most; a function of the model's size, not of time."""
     if job.options.max_evals is not None:
         return job.options.max_evals
-    work = max(1, job.original.macs) * len(job.search) + 50 * job.original.nbytes
+    rows = len(job.search)
+    if fittable(job.original) and refit.NAME in job.options.acting:
+        runs = max(_FIT_RUNS.get(x.kind, 1) for x in job.original.layers.values())
+        rows += runs * refit.SEARCHING * job.calibration.n_rows
+    work = max(1, job.original.macs) * rows + 50 * job.original.nbytes
     most = min(_MOST_EVALS, _EVALS_PER_PLACE * n_places)
     return int(max(_FEWEST_EVALS, min(most, _EVALS_MACS / work)))
 

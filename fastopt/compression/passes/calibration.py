@@ -77,9 +77,13 @@ class Calibration:
         return self.memory["current"]  # type: ignore[return-value]
 
     @property
+    def n_rows(self) -> int:
+        """How many rows there are."""
+        return 0 if self._rows is None else len(self._rows)
+
+    @property
     def _long(self) -> bool:
-        n_rows = 0 if self._rows is None else len(self._rows)
-        return n_rows * self.original.macs > _LONG_MACS
+        return self.n_rows * self.original.macs > _LONG_MACS
 
     @property
     def outputs(self) -> Array:
