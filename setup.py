@@ -33,6 +33,7 @@ if os.environ.get("FASTOPT_LEVELS"):
 
 FLAGS = ["-O3", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off", "-g0"]
 FLAGS += ["-ffunction-sections", "-fvisibility=hidden"]
+FLAGS += ["-fno-asynchronous-unwind-tables", "-fno-unwind-tables"]  # C unwinds nothing
 LDFLAGS = ["-pthread", "-Wl,--strip-all,--gc-sections"] if sys.platform == "linux" else []
 SANITIZE = os.environ.get("FASTOPT_SANITIZE", "")
 if SANITIZE:
