@@ -22,6 +22,8 @@ from fastopt.models import Network
 from fastopt.optim import SGD
 from fastopt.search import workers
 
+pytestmark = pytest.mark.forks
+
 
 @pytest.fixture(scope="module")
 def task() -> tuple[Network, np.ndarray, np.ndarray]:
