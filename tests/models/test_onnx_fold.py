@@ -194,3 +194,33 @@ def test_stored_layers_stay_as_they_are() -> None:
     stored.store("w", "int8")
     assert stored.fold() == ()
     assert stored.layers["w"].form.name == "int8"
+
+
+@pytest.mark.parametrize("op", ["LSTM", "GRU"])
+@pytest.mark.parametrize("zeros", ["ConstantOfShape", "Expand", "one"])
+def test_initial_states_of_zeros_are_left_out(op: str, zeros: str) -> None:
+    gates = 4 if op == "LSTM" else 3
+    constants = {
+        "w": weights(1, gates * 5, 6), "r": weights(1, gates * 5, 5), "b": weights(1, gates * 10),
+        "at": np.array([1]), "one": np.array([1]), "size": np.array([5]),
+        "zero": np.float32(zeros == "one"),
+    }  # fmt: skip
+    makes = node("ConstantOfShape", "s", "h")
+    if zeros != "ConstantOfShape":
+        makes = node("Expand", "zero s", "h")
+    states = "h h" if op == "LSTM" else "h"
+    proto = model(
+        [
+            node("Shape", "x", "shape"),
+            node("Gather", "shape at", "n"),
+            node("Concat", "one n size", "s", axis=0),
+            makes,
+            node(op, f"x w r b  {states}", "y", hidden_size=5),
+        ],
+        [value("x", [7, "n", 6])],
+        ["y"],
+        constants,
+    )
+    proto.graph.node[-1].input[:] = ["x", "w", "r", "b", "", *states.split()]
+    ops = folded(proto, (7, 3, 6))[2]
+    assert ops == ([op] if zeros != "one" else ["Shape", "Gather", "Concat", "Expand", op])

@@ -4,7 +4,8 @@
   product before them (rows of the weight, bias) or after them (columns, where nothing is padded);
 - x * clip(x + 3, 0, 6) / 6 into x * HardSigmoid(x);
 - two products without anything between them into one, where that is less work;
-- kernels that are their own mirror image kept by half (:mod:`fastopt.models.onnx.mirror`).
+- kernels that are their own mirror image kept by half (:mod:`fastopt.models.onnx.mirror`);
+- initial states of zeros left out (:mod:`fastopt.models.onnx.states`).
 
 Sums are made in float64; outputs then differ by float32 rounding alone.
 """
@@ -22,6 +23,7 @@ from fastopt.models.onnx.graph import Graph, Node, new_node
 from fastopt.models.onnx.mirror import halve_kernels
 from fastopt.models.onnx.moves import MOVES
 from fastopt.models.onnx.run import evaluate
+from fastopt.models.onnx.states import drop_zero_states
 
 __all__ = ["fold"]
 
@@ -54,9 +56,12 @@ def fold(graph: Graph, locked: frozenset[str] = frozenset()) -> Counter[str]:
             while rule(_Folder(graph, locked, refused)):
                 done[name] += 1
                 again = True
-    halved = halve_kernels(graph, locked)
-    if halved:
-        done["mirrored kernels kept by half"] = halved
+    for name, change in (
+        ("mirrored kernels kept by half", halve_kernels),
+        ("initial states of zeros left out", drop_zero_states),
+    ):
+        if changed := change(graph, locked):
+            done[name] = changed
     graph.prune()
     return done
 
