@@ -20,13 +20,12 @@ import numpy as np
 from fastopt._arrays import Array
 from fastopt.compression.confirm import Drop, jackknife
 from fastopt.compression.data import Rows
-from fastopt.compression.metric import Metric, Outputs
+from fastopt.compression.metric import Metric, Outputs, log_odds
 
 __all__ = ["Margins", "margins_of", "moved"]
 
 _FACTORS = (1.0, 2.0, 4.0)
 _LEAST = 1e-30  # of a probability whose logarithm is taken
-_MOST = 1 - 2.0**-24  # float32 has no probability between it and 1
 _ERRORS = 2.0  # standard errors that count
 
 
@@ -180,7 +179,7 @@ def _moved(theirs: Array, ours: Array, k: float, scale: str, axis: int) -> Array
         further: Array = theirs + np.asarray(k, theirs.dtype) * (ours - theirs)
         return further
     if scale == "odds":
-        a, b = (_log_odds(x) for x in (theirs, ours))
+        a, b = (log_odds(x) for x in (theirs, ours))
         found: Array = 0.5 + 0.5 * np.tanh(0.5 * (a + np.float32(k) * (b - a)))
         return found.astype(theirs.dtype)
     a, b = (np.log(np.maximum(x, _LEAST)) for x in (theirs, ours))
@@ -188,9 +187,3 @@ def _moved(theirs: Array, ours: Array, k: float, scale: str, axis: int) -> Array
     z = np.exp(z - z.max(axis=axis, keepdims=True))
     shares: Array = z / z.sum(axis=axis, keepdims=True)
     return shares.astype(theirs.dtype)
-
-
-def _log_odds(p: Array) -> Array:
-    kept = np.clip(p, _LEAST, _MOST)
-    found: Array = np.log(kept) - np.log1p(-kept)
-    return found

@@ -17,7 +17,21 @@ from fastopt.compression.data import Columns, Rows, load_object
 from fastopt.errors import ArrayError, OptionError, TrialError
 from fastopt.models.base import Model
 
-__all__ = ["METRICS", "Metric", "Outputs", "batches_ok", "collect", "metric_of", "relative_error"]
+__all__ = [
+    "METRICS",
+    "Metric",
+    "Outputs",
+    "are_probabilities",
+    "batches_ok",
+    "collect",
+    "log_odds",
+    "metric_of",
+    "relative_error",
+    "rows_changed",
+]
+
+_LEAST = 1e-30  # of a probability whose logarithm is taken
+_MOST = 1 - 2.0**-24  # float32 has no probability between it and 1
 
 METRICS = ("accuracy", "r2", "agreement")
 
@@ -36,6 +50,8 @@ class Outputs:
         Samples fed whole get an axis of their own; rows are concatenated.
     logits : dict
         By output its values before the last Softmax or Sigmoid, flattened, all rows together.
+    odds : frozenset of str
+        Outputs that are probabilities, with no such values before them.
     scores : dict
         What metrics say of parts of these outputs compared with themselves.
     """
@@ -44,6 +60,7 @@ class Outputs:
     single: bool = False
     stacked: bool = False
     logits: dict[str, Array] = field(default_factory=dict)
+    odds: frozenset[str] = frozenset()
     scores: dict[object, float] = field(default_factory=dict, repr=False, compare=False)
 
     @cached_property
@@ -106,25 +123,56 @@ def collect(
             if a.dtype.kind == "f":
                 logits.setdefault(name, []).append(a.reshape(-1))
     flat = {name: np.concatenate(p) for name, p in logits.items()}
+    bare = flat.keys() - before.keys() - model.classes_axis.keys()
+    odds = frozenset(name for name in bare if are_probabilities(flat[name]))
     if rows.single:
-        return Outputs(parts, True, "samples" in rows.kinds.values(), flat)
+        return Outputs(parts, True, "samples" in rows.kinds.values(), flat, odds)
     joint = {k: np.concatenate([p[k] for p in parts]) for k in parts[0]}
-    return Outputs([joint], logits=flat)
+    return Outputs([joint], logits=flat, odds=odds)
+
+
+def are_probabilities(a: Array) -> bool:
+    """Whether values may come from a Sigmoid: it reaches 1 but not 0."""
+    return a.size > 0 and bool(a.min() > 0) and bool(a.max() <= 1)
+
+
+def log_odds(p: Array) -> Array:
+    """log(p / (1 - p)), finite."""
+    kept = np.clip(p, _LEAST, _MOST)
+    found: Array = np.log(kept) - np.log1p(-kept)
+    return found
 
 
 def relative_error(ours: Outputs, theirs: Outputs) -> float:
-    """Largest squared error over squared spread among the logits; infinite if not finite."""
+    """Largest squared error over squared spread among the logits; infinite if not finite.
+
+    Probabilities that come without logits are compared by their log odds.
+    """
     worst = 0.0
     for name, b in theirs.logits.items():
         a = ours.logits[name]
         seen = np.isfinite(b)
         if a.shape != b.shape or not np.isfinite(a[seen]).all():
             return math.inf
-        target = b[seen].astype(np.float64)
+        target, found = b[seen].astype(np.float64), a[seen]
+        if name in theirs.odds:
+            target, found = log_odds(target), log_odds(found)
         spread = float(((target - target.mean()) ** 2).sum()) if len(target) else 0.0
-        error = float(((a[seen] - target) ** 2).sum())
+        error = float(((found - target) ** 2).sum())
         worst = max(worst, error / spread if spread > 0 else (math.inf if error else 0.0))
     return worst
+
+
+def rows_changed(ours: Outputs, theirs: Outputs) -> int:
+    """How many rows have other logits; all of them where logits are not counted by rows."""
+    n = len(theirs)
+    changed = np.zeros(n, np.bool_)
+    for name, b in theirs.logits.items():
+        a = ours.logits[name]
+        if a.shape != b.shape or b.size % n:
+            return n
+        changed |= (a != b).reshape(n, -1).any(axis=1)
+    return int(changed.sum())
 
 
 def batches_ok(model: Model, rows: Rows) -> bool:

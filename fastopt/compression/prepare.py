@@ -4,12 +4,16 @@ The effect of a choice is the relative squared error that it makes in the model'
 their last Softmax or Sigmoid, where saturated outputs would hide it. Storage forms of one layer
 differ by the error they make in that layer's own output, which its Gram gives; so one run of the
 model per layer is enough for all of its forms.
+
+The data say nothing of a layer that hardly a row reaches, in a branch of an If for example: it is
+stored in 6 bits or more, and it is not thinned.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,16 +21,16 @@ import numpy as np
 from fastopt._arrays import Array
 from fastopt.calibration import Gram
 from fastopt.compression.data import Rows
-from fastopt.compression.metric import collect, relative_error
+from fastopt.compression.metric import collect, relative_error, rows_changed
 from fastopt.compression.passes import quantize
 from fastopt.compression.recipe import Recipe, Workbench
 from fastopt.compression.team import Team
 from fastopt.errors import FastoptError
 from fastopt.models import Form, Layer, Model
 from fastopt.quantization import Factor
-from fastopt.search import Float
+from fastopt.search import Choice, Float
 
-__all__ = ["Option", "Prices", "Probe", "effects", "grid"]
+__all__ = ["Option", "Prices", "Probe", "effects", "grid", "measured"]
 
 _PROBE_BITS = 4  # an error that is neither rounding noise nor a wreck
 _PROBE_MACS = 3e11  # multiply-adds of all probes together
@@ -36,7 +40,11 @@ _STRUCTURE = ("prune", "merge", "layer")
 _MODES = ("dynamic", "static")
 _USELESS = 0.2  # relative squared error that no budget has room for
 _PAYS = 0.01  # share of the cost that running in int8 must save to be considered
+_FEWEST_SEEN = 8  # rows that reach a layer
+_SURE_BITS = 6
 _SHARES = (0.875, 0.75, 0.5, 0.375, 0.25, 0.125)
+_FEW_SHARES = (0.75, 0.5, 0.25)  # where a run takes long
+_LONG_MACS = 1e10  # of a run over the rows, about a second
 
 
 @dataclass(frozen=True)
@@ -76,10 +84,10 @@ class Option:
     error: float
 
 
-def grid(variable: Any) -> list[Any]:
+def grid(variable: Any, shares: Sequence[float] = _SHARES) -> list[Any]:
     """The values of a variable that are measured: a Choice's options, shares of a Float."""
     if isinstance(variable, Float):
-        return [1.0, *(s for s in _SHARES if s >= variable.low)]
+        return [1.0, *(s for s in shares if s >= variable.low)]
     return list(variable.options)
 
 
@@ -112,7 +120,9 @@ class Probe:
         self.state = bench.apply(start)
         stored = [k for k in places if _pass(k) == quantize.NAME]
         self.runs = [k for k in stored if any("+" in v for v in places[k].options)]
-        values = sum(len(grid(v)) - 1 for k, v in places.items() if _pass(k) in _STRUCTURE)
+        long = self.state.model.macs * len(rows) > _LONG_MACS
+        self._shares = _FEW_SHARES if long else _SHARES
+        values = sum(len(self.grid(k)) - 1 for k in places if _pass(k) in _STRUCTURE)
         probes = values + len(stored) + len(self.runs)
         self._rows = _probe_rows(rows, max(1, probes), self.state.model.macs)
         self._batch = batch
@@ -120,6 +130,10 @@ class Probe:
         if stored:
             self.state.calibration.grams(self.state.model.layers)
         self.gains = self._gains()
+
+    def grid(self, key: str) -> list[Any]:
+        """The values of a variable that are measured."""
+        return grid(self.places[key], self._shares)
 
     def error(self, model: Model, weights: Mapping[str, Array] | None = None) -> float:
         """Relative squared error of a model's outputs."""
@@ -131,13 +145,32 @@ class Probe:
 
     def options(self, key: str) -> list[Option]:
         """What the values of one variable cost and do; none where the place is gone."""
+        place = key.partition(".")[2]
         if _pass(key) in _STRUCTURE:
-            return _edits(key, self)
-        layer = self.state.model.layers.get(key.partition(".")[2])
+            return _edits(key, self) if all(map(self.sure, self._touched(key))) else []
+        layer = self.state.model.layers.get(place)
         if _pass(key) != quantize.NAME or layer is None:
             return []
         found = _forms(layer, self)
-        return found + _runs(key, layer, self, found)
+        found += _runs(key, layer, self, found)
+        return found if self.sure(place) else [o for o in found if _safe(layer, o.value)]
+
+    def sure(self, name: str) -> bool:
+        """Whether rows enough reach a layer: whether they show it when its weight is another."""
+        layer = self.state.model.layers.get(name)
+        if layer is None or layer.always:
+            return True
+        run = partial(collect, self.state.model, self._rows, self._batch)
+        ours = run({name: np.zeros_like(layer.weight)})
+        return rows_changed(ours, run({name: layer.weight})) >= min(_FEWEST_SEEN, len(ours))
+
+    def _touched(self, key: str) -> list[str]:
+        """Layers that a change of structure changes."""
+        name, _, place = key.partition(".")
+        group = None if name == "layer" else self.state.model.groups.get(place)
+        if group is None:
+            return [place]
+        return [member.tensor for member in (*group.producers, *group.consumers)]
 
     def _gains(self) -> dict[tuple[str, str], float]:
         """What a multiply-add in int8 saves, by kind of layer and mode: timed for all at once.
@@ -185,13 +218,25 @@ def effects(
     return found
 
 
+def measured(places: Mapping[str, Any], effects: Mapping[str, Sequence[Option]]) -> dict[str, Any]:
+    """The variables, and of their values those of which an effect is known."""
+    found = {}
+    for key, variable in places.items():
+        if _pass(key) not in (*_STRUCTURE, quantize.NAME):
+            found[key] = variable
+        elif key in effects:
+            values = [o.value for o in effects[key]]
+            found[key] = Choice(*values) if isinstance(variable, Choice) else variable
+    return found
+
+
 def _pass(key: str) -> str:
     return key.partition(".")[0]
 
 
 def _edits(key: str, probe: Probe) -> list[Option]:
     """The shares of a group or layer that stay."""
-    values = grid(probe.places[key])
+    values = probe.grid(key)
     found = [Option(values[0], 0.0, 0.0)]
     base = probe.prices.rough(probe.state.model)
     for value in values[1:]:
@@ -232,6 +277,13 @@ def _forms(layer: Layer, probe: Probe) -> list[Option]:
         cost = probe.prices.per_byte * (form.nbytes - layer.form.nbytes)
         found.append(Option(form.name, cost, unit * _rounding_error(some, form, factor)))
     return found
+
+
+def _safe(layer: Layer, name: str) -> bool:
+    """Whether a form is right for a layer that the data say nothing of."""
+    form = layer.form_named(name)
+    known = form is not None and form.bits >= _SURE_BITS and form.activations != "static"
+    return known or name == layer.form.name
 
 
 def _some_rows(layer: Layer) -> Layer:

@@ -27,6 +27,7 @@ from fastopt.search.methods import engine_for
 __all__ = ["NEAR", "Candidate", "Search", "knapsack", "rivals_of", "trend"]
 
 _STEPS = 12  # of the search for the multiplier
+_FINE = 0.005  # of the cost: what a smaller recipe within the budget could still save
 _AIM = 0.8  # of the budget
 NEAR = 30.0  # budgets; beyond, a drop says nothing about small ones
 _RULED_OUT = 4.0  # of the deviance: two standard errors
@@ -224,7 +225,15 @@ class Search:
         failed: Candidate | None = None
         best: Candidate | None = None
         seen: dict[str, Candidate] = {}
+        costs = {k: {o.value: o.cost for o in choices} for k, choices in options.items()}
+
+        def told(c: Candidate) -> float:
+            """Its cost as the single choices tell it: the same whenever the clock is asked."""
+            return self._base + sum(known[c.recipe.choices[k]] for k, known in costs.items())
+
         for step in range(_STEPS):
+            if failed and best and told(best) - told(failed) <= _FINE * told(best):
+                break
             share = 0.5 if step % 3 == 2 else self._between(failed, best)
             middle = low + share * (high - low)
             recipe = self._solved(options, start, math.exp(middle))

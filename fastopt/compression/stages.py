@@ -13,7 +13,7 @@ from fastopt.compression.confirm import rows_needed
 from fastopt.compression.job import Job, fittable, narrow
 from fastopt.compression.journal import Memory
 from fastopt.compression.passes import PASSES, quantize, refit, retrain
-from fastopt.compression.prepare import Probe, effects
+from fastopt.compression.prepare import Probe, effects, measured
 from fastopt.compression.recipe import Recipe
 from fastopt.compression.search import Candidate, Search, rivals_of
 from fastopt.errors import OptionError
@@ -98,7 +98,7 @@ def _prepared(
     job.say(what)
     probe = Probe(job.bench, job.start, job.prices, job.search, job.feed, places)
     job.effects = effects(probe, job.team, lambda done, of: job.say(f"{what}: {done}/{of}"))
-    return places, search
+    return measured(places, job.effects), search
 
 
 def _searched(job: Job, search: Search, places: Mapping[str, Any]) -> None:

@@ -91,6 +91,8 @@ class Layer:
         How it can be stored here, ``form`` among them.
     stored : QuantizedArray or None
         Its codes, where it is stored as integers.
+    always : bool
+        Every run uses it; False in a branch that not every input reaches.
     """
 
     name: str
@@ -106,6 +108,7 @@ class Layer:
     uses: int = 1
     axes: tuple[str, ...] = ("out", "in")
     stored: QuantizedArray | None = None
+    always: bool = True
 
     @property
     def nbytes(self) -> int:

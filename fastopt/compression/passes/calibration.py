@@ -113,10 +113,13 @@ class Calibration:
         """The Grams of several layers' inputs, from one pass over the rows.
 
         Layers that cannot be observed, that are too wide or whose input is not finite are left
-        out; a tensor that feeds several layers is collected once.
+        out; a tensor that feeds several layers is collected once. Where a run over the rows is
+        long, all layers are collected as soon as one is missing: the next steps ask for them.
         """
         wanted = list(names)
         missing = [name for name in wanted if name not in self._grams]
+        if missing and self._long:
+            missing = [name for name in self.model.layers if name not in self._grams]
         if missing:
             layers = self.model.layers
             lasting = {k: g for k, g in self._older.items() if k in missing}

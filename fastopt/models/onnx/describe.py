@@ -74,4 +74,5 @@ def layer_of(
         max(1, len(site.uses)),
         site.axes,
         None if stored is None else stored.codes,
+        not site.uses or any(use.node in graph.block.nodes for use in site.uses),
     )

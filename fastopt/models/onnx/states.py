@@ -31,7 +31,7 @@ def drop_zero_states(graph: Graph, locked: frozenset[str] = frozenset()) -> int:
     for node in graph.block.walk():
         gone = {
             k
-            for k in _STATES.get(node.op, () if node.domain else ())
+            for k in (() if node.domain else _STATES.get(node.op, ()))
             if k < len(node.inputs) and node.inputs[k]
             if _zeros(graph, makers, fixed, node.inputs[k])
         }
