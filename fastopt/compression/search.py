@@ -167,7 +167,7 @@ class Search:
     ) -> None:
         self._measure = measure
         self._base, self._limit = base_cost, limit
-        self._max_evals, self._deadline = max_evals, deadline
+        self._max_evals, self._deadline, self._until = max_evals, deadline, deadline
         self._memory, self._callback = memory, callback
         self._follows, self._rivals = follows, rivals
         self._best = 1.0
@@ -209,8 +209,13 @@ class Search:
     @property
     def over(self) -> bool:
         """Whether the budget of recipes or seconds is spent."""
-        late = self._deadline is not None and time.monotonic() >= self._deadline
+        late = self._until is not None and time.monotonic() >= self._until
         return late or len(self.candidates) >= self._max_evals
+
+    def within(self, seconds: float) -> None:
+        """Spend no more than these seconds from now on, nor more than is left."""
+        until = time.monotonic() + seconds
+        self._until = until if self._deadline is None else min(self._deadline, until)
 
     def bisect(
         self, options: Mapping[str, list[Option]], start: Recipe, *, last: bool = False

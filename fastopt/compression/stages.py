@@ -29,6 +29,7 @@ _EVALS_MACS = 4e12  # of the whole search, where the number of recipes is not gi
 _FIT_RUNS = {"dense": 15, "conv": 100}
 _FEWEST_EVALS, _MOST_EVALS, _EVALS_PER_PLACE = 16, 200, 12
 _LONG_MACS = 1e9  # of a run over the search rows, beyond which structure is not refined
+_TIMED_S = 120.0  # of each search for a latency
 _WHOLE_BITS = (8, 16, 32)  # of forms that are decoded in one step
 
 Callback = Callable[[int, float], object]
@@ -105,8 +106,12 @@ def _searched(job: Job, search: Search, places: Mapping[str, Any]) -> None:
     """The knapsack's recipes, the smallest confirmed at once; then the whole space."""
     options = job.options
     start = _refitted(job)
+    timed = options.target == "latency"  # the result depends on the clock anyway
+    if timed:
+        search.within(_TIMED_S)
     best = search.bisect(job.effects, start)
-    if best is not None and options.target == "latency":
+    if best is not None and timed:
+        search.within(_TIMED_S)
         best = _smaller(job, search, best) or best
     if options.confidence is None and best is not None:
         confirm(job, [best])
@@ -118,6 +123,8 @@ def _searched(job: Job, search: Search, places: Mapping[str, Any]) -> None:
     if job.slow and job.confirmed is None:
         _quick(job, search)
     if options.method != "auto" or not _adds_up(job):
+        if timed:
+            search.within(_TIMED_S)
         method = "genetic" if options.method == "auto" else options.method
         search.refine(places, _first(job, places), method, options.seed)
 
