@@ -91,7 +91,6 @@ KERNELS = [
     ("calibrate/histogram", LEVELS, []),
     ("genetic/genetic", LEVELS, []),
     ("genetic/genetic_bits", LEVELS, []),
-    ("genetic/genetic_packed", LEVELS, []),
     ("genetic/genetic_select", LEVELS, []),
     ("search/cma", LEVELS, []),
     ("search/fronts", LEVELS, []),
