@@ -8,7 +8,6 @@ from fastopt._kernels.cluster import cluster as cluster
 from fastopt._kernels.filter import depthwise as depthwise
 from fastopt._kernels.genetic import genetic as genetic
 from fastopt._kernels.genetic import genetic_bits as genetic_bits
-from fastopt._kernels.genetic import genetic_packed as genetic_packed
 from fastopt._kernels.genetic import genetic_select as genetic_select
 from fastopt._kernels.linear import linear as linear
 from fastopt._kernels.linear import linear_gram as linear_gram

@@ -290,7 +290,7 @@ class Genetic(Engine):
         """The same where every variable is a Bool: uniform crossover, each bit flipped 1 / d."""
         d = self.space.n_columns
         child = np.empty((len(winners), words_of(d)), np.uint64)
-        _kernels.genetic_packed.breed_packed(
+        _kernels.genetic_bits.breed_bits(
             child,
             self._genomes,
             winners,

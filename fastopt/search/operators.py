@@ -196,11 +196,8 @@ def variation(
     gene_rate = number(gene_rate, "gene_rate", low=0, high=1)
     if flags:
         how = (CROSSOVERS[crossover], rate, gene_rate, mutation_rate, key, step, workers)
-        if bits is not None:
-            _kernels.genetic_packed.breed_packed(child, parents, mates, bits, *how)
-        else:
-            young, old = child.view(np.uint8), parents.view(np.uint8)
-            _kernels.genetic_bits.breed_bits(young, old, mates, *how)
+        young, old = (child, parents) if packed else (child.view(np.uint8), parents.view(np.uint8))
+        _kernels.genetic_bits.breed_bits(young, old, mates, d, *how)
         return child
     if mutation_scale is None:
         mutation_scale = 0.1 if mutation == "gaussian" else 20.0

@@ -101,7 +101,7 @@ def count_bits(words: NDArray[np.uint64], *, threads: int | None = 1) -> NDArray
     words = as_array(words, "words", dtypes=("uint64",), ndim=2)
     counts = np.empty(len(words), np.int64)
     zero = np.zeros((1, words.shape[1]), np.uint64)
-    _kernels.genetic_packed.distances(counts, words, zero, resolve(threads, words.size))
+    _kernels.genetic_bits.distances(counts, words, zero, resolve(threads, words.size))
     return counts
 
 

@@ -202,7 +202,7 @@ def test_bits_twin(level, threads):
             for rate in (0.0, 0.03, 1.0) if d < 100 else (0.03,):
                 child = Guarded(np.zeros((38, d), np.uint8))
                 bits.breed_bits(
-                    child.array, parents, mates, KINDS[kind], 1.0, 0.5, rate, KEY, 3, threads
+                    child.array, parents, mates, d, KINDS[kind], 1.0, 0.5, rate, KEY, 3, threads
                 )
                 child.check()
                 want = parents[mates]
@@ -215,7 +215,7 @@ def test_bits_twin(level, threads):
                 assert np.array_equal(child.array, want)
                 again = parents[mates]
                 if kind == "none":
-                    bits.flip(again, rate, KEY, 3, threads)
+                    bits.flip(again, d, rate, KEY, 3, threads)
                     assert np.array_equal(again, want)
 
 
@@ -228,7 +228,7 @@ def packed(bits):
 
 @pytest.mark.parametrize("threads", THREADS)
 def test_packed_twin(level, threads):
-    kernels = kernel("genetic_packed", level)
+    kernels = kernel("genetic_bits", level)
     for d in (*LENGTHS, 2048, 4500) if threads == 1 else (17, 65, 4500):
         rng = np.random.default_rng(d)
         parents = rng.integers(0, 2, (9, d)).astype(np.uint8)
@@ -239,7 +239,7 @@ def test_packed_twin(level, threads):
         ):
             child = Guarded(np.zeros((38, -(-d // 64)), np.uint64))
             args = (d, KINDS[kind], 1.0, gene_rate, rate, KEY, 3, threads)
-            kernels.breed_packed(child.array, packed(parents), mates, *args)
+            kernels.breed_bits(child.array, packed(parents), mates, *args)
             child.check()
             want = parents[mates]
             for p in range(19 if kind != "none" else 0):
@@ -259,18 +259,18 @@ def test_packed_twin(level, threads):
             kernels.distances(count, child.array, again[:1], threads)
             assert np.array_equal(count, (want != parents[mates[0]]).sum(axis=1))
             if kind == "none":
-                kernels.flip_packed(again, d, rate, KEY, 3, threads)
+                kernels.flip(again, d, rate, KEY, 3, threads)
                 assert np.array_equal(again, packed(want))
 
 
 def test_packed_uniform_exchange_is_fair():
     """Every gene changes sides with the gene rate, neighbours on their own."""
-    kernels, n, d = kernel("genetic_packed", levels()[0]), 4000, 200
+    kernels, n, d = kernel("genetic_bits", levels()[0]), 4000, 200
     parents = np.array([[0] * 4, [2**64 - 1] * 3 + [2 ** (d - 192) - 1]], np.uint64)
     child = np.empty((2 * n, 4), np.uint64)
     for gene_rate in (0.5, 0.3):
         mates = np.tile(np.arange(2, dtype=np.intp), n)
-        kernels.breed_packed(child, parents, mates, d, 1, 1.0, gene_rate, 0.0, KEY, 0, 1)
+        kernels.breed_bits(child, parents, mates, d, 1, 1.0, gene_rate, 0.0, KEY, 0, 1)
         assert np.array_equal(child[::2] ^ child[1::2], np.tile(parents[1], (n, 1)))
         bits = np.unpackbits(child[::2].view(np.uint8), axis=1, bitorder="little")
         assert bits[:, d:].sum() == 0
@@ -280,7 +280,7 @@ def test_packed_uniform_exchange_is_fair():
 
 
 def test_packed_refusals_write_nothing():
-    kernels = kernel("genetic_packed", levels()[0])
+    kernels = kernel("genetic_bits", levels()[0])
     x, mates = np.arange(8, dtype=np.uint64).reshape(4, 2), np.arange(4)
     before, child = x.copy(), np.zeros((4, 2), np.uint64)
     for error, args in (
@@ -294,10 +294,10 @@ def test_packed_refusals_write_nothing():
         (FastoptError, (child[:, ::-1], x, mates, 128, 1)),
     ):
         with pytest.raises(error):
-            kernels.breed_packed(*args, 1.0, 0.5, 0.5, KEY, 0, 1)
+            kernels.breed_bits(*args, 1.0, 0.5, 0.5, KEY, 0, 1)
         assert not child.any()
     with pytest.raises(ArrayError, match="x: expected shape"):
-        kernels.flip_packed(x, 200, 0.5, KEY, 0, 1)
+        kernels.flip(x, 200, 0.5, KEY, 0, 1)
     with pytest.raises(ArrayError, match="y: expected 1 row"):
         kernels.distances(np.zeros(4, np.int64), x, x[:2], 1)
     assert np.array_equal(x, before)
@@ -436,7 +436,7 @@ def test_flip_count_is_binomial(rate):
     bits = kernel("genetic_bits", levels()[0])
     n, d = 4000, 997
     x = np.zeros((n, d), np.uint8)
-    bits.flip(x, rate, KEY, 0, 1)
+    bits.flip(x, d, rate, KEY, 0, 1)
     count = x.sum(axis=1)
     assert abs(count.mean() - d * rate) < 5 * np.sqrt(d * rate / n)
     assert abs(count.var() / (d * rate * (1 - rate)) - 1) < 0.15

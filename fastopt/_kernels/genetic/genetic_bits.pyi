@@ -6,6 +6,7 @@ def breed_bits(
     child: NDArray[Any],
     parents: NDArray[Any],
     mates: NDArray[Any],
+    d: int,
     crossover: int,
     rate: float,
     gene_rate: float,
@@ -15,5 +16,6 @@ def breed_bits(
     threads: int,
 ) -> None: ...
 def flip(
-    x: NDArray[Any], mutation_rate: float, key: int, generation: int, threads: int
+    x: NDArray[Any], d: int, mutation_rate: float, key: int, generation: int, threads: int
 ) -> None: ...
+def distances(out: NDArray[Any], x: NDArray[Any], y: NDArray[Any], threads: int) -> None: ...

@@ -10,9 +10,8 @@ times the A before it (Xu, arXiv:1107.2490, 2011).
 
 from libc.stdint cimport int64_t
 
-from fastopt._kernels.linear.csr cimport (
-    FO_CHUNK, Rows, Sums, Tile, collect, fo_ask_at, slopes, spread,
-)
+from fastopt._kernels.linear.csr cimport Rows, Sums, Tile, ask_at, collect, slopes, spread
+from fastopt._kernels.linear.loss cimport CHUNK
 from fastopt._kernels.linear.step cimport AVERAGE, N_SLABS, Rule, real
 
 cdef enum:
@@ -89,14 +88,14 @@ cdef inline void walk_lazily(
             if wide and start + tile.entry < entries:
                 i = order[start + tile.entry] * f.group + tile.inner
                 q = f.start[i]
-                fo_ask_at(f.column + (q << f.two), f.two, f.start[i + 1] - q, w, sizeof(real))
+                ask_at(f.column + (q << f.two), f.two, f.start[i + 1] - q, w, sizeof(real))
                 if l1:
-                    fo_ask_at(f.column + (q << f.two), f.two, f.start[i + 1] - q, seen, 8)
+                    ask_at(f.column + (q << f.two), f.two, f.start[i + 1] - q, seen, 8)
             if l1:
                 settle(f, &tile, w, seen, sum_l1)
             slopes(f, &tile, w, scale, e + done, total)
             n += tile.rows
-            done += f.k * FO_CHUNK
+            done += f.k * CHUNK
         steps[0] += 1
         after = scale * (1 - lr[b] * rule.l2)
         if not (after > 1e-6 or after < -1e-6):  # v has grown: multiply the scale out
@@ -105,16 +104,16 @@ cdef inline void walk_lazily(
             finish(w, coef, after, seen, sum_l1, l1)
             after, sum_l1, past = 1, 0, 0
         scale = after
-        if n > FO_CHUNK:
+        if n > CHUNK:
             tile.entry = tile.inner = 0
         done = 0
-        while done * FO_CHUNK < n:
-            if n > FO_CHUNK:
+        while done * CHUNK < n:
+            if n > CHUNK:
                 collect(f, order + start, count, 0, &tile, sizeof(real))
-            spread(f, &tile, e + done * f.k * FO_CHUNK, -lr[b] / (n * scale), w,
+            spread(f, &tile, e + done * f.k * CHUNK, -lr[b] / (n * scale), w,
                    -min(lr[b], f.cap) / n)
             if past != 0:
-                spread(f, &tile, e + done * f.k * FO_CHUNK, past * lr[b] / (n * scale), mean, 0)
+                spread(f, &tile, e + done * f.k * CHUNK, past * lr[b] / (n * scale), mean, 0)
             done += 1
         if rule.average:
             steps[1] += 1

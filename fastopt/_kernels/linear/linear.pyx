@@ -4,7 +4,7 @@ Objective   f(W, b) = 1/n sum_i s_i loss(y_i, W x_i + b) + l2/2 |W|^2 + l1 |W|_1
 A batch B   g = 1/|B| sum_{i in B} s_i dloss/dz x_i + l2 W, then one step of the rule; L1 by its
             proximal map, soft thresholding with lr l1.
 Rows are taken sixteen at a time, dot products and gradient while they lie in the first-level cache
-(linear.h). Threads are local SGD: a fixed number of workers, each with its own copy of the
+(batch.pxd). Threads are local SGD: a fixed number of workers, each with its own copy of the
 parameters, walk their own batches and are averaged every `sync` batches, so the result depends on
 the order and the number of workers, never on the threads (Stich, "Local SGD converges fast and
 communicates little", ICLR 2019).
@@ -18,51 +18,28 @@ from libc.string cimport memset
 
 from fastopt._kernels.shared.arguments cimport data_of
 from fastopt._kernels.shared.pool cimport mark, marked, run
-from fastopt._kernels.shared.philox cimport philox, u32x4
+from fastopt._kernels.shared.restrict cimport u8
+from fastopt._kernels.linear.batch cimport Rows, Sums, batch, result, room_of
+from fastopt._kernels.linear.loss cimport CHUNK, DIRECT, SOFTMAX
+from fastopt._kernels.linear.order cimport number_labels, permute
 from fastopt._kernels.linear.step cimport (
     MAX_WORKERS, N_SLABS, Rule, check_order, due, meet, real, seconds, step,
 )
 
 cnp.import_array()
 
-cdef extern from "linear/linear.h" nogil:
-    enum: FO_DIRECT, FO_SOFTMAX
-    ctypedef struct fo_rows:
-        const void* x
-        const void* y
-        const void* s
-        Py_ssize_t n, d, k, pad, wide, group
-        int loss, targets, intercept, coded
-        double epsilon
-    Py_ssize_t fo_room_f32(const fo_rows*) noexcept
-    Py_ssize_t fo_room_f64(const fo_rows*) noexcept
-    Py_ssize_t fo_batch_f32(const fo_rows*, const int64_t*, Py_ssize_t, Py_ssize_t, const float*,
-                            float*, void*) noexcept
-    Py_ssize_t fo_batch_f64(const fo_rows*, const int64_t*, Py_ssize_t, Py_ssize_t, const double*,
-                            double*, void*) noexcept
-    void fo_result_f32(const void*, double*) noexcept
-    void fo_result_f64(const void*, double*) noexcept
-    int fo_label(uint8_t*, const void*, const void*, int, Py_ssize_t, Py_ssize_t,
-                 Py_ssize_t) noexcept
-    uint64_t high_product "fo_high_product" (uint64_t, uint64_t) noexcept
-
-
 cdef enum:
     BLOCKS = 4096  # of 16 labels that a thread takes at a time
 
-
-cdef inline Py_ssize_t batch(
-    const fo_rows* rows, const int64_t* order, Py_ssize_t entries, Py_ssize_t known,
-    const real* w, real* g, void* scratch,
-) noexcept nogil:
-    if real is float:
-        return fo_batch_f32(rows, order, entries, known, w, g, scratch)
-    else:
-        return fo_batch_f64(rows, order, entries, known, w, g, scratch)
+cdef float[2 * CHUNK] ones_32
+cdef double[2 * CHUNK] ones_64
+cdef Py_ssize_t place
+for place in range(CHUNK):
+    ones_32[place] = ones_64[place] = 1
 
 
 cdef struct Epoch:
-    const fo_rows* rows
+    const Rows* rows
     const int64_t* order
     Py_ssize_t entries, size
     const double* lr
@@ -79,7 +56,7 @@ cdef void walk(
     const Epoch* e, Py_ssize_t first, Py_ssize_t last, real* slab, int64_t* steps, char* scratch,
 ) noexcept nogil:
     """A worker's batches first..last-1, one after the other."""
-    cdef const fo_rows* rows = e.rows
+    cdef const Rows* rows = e.rows
     cdef real *g = <real*> scratch
     cdef Py_ssize_t b, start, n
     for b in range(first, last):
@@ -137,7 +114,7 @@ def sgd_epoch(
     Returns (sum of the losses as seen before each step, sum of weights, 1 if a margin or a target
     was not finite). A signal's exception leaves whole steps.
     """
-    cdef fo_rows rows
+    cdef Rows rows
     cdef Rule rule = Rule(kind, l2, l1, momentum, beta2, eps, average)
     cdef int typenum = cnp.PyArray_TYPE(x)
     describe(&rows, x, y, weights, k, group, loss, targets, epsilon, intercept)
@@ -161,13 +138,13 @@ def sgd_epoch(
     try:
         with nogil:
             run_epoch(&e, n_workers, threads)
-        return result(typenum, aligned(scratch), n_workers, room, length)
+        return results(typenum, aligned(scratch), n_workers, room, length)
     finally:
         free(scratch)
 
 
 cdef struct Full:
-    const fo_rows* rows
+    const Rows* rows
     bint single
     const void* weight
     double* out  # (n_chunks, length)
@@ -176,7 +153,7 @@ cdef struct Full:
 
 
 cdef void gradient(
-    const fo_rows* rows, Py_ssize_t first, Py_ssize_t last, const real* w, double* grad,
+    const Rows* rows, Py_ssize_t first, Py_ssize_t last, const real* w, double* grad,
     Py_ssize_t length, char* scratch,
 ) noexcept nogil:
     """Groups first..last-1: each group's gradient in ``real``, their sum in double."""
@@ -216,7 +193,7 @@ def loss_gradient(
     sgd_epoch's slab, of x's dtype. No penalty is added.
     y as for sgd_epoch. Returns (loss, sum of weights, 1 if a margin or target was not finite).
     """
-    cdef fo_rows rows
+    cdef Rows rows
     cdef int typenum = cnp.PyArray_TYPE(x)
     describe(&rows, x, y, weights, k, 256, loss, targets, epsilon, intercept)
     cdef Py_ssize_t n_chunks = grad.shape[0], length = cnp.PyArray_SIZE(weight), room
@@ -231,7 +208,7 @@ def loss_gradient(
     try:
         with nogil:
             run(chunk, &f, n_chunks, threads)
-        return result(typenum, aligned(scratch), n_chunks, room, length)
+        return results(typenum, aligned(scratch), n_chunks, room, length)
     finally:
         free(scratch)
 
@@ -248,8 +225,18 @@ cdef struct Labels:
 cdef void label(void* context, Py_ssize_t k, int thread) noexcept nogil:
     """BLOCKS blocks of 16 labels."""
     cdef Labels* w = <Labels*> context
-    cdef Py_ssize_t last = min((w.n + 15) // 16, (k + 1) * BLOCKS)
-    if fo_label(w.codes, w.labels, w.few, w.size, w.n, k * BLOCKS, last):
+    cdef Py_ssize_t first = k * BLOCKS, last = min((w.n + 15) // 16, first + BLOCKS)
+    cdef bint other
+    if w.size == 8:
+        other = number_labels(
+            <u8> w.codes, <const uint64_t*> w.labels, <const uint64_t*> w.few, w.n, first, last)
+    elif w.size == 4:
+        other = number_labels(
+            <u8> w.codes, <const uint32_t*> w.labels, <const uint32_t*> w.few, w.n, first, last)
+    else:
+        other = number_labels(
+            <u8> w.codes, <const uint8_t*> w.labels, <const uint8_t*> w.few, w.n, first, last)
+    if other:
         mark(&w.other)
 
 
@@ -278,25 +265,13 @@ def number_two(
 def shuffle(cnp.ndarray order not None, uint64_t key, uint32_t epoch_number):
     """In place: order (n,) int64 permuted by Fisher and Yates; a function of (key, epoch)."""
     cdef int64_t* a = <int64_t*> data_of(order, cnp.NPY_INT64, -1, True, "order")
-    cdef Py_ssize_t n = cnp.PyArray_SIZE(order), i
-    cdef u32x4 draw
-    cdef uint64_t bits
-    cdef int64_t kept
-    cdef uint64_t j
-    draw.w[0] = draw.w[1] = draw.w[2] = draw.w[3] = 0
+    cdef Py_ssize_t n = cnp.PyArray_SIZE(order)
     with nogil:
-        for i in range(n - 1, 0, -1):
-            if i & 1 or i == n - 1:
-                draw = philox(key, <uint64_t> (i >> 1), epoch_number, 0x5348)
-            bits = (<uint64_t> draw.w[2 * (i & 1)] << 32) | draw.w[2 * (i & 1) + 1]
-            j = high_product(bits, <uint64_t> (i + 1))
-            kept = a[i]
-            a[i] = a[j]
-            a[j] = kept
+        permute(a, n, key, epoch_number)
 
 
 cdef int describe(
-    fo_rows* rows, cnp.ndarray x, cnp.ndarray y, weights, Py_ssize_t k, Py_ssize_t group,
+    Rows* rows, cnp.ndarray x, cnp.ndarray y, weights, Py_ssize_t k, Py_ssize_t group,
     int loss, int targets, double epsilon, bint intercept,
 ) except -1:
     """Check x, y and weights and note their pointers."""
@@ -309,11 +284,11 @@ cdef int describe(
         raise ValueError("x, k, group: expected two dimensions, k and group of at least 1")
     rows.n, rows.d, rows.k, rows.group = x.shape[0], x.shape[1], k, group
     rows.pad = (rows.d + lanes - 1) // lanes * lanes
-    cdef bint direct = targets == FO_DIRECT and loss != FO_SOFTMAX
+    cdef bint direct = targets == DIRECT and loss != SOFTMAX
     rows.wide = k if direct else 1
     rows.coded = not direct and cnp.PyArray_TYPE(y) == cnp.NPY_UINT8
     rows.y = data_of(y, cnp.NPY_UINT8 if rows.coded else typenum, rows.n * rows.wide, False, "y")
-    rows.s = NULL
+    rows.s, rows.ones = NULL, <void*> ones_32 if lanes == 16 else <void*> ones_64
     if weights is not None:
         rows.s = data_of(<cnp.ndarray?> weights, typenum, rows.n, False, "weights")
     rows.loss, rows.targets, rows.epsilon, rows.intercept = loss, targets, epsilon, intercept
@@ -321,11 +296,11 @@ cdef int describe(
 
 
 cdef char* scratch_of(
-    const fo_rows* rows, int typenum, Py_ssize_t length, Py_ssize_t n_workers, Py_ssize_t* room
+    const Rows* rows, int typenum, Py_ssize_t length, Py_ssize_t n_workers, Py_ssize_t* room
 ) except NULL:
-    """Zeroed scratch: for each worker a gradient, then what fo_batch asks for; lines unshared."""
-    cdef bint single = typenum == cnp.NPY_FLOAT
-    room[0] = length * (4 if single else 8) + (fo_room_f32(rows) if single else fo_room_f64(rows))
+    """Zeroed scratch: for each worker a gradient, then what ``batch`` asks for; lines unshared."""
+    cdef int size = 4 if typenum == cnp.NPY_FLOAT else 8
+    room[0] = length * size + room_of(rows, size)
     room[0] = (room[0] + 127) // 128 * 128
     cdef char* scratch = <char*> calloc(n_workers + 1, room[0])
     if scratch == NULL:
@@ -337,15 +312,12 @@ cdef inline char* aligned(char* scratch) noexcept nogil:
     return scratch + (-<Py_ssize_t> scratch & 63)
 
 
-cdef tuple result(
+cdef tuple results(
     int typenum, const char* scratch, Py_ssize_t n_workers, Py_ssize_t room, Py_ssize_t length
 ):
     """(sum of losses, sum of weights, 1 if a value was not finite) over the workers."""
     cdef double[3] total = [0, 0, 0]
-    cdef Py_ssize_t p
+    cdef Py_ssize_t p, size = 4 if typenum == cnp.NPY_FLOAT else 8
     for p in range(n_workers):
-        if typenum == cnp.NPY_FLOAT:
-            fo_result_f32(scratch + p * room + 4 * length, total)
-        else:
-            fo_result_f64(scratch + p * room + 8 * length, total)
+        result(<const Sums*> (scratch + p * room + size * length), total)
     return total[0], total[1], int(total[2] != 0)

@@ -15,10 +15,9 @@ from libc.string cimport memcpy, memset
 
 from fastopt._kernels.shared.arguments cimport data_of
 from fastopt._kernels.shared.pool cimport run
-from fastopt._kernels.linear.csr cimport (
-    FO_CHUNK, FO_ONE_VS_REST, FO_SOFTMAX, Rows, Sums, Tile, collect, dot, slopes, spread,
-)
+from fastopt._kernels.linear.csr cimport Rows, Sums, Tile, collect, dot, slopes, spread
 from fastopt._kernels.linear.lazy cimport mix, walk_lazily
+from fastopt._kernels.linear.loss cimport CHUNK, ONE_VS_REST, SOFTMAX
 from fastopt._kernels.linear.step cimport (
     MAX_WORKERS, N_SLABS, SGD, Rule, check_order, due, meet, real, seconds, step,
 )
@@ -125,7 +124,7 @@ cdef void full(
     cdef int i
     memset(grad, 0, length * sizeof(double))
     while first < last:
-        tile.rows = <int> min(FO_CHUNK, last - first)
+        tile.rows = <int> min(CHUNK, last - first)
         for i in range(tile.rows):
             tile.id[i] = first + i
         slopes(f, &tile, w, 1, e, total)
@@ -213,7 +212,7 @@ cdef int describe_loss(
     Rows* f, int typenum, cnp.ndarray y, weights, int loss, int targets, double epsilon,
     bint intercept,
 ) except -1:
-    f.wide = 1 if targets == FO_ONE_VS_REST or loss == FO_SOFTMAX else f.k
+    f.wide = 1 if targets == ONE_VS_REST or loss == SOFTMAX else f.k
     f.y = data_of(y, typenum, f.n * f.wide, False, "y")
     f.s = NULL
     if weights is not None:
@@ -271,9 +270,9 @@ def sgd_epoch(
     e.lr = <const double*> data_of(
         lr, cnp.NPY_DOUBLE, (entries + size - 1) // size, False, "lr")
     check_order(e.order, entries, (f.n + group - 1) // group)
-    cdef Py_ssize_t tile = k * FO_CHUNK * sizeof(double)
+    cdef Py_ssize_t tile = k * CHUNK * sizeof(double)
     if lazy:
-        room = ((size * group + FO_CHUNK - 1) // FO_CHUNK + 1) * tile
+        room = ((size * group + CHUNK - 1) // CHUNK + 1) * tile
         room += k * f.pad * sizeof(double) if l1 > 0 else 0
     else:
         room = length * sizeof(double) + tile
@@ -315,7 +314,7 @@ def loss_gradient(
     w.rows, w.single, w.n_chunks, w.length = &f, typenum == cnp.NPY_FLOAT, n_chunks, length
     w.grad = <double*> data_of(grad, cnp.NPY_DOUBLE, n_chunks * length, True, "grad")
     w.weight = data_of(weight, typenum, length, False, "weight")
-    w.room, w.total = k * FO_CHUNK * sizeof(double), sums_of
+    w.room, w.total = k * CHUNK * sizeof(double), sums_of
     w.scratch = <char*> calloc(n_chunks, w.room)
     if w.scratch == NULL:
         raise MemoryError

@@ -15,20 +15,19 @@ from cpython.pycapsule cimport PyCapsule_GetPointer
 from cpython.tuple cimport PyTuple_GET_ITEM, PyTuple_GET_SIZE
 from libc.math cimport INFINITY, isfinite
 from libc.stdint cimport uint64_t
-from libc.stdlib cimport qsort
-from libc.string cimport memcmp
 
 from fastopt._kernels.shared.arguments cimport data_of
 from fastopt._kernels.update.adafactor cimport adafactor_rule, bind_matrices
 from fastopt._kernels.update.arrays cimport *
-from fastopt._kernels.update.gradients cimport (
-    BRAIN_FLOAT, FLOAT, Borrow, Span, Tensor, borrow_of, by_address, is_dense, moved, overlapped,
-    refuse_change, refuse_count, refuse_overlap, refuse_shape, refuse_type, same_shape,
-    usable,
-)
+from fastopt._kernels.update.binding cimport bind_states, bind_tensor, refuse_shared, written
 from fastopt._kernels.update.entry cimport (
-    ADAFACTOR_NORMS, NO_NORMS, RULES_OF_A_MODULE, Options, Rule, round_scalars, scalars_of,
+    ADAFACTOR_NORMS, NO_NORMS, RULES_OF_A_MODULE, Options, Rule,
 )
+from fastopt._kernels.update.gradients cimport (
+    Borrow, Span, Tensor, borrow_of, is_dense, moved, overlapped, refuse_change, refuse_count,
+    refuse_overlap, refuse_shape, refuse_type, same_shape, usable,
+)
+from fastopt._kernels.update.prepare cimport count_step, take_back
 from fastopt._kernels.update.walk cimport STEP, go, grad_norm, overflows, step_all
 
 from importlib import import_module
@@ -167,7 +166,7 @@ cdef class Plan:
                 f[1].first_tile = f.first_tile + f.count * f.blocks * f.strips
                 f[1].first_matrix = f.first_matrix + (f.count if self.work.arrays[i].n else 0)
         self.work.far = self.size >= FETCHES_FROM
-        self.set_spans()
+        self.n_spans = written(&self.work, self.spans)
 
     def __dealloc__(self):
         cdef Py_ssize_t i
@@ -186,14 +185,12 @@ cdef class Plan:
         cdef Array* r = &self.work.arrays[i]
         cdef cnp.ndarray a = self.params[i]
         cdef int k, typenum = cnp.NPY_FLOAT32
-        cdef Py_ssize_t size
         if cnp.PyArray_TYPE(a) == cnp.NPY_FLOAT64:
             typenum = cnp.NPY_FLOAT64
         r.p = <char*> data_of(a, typenum, -1, True, f"params[{i}]")
         r.n = cnp.PyArray_SIZE(a)
         r.item = 8 if typenum == cnp.NPY_FLOAT64 else 4
         r.group, r.product = group, 1.0
-        size = r.n
         r.rule = TABLE[<Py_ssize_t> NUMBERS[self.rules[group]]]
         signs = [SIGNED if signed else POSITIVE for _, signed in RULES[self.rules[group]][0]]
         self.scaled = self.scaled or r.rule.norms != NO_NORMS
@@ -203,23 +200,9 @@ cdef class Plan:
             signs = [POSITIVE, POSITIVE]  # means over rows and over columns
         r.n_states = len(signs)
         r.key = mixed(self.seed ^ mixed(<uint64_t> i))
-        if len(states) != r.n_states:
-            raise IndexError(f"states[{i}]: expected {r.n_states} arrays")
         for k in range(r.n_states):
             r.signs[k] = signs[k]
-            s = states[k]
-            if s.dtype.itemsize != r.item and r.item == 4:
-                typenum = cnp.NPY_UINT16
-                r.storage = BFLOAT
-                if s.dtype.itemsize == 1:
-                    typenum = cnp.NPY_INT8 if r.signs[k] == SIGNED else cnp.NPY_UINT8
-                    r.storage = CODES
-                    r.scales[k] = <float*> data_of(
-                        scales[k], cnp.NPY_FLOAT32, (r.n + UNIT - 1) // UNIT, True, "scales"
-                    )
-            if r.matrices != NULL:
-                size = r.matrices.count * (r.matrices.cols if k else r.matrices.rows)
-            r.state[k] = <char*> data_of(s, typenum, size, True, f"states[{i}][{k}]")
+        bind_states(r, i, states, scales)
         r.unit = self.work.units
         self.work.units += (r.n + UNIT - 1) // UNIT
         self.size += r.n
@@ -260,25 +243,7 @@ cdef class Plan:
                     True, f"copies[{i}]",
                 )
         self.work.ema_share, self.work.zero_grads = ema_share, zero_grads
-        self.set_spans()
-
-    cdef void set_spans(self) noexcept:
-        """The memory that a step writes besides state, sorted; the arrays are disjoint."""
-        cdef Py_ssize_t i, k, m = 0
-        cdef Array* r
-        cdef char* lo
-        for i in range(self.work.n_arrays):
-            r = &self.work.arrays[i]
-            r.apart_from = r.apart_to = NULL
-            for k in range(3):
-                lo = r.p if k == 0 else r.ema if k == 1 else r.copy
-                if lo == NULL or r.n == 0:
-                    continue
-                self.spans[m].lo, self.spans[m].hi = lo, lo + r.n * (2 if k == 2 else r.item)
-                self.spans[m].array, self.spans[m].what = i, k
-                m += 1
-        self.n_spans = m
-        qsort(self.spans, m, sizeof(Span), by_address)
+        self.n_spans = written(&self.work, self.spans)
 
     @property
     def counts(self):
@@ -313,23 +278,6 @@ cdef class Plan:
             return 0
         return 1
 
-    cdef int bind_tensor(self, Py_ssize_t i, Array* r, cnp.ndarray a, object item) except -1:
-        cdef Tensor t
-        if not self.look(item, &t) or not is_dense(&t):
-            return refuse_type(i, item)
-        if t.ndim != cnp.PyArray_NDIM(a) or memcmp(
-            t.shape, cnp.PyArray_DIMS(a), t.ndim * sizeof(Py_ssize_t)
-        ):
-            return refuse_shape(i, a, item)
-        if t.bits == 16 and r.item == 4 and (t.code == FLOAT or t.code == BRAIN_FLOAT):
-            r.grad_storage = HALF if t.code == FLOAT else BFLOAT
-        elif t.code != FLOAT or t.bits != 8 * r.item:
-            return refuse_type(i, item)
-        if t.data == NULL and r.n:  # a tensor that only describes itself
-            return refuse_type(i, item)
-        r.g = <char*> t.data + t.byte_offset
-        return 0
-
     def holds(self, tuple tensors not None):
         """Whether each parameter's memory is that of the tensor in its place."""
         cdef Py_ssize_t i
@@ -352,6 +300,7 @@ cdef class Plan:
         cdef int typenum
         cdef bint writes = self.work.zero_grads
         cdef const Span* met
+        cdef Tensor t
         if PyTuple_GET_SIZE(grads) != n:
             return refuse_count(n, len(grads))
         self.n_missing = 0
@@ -383,7 +332,9 @@ cdef class Plan:
                     data_of(g, typenum, r.n, writes, f"grads[{i}]")  # raises
                 r.g = <char*> cnp.PyArray_DATA(g)
             else:
-                self.bind_tensor(i, r, a, item)
+                if not self.look(item, &t):
+                    return refuse_type(i, item)
+                bind_tensor(r, i, a, item, &t)
             if r.n == 0:
                 continue
             self.grad_spans[m].lo = r.g
@@ -398,10 +349,7 @@ cdef class Plan:
                 )
             r.apart_from, r.apart_to = r.g, self.grad_spans[m - 1].hi
         if writes:
-            qsort(self.grad_spans, m, sizeof(Span), by_address)
-            for i in range(1, m):
-                if self.grad_spans[i].lo < self.grad_spans[i - 1].hi:
-                    return refuse_overlap(-1, "another gradient, and zero_grads writes to it")
+            refuse_shared(self.grad_spans, m)
         return 0
 
     def step(self, tuple grads not None, double scale, double max_norm, bint guard, int threads,
@@ -428,7 +376,7 @@ cdef class Plan:
                     return norm
                 if max_norm > 0:  # as torch.nn.utils.clip_grad_norm_
                     scale *= min(1.0, max_norm / (norm + 1e-6)) if norm == norm else norm
-            self.prepare(scale)
+            count_step(&self.work, self.options, scale)
             if guard and norm > LARGE and self.would_overflow(norm, threads):
                 return INFINITY
             if not moves:
@@ -486,40 +434,11 @@ cdef class Plan:
                 raise MemoryError
         return 0
 
-    cdef void prepare(self, double scale) noexcept:
-        """Count the step and compute its scalars, once for arrays that share them."""
-        cdef Py_ssize_t i
-        cdef int group = -1
-        cdef long long t = -1
-        cdef double product = -1.0
-        cdef Py_ssize_t k = -1
-        cdef Array* r
-        for i in range(self.work.n_arrays):
-            r = &self.work.arrays[i]
-            if r.g == NULL:
-                continue
-            r.step += 1
-            r.old_product = r.product
-            if r.group != group or r.step != t or r.old_product != product:
-                group, t, product = r.group, r.step, r.old_product
-                k += 1
-                self.work.scalars[k].product = product
-                scalars_of(
-                    &self.work.scalars[k], r.rule, &self.options[group], scale, <double> t
-                )
-                round_scalars(&self.work.scalars32[k], &self.work.scalars[k])
-            r.scalars, r.scalars32 = &self.work.scalars[k], &self.work.scalars32[k]
-            r.product = r.scalars.product
-
     cdef bint would_overflow(self, double norm, int threads) noexcept:
         """Whether the step that has been prepared would; its count is taken back then."""
-        cdef Py_ssize_t i
         cdef bint found
         with nogil:
             found = overflows(&self.work, norm, threads)
         if found:
-            for i in range(self.work.n_arrays):
-                if self.work.arrays[i].g != NULL:
-                    self.work.arrays[i].step -= 1
-                    self.work.arrays[i].product = self.work.arrays[i].old_product
+            take_back(&self.work)
         return found
