@@ -82,7 +82,7 @@ class Genetic(Engine):
     """
 
     method = "genetic"
-    proposals = 3
+    proposals = 4
     _state_names: ClassVar[tuple[str, ...]] = (
         "_genomes",
         "_fitness",
