@@ -20,6 +20,11 @@ SIZES = (*range(71), 1000)  # every tail of every vector width, and one size wit
 THREADS = (1, 2)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What forks goes first: before other libraries have started threads in this process."""
+    items.sort(key=lambda item: item.get_closest_marker("forks") is None)
+
+
 @pytest.fixture(params=levels())
 def level(request: pytest.FixtureRequest) -> str:
     """Each instruction-set level that this CPU runs."""

@@ -27,8 +27,8 @@ class Team:
     """Answers many questions of one kind, in their order, with ``n`` processes.
 
     Workers are forked when the first question comes, so they hold all that is known by then and
-    a question is all that is sent. One that dies is replaced and its question asked again; the
-    answer to a question that kills two of them is the error.
+    a question is all that is sent. One that dies or is stuck is replaced and its question asked
+    again; the answer to a question that kills two of them is the error.
 
     Parameters
     ----------
@@ -44,7 +44,8 @@ class Team:
         if self.n == 1 or len(questions) < 2:
             yield from map(answer, questions)
             return
-        pool = Processes(_Answers(answer), min(self.n, len(questions)), None, method="fork")
+        n = min(self.n, len(questions))
+        pool = Processes(_Answers(answer), n, None, method="fork", computes=True)
         try:
             pool.send([Task(k, {"question": q}, None) for k, q in enumerate(questions)])
             ready: dict[int, Any] = {}

@@ -10,6 +10,7 @@ import math
 import os
 import pickle
 import signal
+import sys
 import time
 from collections import deque
 from concurrent import futures
@@ -31,6 +32,9 @@ REPLY_S = 0.01
 ORPHAN_S = 2.0
 # Processes in a row that end before they are ready, after which the search ends.
 BAD_STARTS = 3
+# Seconds without use of the processor after which a forked process is taken for stuck.
+STUCK_S = 20.0
+LOOKS = 4  # in that time
 
 Arrival = tuple[int, "float | Outcome"]
 
@@ -211,6 +215,24 @@ class _Process:
         self.tasks: dict[int, Task] = {}
         self.holds: set[int] = set()  # trials that wait there at a rung
         self.queue: deque[Task] = deque()  # those of them that are to go on
+        self.used = 0.0  # seconds of the processor,
+        self.seen = time.monotonic()  # when they were read,
+        self.still = 0  # and how many times they had not changed
+
+    def stuck(self, computes: bool) -> bool:
+        """Whether it has work and has not used the processor for ``STUCK_S``.
+
+        A forked process waits for ever for a lock that another thread of this process held at the
+        fork. A trial may wait for something else, so it counts only where it ``computes``.
+        """
+        now = time.monotonic()
+        if now - self.seen < STUCK_S / LOOKS:
+            return False
+        used = _processor_seconds(self.process.pid)
+        works = bool(self.tasks) and (computes or self.now[0] < 0)
+        self.still = self.still + 1 if works and used == self.used else 0
+        self.used, self.seen = used, now
+        return self.still >= LOOKS
 
     def overdue(self, timeout: float) -> float:
         """Seconds until the trial in hand has run for ``timeout``."""
@@ -230,7 +252,8 @@ class Processes:
     longer than ``timeout`` seconds.
 
     The trial that a process died of is tried once more; if that one dies, too, it is a failed
-    trial with WorkerDied as its error.
+    trial with WorkerDied as its error. A forked process that is stuck before a trial begins is
+    replaced in the same way.
 
     Parameters
     ----------
@@ -238,14 +261,24 @@ class Processes:
         Anything with ``each(trials, stop)`` where processes are forked.
     method : {"fork", "spawn", "forkserver"}, optional
         How processes start; None is Python's default.
+    computes : bool, default=False
+        Trials use the processor all the time, so one that does not is stuck, too.
     """
 
     def __init__(
-        self, objective: Any, n: int, timeout: float | None, method: str | None = None
+        self,
+        objective: Any,
+        n: int,
+        timeout: float | None,
+        method: str | None = None,
+        *,
+        computes: bool = False,
     ) -> None:
         self.context = get_context(method)
         self.slots = n
         self.timeout = timeout
+        self.computes = computes
+        self.forks = self.context.get_start_method() == "fork" and sys.platform == "linux"
         if self.context.get_start_method() == "fork":
             self.payload: Any = objective
         else:
@@ -271,6 +304,8 @@ class Processes:
             wait = until - time.monotonic()
             if self.timeout is not None:
                 wait = min([wait, *(p.overdue(self.timeout) for p in self.pool)], default=wait)
+            if self.forks:
+                wait = min(wait, STUCK_S / LOOKS)
             handles: list[Any] = [p.pipe for p in self.pool]
             handles += [p.process.sentinel for p in self.pool]
             ready = connection.wait(handles, None if wait == math.inf else max(wait, 0.0))
@@ -283,6 +318,9 @@ class Processes:
                     arrived += self._read(p)
                     if p in self.pool:
                         arrived += self._too_long(p)
+            for p in self.pool:
+                if self.forks and p.stuck(self.computes):
+                    p.process.kill()  # it has died at the next look
             if arrived or time.monotonic() >= until or not (self.waiting or self._busy()):
                 return arrived
 
@@ -384,6 +422,14 @@ class Processes:
         p.tasks.clear()
         self.pool.remove(p)
         p.end()
+
+
+def _processor_seconds(pid: int) -> float:
+    """What a process has used of the processor; on Linux its clock's number is made of its own."""
+    try:
+        return time.clock_gettime((~pid << 3) | 2)
+    except OSError:  # it has ended
+        return math.nan
 
 
 def _failed(number: int, error: Exception) -> Arrival:

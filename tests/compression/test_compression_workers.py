@@ -20,6 +20,9 @@ from fastopt.compression.team import Team
 from fastopt.errors import FastoptError, OptionError, WorkerDied
 from fastopt.models import Network
 from fastopt.optim import SGD
+from fastopt.search import workers
+
+pytestmark = pytest.mark.forks
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +87,23 @@ def test_a_question_that_kills_two_workers_is_an_error() -> None:
     assert found[0] == 0
     assert found[2] == 2
     assert isinstance(found[1], WorkerDied)
+
+
+def _hangs_once(path: Path) -> int:
+    """Waits for ever, as for a lock that nobody releases, where the file is there."""
+    if path.exists():
+        path.unlink()
+        signal.pause()
+    return 7
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads a clock of Linux")
+def test_a_worker_that_hangs_is_replaced(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(workers, "STUCK_S", 0.5)
+    doomed = [tmp_path / str(k) for k in range(6)]
+    doomed[2].touch()
+    assert list(Team(2).map(_hangs_once, doomed)) == [7] * 6
+    assert not doomed[2].exists()
 
 
 def test_an_error_of_a_worker_arrives() -> None:
