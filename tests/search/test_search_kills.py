@@ -21,6 +21,7 @@ def busy(x, n):
     return (x - 0.5) ** 2 + abs(n - 4) + 0 * sum(range(40_000))
 
 
+@pytest.mark.forks
 @pytest.mark.parametrize("method", ["random", "genetic"])
 def test_kill_9_of_workers_at_random_moments(tmp_path, method):
     rng = np.random.default_rng(0)
