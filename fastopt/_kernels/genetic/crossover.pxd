@@ -206,7 +206,7 @@ cdef inline void cross_sbx(
                 rest[2 * LINE + j] = low[start + j]
                 rest[3 * LINE + j] = high[start + j]
             measure(room, span, &rest[0], &rest[LINE], &rest[2 * LINE], &rest[3 * LINE])
-        j = 0 if n >= LINE else n
+        j = 0 if n >= LINE else n  # a while, not a for under an else: 5 % of the time
         while j < n:
             i = min(j, n - LINE) + start
             measure(&room[i - start], &span[i - start], pa + i, pb + i, low + i, high + i)
