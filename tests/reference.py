@@ -364,21 +364,21 @@ def linear(x, codes, zb, scale, bias, activation, group, bits_a):
 
 
 # --- genetic
-def philox(key, c0, c1, stream, step):
-    """Philox4x32-10: the four words of each counter (c0, c1, stream, step), shape (4, ...)."""
+def philox(key, c0, c1, stream, step, rounds=10):
+    """Philox4x32: the four words of each counter (c0, c1, stream, step), shape (4, ...)."""
     low, half = np.uint64(0xFFFFFFFF), np.uint64(32)
     c = [np.asarray(v, np.uint64) & low for v in np.broadcast_arrays(c0, c1, stream, step)]
     k = np.array([key & 0xFFFFFFFF, key >> 32], np.uint64)
-    for _ in range(10):
+    for _ in range(rounds):
         a, b = c[0] * np.uint64(0xD2511F53), c[2] * np.uint64(0xCD9E8D57)
         c = [(b >> half) ^ c[1] ^ k[0], b & low, (a >> half) ^ c[3] ^ k[1], a & low]
         k = (k + np.array([0x9E3779B9, 0xBB67AE85], np.uint64)) & low
     return np.stack(c)
 
 
-def gene_words(key, d, row, stream, step):
+def gene_words(key, d, row, stream, step, rounds=10):
     """One word a gene: blocks in groups of 16, word w of a group's blocks for 16 genes."""
-    blocks = philox(key, np.arange(-(-d // 64) * 16), row, stream, step)
+    blocks = philox(key, np.arange(-(-d // 64) * 16), row, stream, step, rounds)
     return blocks.reshape(4, -1, 16).transpose(1, 0, 2).ravel()[:d]
 
 
@@ -417,7 +417,9 @@ def packed_mask(d, pair, gene_rate, key, step):
 
 def sbx(a, b, low, high, eta, gene_rate, pair, key, step):
     """Both children of one pair in float64 (the kernel's beta is float32)."""
-    w, mask = gene_words(key, len(a), pair, 3, step), gene_words(key, len(a), pair, 4, step)
+    w, mask = (gene_words(key, len(a), pair, stream, step, 7) for stream in (3, 4))
+    if gene_rate * 256 % 1 == 0:  # bits 1 to 8, at the top
+        mask = w << np.uint64(23) & np.uint64(0xFFFFFFFF)
     u, span = ((w >> 9) + 0.5) / 2**23, np.maximum(np.abs(b - a), 1e-300)
     room = np.minimum(np.minimum(a, b) - low, high - np.maximum(a, b))
     q = np.clip(1 + 2 * room / span, 1, 1e18) ** -(eta + 1)

@@ -9,7 +9,8 @@ from typing import Any, TypeVar
 
 from fastopt.errors import FastoptError, UnsupportedError
 from fastopt.search.evaluation import Outcome
-from fastopt.search.workers import Processes, Task
+from fastopt.search.processes import Processes
+from fastopt.search.workers import Task
 
 __all__ = ["Team", "check_workers"]
 

@@ -21,18 +21,19 @@ from fastopt.errors import (
 from fastopt.search.batch import Budget
 from fastopt.search.engine import Engine, Random, fingerprint, space_of
 from fastopt.search.evaluation import Objective
+from fastopt.search.executors import Executor
 from fastopt.search.free_running import free_running
 from fastopt.search.identity import digest_of
 from fastopt.search.journal import Journal, stored_header
 from fastopt.search.layout import Matrix
 from fastopt.search.methods import engine_for
 from fastopt.search.numbers import as_numbers
+from fastopt.search.processes import Processes
 from fastopt.search.progress import Line
 from fastopt.search.result import Progress, Result
 from fastopt.search.run import Run
 from fastopt.search.space import Space
 from fastopt.search.stopping import stopper_of
-from fastopt.search.workers import Executor, Processes
 
 __all__ = ["minimize"]
 

@@ -12,12 +12,15 @@ from fastopt import _kernels
 from fastopt._options import choice, integer, number
 from fastopt._random import Seed
 from fastopt._threads import resolve
+from fastopt.search.breeding import Breeding, Draws
 from fastopt.search.engine import Engine, fingerprint, hypercube
 from fastopt.search.layout import Matrix
-from fastopt.search.operators import MUTATIONS, SBX, SERIAL_BELOW, UNIFORM
-from fastopt.search.orders import CROSSOVERS, moved, reversed_part
+from fastopt.search.novelty import put_new, repeats, without
+from fastopt.search.operators import SERIAL_BELOW, UNIFORM
+from fastopt.search.orders import CROSSOVERS
 from fastopt.search.packed import pack_bits, unpack_bits, words_of
-from fastopt.search.space import Bool, Permutation, Space
+from fastopt.search.space import Bool, Space
+from fastopt.search.survivors import first_of_value, survivors
 
 __all__ = ["Genetic"]
 
@@ -27,12 +30,6 @@ HYPERCUBE_BELOW = 1 << 20
 RETRIES = 8
 FINITE = 1 << 16  # points up to which a space's trials are all remembered
 POOL = 256  # draws from which a new one is picked after that, in such spaces
-# Share of pairs that cross, and of a crossing pair's genes that take part: Deb & Agrawal 1995.
-CROSSED, EXCHANGED = 0.9, 0.5
-STRIDE_OF_GENERATIONS = 4099  # a prime, so that rows of one generation and the next stay apart
-REVERSED = 0.7  # share of the mutations of an order that reverse a part; the others move one
-# Streams of uniform draws, apart from those of random trials and the hypercube (0 to 2).
-EXCHANGE, RESET, CHANCE, STRIDE, RETRY, CROSS, CHANGE = 3, 4, 5, 6, 7, 8, 9
 
 
 class Genetic(Engine):
@@ -85,7 +82,7 @@ class Genetic(Engine):
     """
 
     method = "genetic"
-    proposals = 3
+    proposals = 4
     _state_names: ClassVar[tuple[str, ...]] = (
         "_genomes",
         "_fitness",
@@ -131,11 +128,7 @@ class Genetic(Engine):
         # Of Bools alone the population is kept as packed bits, a 64th of the memory.
         self._bits = kinds == {Bool} and not self.space.conditional
         self._genomes: NDArray[Any] = self._stored(np.empty((0, d)))
-        self._orders = [
-            self.space.slices[name]
-            for name, v in self.space.variables.items()
-            if isinstance(v, Permutation)
-        ]
+        self._breeding = Breeding(self.space, self.order_crossover, self.eta, self.mutation_eta)
 
     def options(self) -> dict[str, Any]:
         return {
@@ -163,12 +156,7 @@ class Genetic(Engine):
         if self.unique:
             if self.space.size <= FINITE:
                 self._seen.update(fingerprint(row) for row in values)
-            if np.array_equal(self._waiting, values):
-                self._waiting = self._waiting[:0]
-            else:
-                told = {row.tobytes() for row in values}
-                left = [row.tobytes() not in told for row in self._waiting]
-                self._waiting = self._waiting[left]
+            self._waiting = without(self._waiting, values)
         good = ~np.isnan(y).reshape(len(y), -1).any(axis=1)
         if not good.all():
             values, y = values[good], y[good]
@@ -205,28 +193,13 @@ class Genetic(Engine):
         Among orders two of the same value are mostly one tour read from another place, so only
         the first of them stays.
         """
-        if self._orders:
-            both = np.concatenate([self._fitness, y])
-            fresh = np.zeros(len(both), bool)
-            fresh[np.unique(both, return_index=True)[1]] = True
-            fresh = fresh[len(self._fitness) :]
+        if self._breeding.orders:
+            fresh = first_of_value(self._fitness, y)
             if fresh.sum() + len(self._fitness) >= 2:
                 new, y = new[fresh], y[fresh]
-        old = len(self._fitness)
-        both = np.concatenate([self._fitness, y])
-        if not old or self.population < len(y):
-            keep = np.argsort(both, kind="stable")[: self.population]
-            self._genomes = np.concatenate([self._genomes, new])[keep]
-            self._fitness = both[keep]
-            return
-        kept = _smallest(both, self.population)
-        arrive, leave = np.flatnonzero(kept[old:]), np.flatnonzero(~kept[:old])
-        n = len(leave)
-        self._genomes[leave] = new[arrive[:n]]
-        self._fitness[leave] = y[arrive[:n]]
-        if n < len(arrive):
-            self._genomes = np.concatenate([self._genomes, new[arrive[n:]]])
-            self._fitness = np.concatenate([self._fitness, y[arrive[n:]]])
+        self._genomes, self._fitness = survivors(
+            self._genomes, self._fitness, new, y, self.population
+        )
 
     def _opening(self, first: int, k: int) -> Matrix:
         """Given points, then a Latin hypercube of the population, then uniform draws."""
@@ -248,40 +221,21 @@ class Genetic(Engine):
         m = self._children + self._children % 2
         winners = np.empty(m, np.intp)
         step = self._generation & 0xFFFFFFFF
-        threads = resolve(self.threads, m * self.space.n_columns, SERIAL_BELOW)
+        space = self.space
+        threads = resolve(self.threads, m * space.n_columns, SERIAL_BELOW)
         _kernels.genetic_select.tournament(
             winners, self._fitness, self.tournament, self._key, step, threads
         )
         if self._bits:
             return self._bred_bits(winners, before, threads)
-        child = np.empty((m, self.space.n_columns))
-        _kernels.genetic.breed(
-            child,
-            self._genomes,
-            winners,
-            self.space.low,
-            self.space.high,
-            SBX,
-            CROSSED,
-            EXCHANGED,
-            self.eta,
-            MUTATIONS["polynomial"],
-            1.0 / self.space.n_columns,
-            self.mutation_eta,
-            self._key,
-            step,
-            threads,
-        )
+        draws = Draws(self._key, self._generation)
+        child = self._breeding.real(self._genomes, winners, draws, threads)
         child, mates = child[before : self._children], winners.reshape(-1, 2)
-        space = self.space
-        if not (self.unique or len(space.categorical) or len(space.ordered) or self._orders):
-            return self.space.values_of(child)
         rows = np.arange(before, self._children)
-        self._exchange(child, mates[rows // 2], rows)
-        self._cross_orders(child, mates, rows)
-        rate = 1.0 / self.space.n_columns
-        self._step(child, rows, rate, 0)
-        values = self.space.values_of(child)
+        if self._breeding.needed:
+            self._breeding.cross(child, self._genomes, mates, rows, draws)
+            self._breeding.mutate(child, rows, 1.0 / space.n_columns, 0, draws)
+        values = space.values_of(child)
         if self.unique:
             self._renew(values, child, rows)
         return values
@@ -297,7 +251,7 @@ class Genetic(Engine):
             d,
             UNIFORM,
             1.0,  # as options in mixed spaces, which every child takes from both parents
-            EXCHANGED,
+            0.5,
             1.0 / d,
             self._key,
             self._generation & 0xFFFFFFFF,
@@ -308,140 +262,28 @@ class Genetic(Engine):
             self._renew(values, values.copy(), np.arange(before, self._children))
         return values
 
-    def _draw(self, rows: NDArray[np.intp], stream: int, attempt: int, columns: int = 0) -> Matrix:
-        """One row of uniforms for each child, by (generation, child, stream, attempt)."""
-        first = (self._generation & 0xFFFFF) << 12 | attempt << 8 | stream
-        u = self._uniform(int(rows[0]), int(rows[-1] - rows[0]) + 1, first, columns)
-        drawn: Matrix = u[rows - rows[0]]
-        return drawn
-
-    def _exchange(self, child: Matrix, mates: NDArray[np.intp], rows: NDArray[np.intp]) -> None:
-        """Options have no order: a child takes each from one of its parents, siblings apart."""
-        c = self.space.categorical
-        if not len(c):
-            return
-        pairs, inverse = np.unique(rows // 2, return_inverse=True)
-        second = self._draw(pairs, EXCHANGE, 0)[inverse][:, c] < 0.5
-        second ^= (rows % 2 == 1)[:, None]
-        genomes = self._genomes
-        child[:, c] = np.where(second, genomes[mates[:, 1]][:, c], genomes[mates[:, 0]][:, c])
-
-    def _cross_orders(
-        self, child: Matrix, mates: NDArray[np.intp], rows: NDArray[np.intp]
-    ) -> None:
-        """In place: half of the orders are crossings, the others those of one parent."""
-        cross = CROSSOVERS[self.order_crossover]
-        for which, where in enumerate(self._orders):
-            u = self._draw(rows, CROSS, which, 4)
-            for i, row in enumerate(rows.tolist()):
-                a, b = mates[row // 2, row % 2], mates[row // 2, 1 - row % 2]
-                order = np.argsort(self._genomes[a, where], kind="stable")
-                if u[i, 3] < 0.5 and a != b:
-                    other = np.argsort(self._genomes[b, where], kind="stable")
-                    order = cross(order, other, u[i])
-                _write_order(child[i, where], order)
-
-    def _change_orders(self, child: Matrix, rows: NDArray[np.intp], attempt: int) -> None:
-        """In place: a part of each order is reversed, or moved."""
-        for which, where in enumerate(self._orders):
-            u = self._draw(rows, CHANGE + 2 * which, attempt, 4)
-            for i in range(len(rows)):
-                order = np.argsort(child[i, where], kind="stable")
-                change = reversed_part if u[i, 3] < REVERSED else moved
-                _write_order(child[i, where], change(order, u[i]))
-
-    def _step(self, child: Matrix, rows: NDArray[np.intp], rate: float, attempt: int) -> None:
-        """In place: fresh options and steps of whole numbers, each with probability ``rate``."""
-        space = self.space
-        self._change_orders(child, rows, attempt)
-        if not (len(space.categorical) or len(space.ordered)):
-            return
-        chance = self._draw(rows, CHANCE, attempt) < rate
-        fresh = self._draw(rows, RESET, attempt)
-        c = space.categorical
-        if len(c):
-            options = space.high[c] - space.low[c]
-            old = np.rint(child[:, c])
-            other = np.floor(fresh[:, c] * np.maximum(options - 1.0, 0.0))
-            other += other >= old  # one of the others, each as likely
-            np.minimum(other, options - 1.0, out=other)
-            child[:, c] = np.where(chance[:, c], other, child[:, c])
-        o = space.ordered
-        if len(o):
-            # A two-sided stride with a heavy tail, at least one cell, within a quarter range.
-            low, high = space.low[o], space.high[o]
-            stride = (high - low) * 0.25 * self._draw(rows, STRIDE, attempt)[:, o] ** 4
-            stride = np.maximum(stride, space.cell(child[:, o], o))
-            moved = child[:, o] + np.where(fresh[:, o] < 0.5, -stride, stride)
-            moved = np.where(moved < low, 2 * low - moved, moved)
-            moved = np.where(moved > high, 2 * high - moved, moved)
-            child[:, o] = np.where(chance[:, o], np.clip(moved, low, high), child[:, o])
-
     def _renew(self, values: Matrix, child: Matrix, rows: NDArray[np.intp]) -> None:
         """In place: children that are not new are mutated harder until they are.
 
         New is what neither the population nor a waiting trial has; in a small finite space, what
         was never told.
         """
-        space = self.space
-        finite = space.size <= FINITE
+        space, draws = self.space, Draws(self._key, self._generation)
         present = np.concatenate([self._population(), self._waiting])
         known = {row.tobytes() for row in present}
-
-        def old() -> list[int]:
-            taken, found = set(known), []
-            for i, value in enumerate(values):
-                key = value.tobytes()
-                if key in taken or (finite and fingerprint(value) in self._seen):
-                    found.append(i)
-                taken.add(key)
-            return found
-
         for attempt in range(1, RETRIES + 1):
-            clones = old()
+            clones = repeats(values, known, self._seen)
             if not clones:
                 return
             fresh = child[clones]
-            rate = min(1.0, (1 + attempt) / space.n_columns)
-            _kernels.genetic.mutate(
-                fresh,
-                space.low,
-                space.high,
-                MUTATIONS["polynomial"],
-                rate,
-                self.mutation_eta,
-                self._key ^ (RETRY + attempt),
-                (self._generation * STRIDE_OF_GENERATIONS + int(rows[0])) & 0xFFFFFFFF,
-                1,
-            )
-            self._step(fresh, rows[clones], rate, attempt)
+            self._breeding.harder(fresh, rows[clones], int(rows[0]), attempt, draws)
             values[clones] = space.values_of(fresh)
-        for i in old() if finite else ():
+        for i in repeats(values, known, self._seen) if space.size <= FINITE else ():
             number = (self._asked + int(rows[i])) * POOL
-            here = {row.tobytes() for row in values}
-            for point in space.values_of(self._random(number, POOL)):
-                key = point.tobytes()
-                if key not in known and key not in here and fingerprint(point) not in self._seen:
-                    values[i] = point
-                    break
+            put_new(values, i, space.values_of(self._random(number, POOL)), known, self._seen)
 
     def _noted(self, values: Matrix) -> Matrix:
         """The same values, remembered until they are told where ``unique``."""
         if self.unique:
             self._waiting = np.concatenate([self._waiting, values])
         return values
-
-
-def _smallest(y: NDArray[np.float64], k: int) -> NDArray[np.bool_]:
-    """Which are the k smallest; of equal ones the first."""
-    if k >= len(y):
-        return np.ones(len(y), bool)
-    limit = np.partition(y, k - 1)[k - 1]
-    kept: NDArray[np.bool_] = y < limit
-    kept[np.flatnonzero(y == limit)[: k - np.count_nonzero(kept)]] = True
-    return kept
-
-
-def _write_order(keys: Matrix, order: NDArray[np.intp]) -> None:
-    """In place: keys whose order is ``order``."""
-    keys[order] = (np.arange(len(order)) + 0.5) / len(order)

@@ -60,6 +60,7 @@ class Islands(Engine):
 
     method = "islands"
     batch = 4
+    proposals = 2
     _state_names: ClassVar[tuple[str, ...]] = ("_turn", "_waiting", "_owners", "_generations")
 
     def __init__(

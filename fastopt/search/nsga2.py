@@ -52,7 +52,7 @@ class NSGA2(Genetic):
     """
 
     method = "nsga2"
-    proposals = 4
+    proposals = 5
     _state_names = (*Genetic._state_names, "_objectives")
 
     def __init__(

@@ -73,10 +73,18 @@ class Stopper:
         return {"name": self.name, "seen": copy.deepcopy(self.seen)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over a state; FormatError and no change where it is another stopper's."""
+        """Take over a state; FormatError and no change where it is not this stopper's."""
+        if not isinstance(state, Mapping):
+            raise FormatError(f"state: expected a dict of state_dict, got {type(state).__name__}")
         if set(state) != {"name", "seen"} or state["name"] != self.name:
             raise FormatError(f"state: is not that of a {self.name!r} stopper")
+        if not self.fits(state["seen"]):
+            raise FormatError(f"state: seen is not what a {self.name!r} stopper has seen")
         self.seen = copy.deepcopy(state["seen"])
+
+    def fits(self, seen: Any) -> bool:
+        """Whether ``seen`` can have come from such a stopper."""
+        return isinstance(seen, dict)
 
 
 @dataclass(frozen=True)
@@ -135,6 +143,9 @@ class SuccessiveHalving(Stopper):
         self.reduction = integer(reduction, "reduction", low=2)
         default = self.reduction**2
         self.cohort = default if cohort is None else integer(cohort, "cohort", low=0)
+
+    def fits(self, seen: Any) -> bool:
+        return _by_step(seen) and all(values == sorted(values) for values in seen.values())
 
     def ladder(self) -> Ladder | None:
         return Ladder(self.cohort, self.min_steps, self.reduction) if self.cohort else None
@@ -213,6 +224,17 @@ class Hyperband(Stopper):
         self.brackets[self.bracket_of(self.seen["told"])].tell(reports, y, stopped)
         self.seen["told"] += 1
 
+    def fits(self, seen: Any) -> bool:
+        if not isinstance(seen, dict) or set(seen) != {"told", "brackets"}:
+            return False
+        told, brackets = seen["told"], seen["brackets"]
+        return (
+            _is_count(told)
+            and isinstance(brackets, list)
+            and len(brackets) == len(self.brackets)
+            and all(b.fits(own) for b, own in zip(self.brackets, brackets, strict=True))
+        )
+
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         super().load_state_dict(state)
         for bracket, seen in zip(self.brackets, self.seen["brackets"], strict=True):
@@ -265,6 +287,9 @@ class Median(Stopper):
         super().__init__()
         self.trials = integer(trials, "trials", low=1)
         self.patience = integer(patience, "patience", low=0)
+
+    def fits(self, seen: Any) -> bool:
+        return _by_step(seen)
 
     def rule(self) -> MedianRule:
         known = [
@@ -329,12 +354,39 @@ class Wilcoxon(Stopper):
         self.patience = integer(patience, "patience", low=1)
         self.seen = {"y": math.inf, "best": []}
 
+    def fits(self, seen: Any) -> bool:
+        if not isinstance(seen, dict) or set(seen) != {"y", "best"}:
+            return False
+        y, best = seen["y"], seen["best"]
+        return (
+            isinstance(y, float)
+            and not math.isnan(y)
+            and isinstance(best, list)
+            and all(isinstance(pair, (tuple, list)) and len(pair) == 2 for pair in best)
+            and all(_is_count(step) and isinstance(value, float) for step, value in best)
+        )
+
     def rule(self) -> WilcoxonRule:
         return WilcoxonRule(tuple(map(tuple, self.seen["best"])), self.p, self.patience)
 
     def tell(self, reports: Reports, y: float, stopped: bool = False) -> None:
         if not stopped and y < self.seen["y"]:
             self.seen = {"y": float(y), "best": [(int(s), float(v)) for s, v in reports]}
+
+
+def _is_count(value: Any) -> bool:
+    whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+    return whole and 0 <= value < 1 << 63
+
+
+def _by_step(seen: Any) -> bool:
+    """A dict of step -> list of values, no NaN among them."""
+    return isinstance(seen, dict) and all(
+        _is_count(step)
+        and isinstance(values, list)
+        and all(isinstance(v, float) and not math.isnan(v) for v in values)
+        for step, values in seen.items()
+    )
 
 
 @lru_cache(maxsize=256)

@@ -20,7 +20,7 @@ from fastopt.compression.team import Team
 from fastopt.errors import FastoptError, OptionError, WorkerDied
 from fastopt.models import Network
 from fastopt.optim import SGD
-from fastopt.search import workers
+from fastopt.search import process
 
 pytestmark = pytest.mark.forks
 
@@ -99,7 +99,7 @@ def _hangs_once(path: Path) -> int:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads a clock of Linux")
 def test_a_worker_that_hangs_is_replaced(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(workers, "STUCK_S", 0.5)
+    monkeypatch.setattr(process, "STUCK_S", 0.5)
     doomed = [tmp_path / str(k) for k in range(6)]
     doomed[2].touch()
     assert list(Team(2).map(_hangs_once, doomed)) == [7] * 6

@@ -139,19 +139,19 @@ def test_rate_of_pairs(level):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("eta", [0.0, 2.0, 15.0])
-def test_sbx_twin(level, eta, dtype):
+@pytest.mark.parametrize(("eta", "gene_rate"), [(0.0, 0.5), (2.0, 0.5), (15.0, 0.5), (2.5, 0.3)])
+def test_sbx_twin(level, eta, gene_rate, dtype):
     for d in LENGTHS:
         parents, low, high = population(6, d, dtype)
         parents[3] = parents[2]  # equal parents
         if d:
             parents[4, 0], parents[5, -1] = low[0], high[-1]  # on the bounds
         mates = np.array([0, 1, 2, 3, 4, 5, 1, 0], np.intp)
-        got = breed(level, parents, mates, low, high, "sbx", eta=eta)
+        got = breed(level, parents, mates, low, high, "sbx", eta=eta, gene_rate=gene_rate)
         f8 = [v.astype(float) for v in (parents, low, high)]
         for p in range(4):
             a, b = f8[0][mates[2 * p]], f8[0][mates[2 * p + 1]]
-            want = reference.sbx(a, b, f8[1], f8[2], eta, 0.5, p, KEY, 3)
+            want = reference.sbx(a, b, f8[1], f8[2], eta, gene_rate, p, KEY, 3)
             np.testing.assert_allclose(got[2 * p : 2 * p + 2], want, rtol=0, atol=3e-6)
         assert np.array_equal(got[2:4], parents[2:4])
         assert (got >= low).all()

@@ -132,7 +132,7 @@ def test_a_trial_that_takes_too_long_is_ended():
 
 
 def test_workers_that_cannot_start(monkeypatch):
-    import fastopt.search.workers as module
+    import fastopt.search.process as module
 
     monkeypatch.setattr(module, "_serve", lambda *a: os._exit(3))
     with pytest.raises(WorkerDied, match="before they are ready"):

@@ -138,6 +138,44 @@ def test_state_continues_and_foreign_state_is_refused(name):
         a.load_state_dict({"name": "other", "seen": {}})
 
 
+BY_STEP = (None, 3, [], {"1": [0.5]}, {-1: [0.5]}, {True: [0.5]}, {1: 0.5}, {1: [math.nan]})
+DAMAGED = {
+    "halving": (*BY_STEP, {1: ["x"]}, {1: [0.5, 0.1]}),
+    "hyperband": (
+        {},
+        {"told": 3, "brackets": {}},
+        {"told": 3, "brackets": [{}]},
+        {"told": 3, "brackets": [{}] * 4 + [{1: None}]},
+        {"told": -3, "brackets": [{}] * 5},
+        {"told": 1.5, "brackets": [{}] * 5},
+    ),
+    "median": (*BY_STEP, {1: [None]}),
+    "wilcoxon": (
+        {"y": 0.5},
+        {"y": None, "best": []},
+        {"y": math.nan, "best": []},
+        {"y": 0.5, "best": 3},
+        {"y": 0.5, "best": [(1,)]},
+        {"y": 0.5, "best": [(1, "x")]},
+        {"y": 0.5, "best": [("x", 1.0)]},
+        {"y": 0.5, "best": ["ab"]},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGED)
+def test_damaged_state_is_refused_and_changes_nothing(name):
+    stopper = stopper_of(name)
+    for r in curves(5, 9)[1]:
+        stopper.tell(r, r[-1][1])
+    before = stopper.state_dict()
+    for state in [None, [], {}, *({"name": name, "seen": seen} for seen in DAMAGED[name])]:
+        with pytest.raises(FormatError, match="state"):
+            stopper.load_state_dict(state)
+        assert stopper.state_dict() == before
+    stopper.load_state_dict(before)
+
+
 def test_options_are_checked():
     for bad in (lambda: stopper_of("sometimes"), lambda: stopper_of(3)):
         with pytest.raises(OptionError):

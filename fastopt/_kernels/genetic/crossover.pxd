@@ -12,12 +12,13 @@ from libc.string cimport memcpy
 
 from fastopt._kernels.shared.approximate cimport exp2_f, exp2_within, log2_f
 from fastopt._kernels.genetic.words cimport (
-    COPY, CROSS, MASK, ONE_POINT, SBX, UNIFORM, Variation, scaled, tile, unit_32
+    COPY, CROSS, MASK, ONE_POINT, SBX, UNIFORM, Variation, scaled, tile, tile_7, unit_32
 )
 from fastopt._kernels.shared.philox cimport GROUP, TILE
 from fastopt._kernels.shared.stream cimport prefetch
 
 cdef enum:
+    LINE = 16  # genes of a fixed loop: of a row's rest alone gcc makes scalars and slow copies
     AHEAD = 4 * TILE  # genes between a read and its prefetch
 
 ctypedef fused gene:
@@ -100,6 +101,7 @@ cdef inline void spread_of(
     cdef float widest, u, v, e, power = how.power, least = how.least
     cdef float root = <float> 1.0 / how.power
     cdef int32_t limit = how.gene_limit
+    cdef int shift = how.spare
     cdef Py_ssize_t j
     cdef int left = how.whole
     if left:  # by squaring
@@ -132,17 +134,16 @@ cdef inline void spread_of(
         e = exp2_within(log[j])  # |log| < 26, as u >= 2^-24
         e = -e if words[j] & 1 else e  # which child lies on which side
         e = <float> 0.5 - <float> 0.5 * e
-        step[j] = e if <int32_t> (masks[j] >> 1) <= limit else <float> 0.0
+        step[j] = e if <int32_t> (masks[j] << shift >> 1) <= limit else <float> 0.0
 
 
 cdef inline void measure(
-    float* room, float* span, const real* a, const real* b, const real* low, const real* high,
-    Py_ssize_t n,
+    float* room, float* span, const real* a, const real* b, const real* low, const real* high
 ) noexcept nogil:
-    """The pair's distance from the nearer bound, and from each other."""
+    """A line of the pair's distances from the nearer bound, and from each other."""
     cdef real x, y, under, over
     cdef Py_ssize_t j
-    for j in range(n):
+    for j in range(LINE):
         x = a[j] if a[j] < b[j] else b[j]
         y = b[j] if a[j] < b[j] else a[j]
         under = x - low[j]
@@ -152,13 +153,13 @@ cdef inline void measure(
 
 
 cdef inline void blend(
-    real* ca, real* cb, const real* pa, const real* pb, const real* low, const real* high,
-    const float* step, Py_ssize_t n,
+    real* first, real* second, const real* pa, const real* pb, const real* low, const real* high,
+    const float* step
 ) noexcept nogil:
-    """a + t (b - a) and b - t (b - a), inside the bounds; with step 0 the parents."""
+    """A line of a + t (b - a) and b - t (b - a), inside the bounds; with step 0 the parents."""
     cdef real a, b, x, y, t
     cdef Py_ssize_t j
-    for j in range(n):
+    for j in range(LINE):
         a = pa[j]
         b = pb[j]
         t = <real> step[j] * (b - a)
@@ -168,8 +169,8 @@ cdef inline void blend(
         x = high[j] if x > high[j] else x
         y = low[j] if y < low[j] else y
         y = high[j] if y > high[j] else y
-        ca[j] = a if step[j] == 0 else x
-        cb[j] = b if step[j] == 0 else y
+        first[j] = a if step[j] == 0 else x
+        second[j] = b if step[j] == 0 else y
 
 
 cdef inline void cross_sbx(
@@ -181,11 +182,12 @@ cdef inline void cross_sbx(
     cdef float[TILE] room
     cdef float[TILE] span
     cdef float[TILE] step
-    cdef real[TILE] first
-    cdef real[TILE] second
-    cdef Py_ssize_t start = 0, j, n
-    for j in range(TILE):  # the last tile's unused lanes compute, too
-        room[j] = span[j] = 0
+    cdef real[LINE] first
+    cdef real[LINE] second
+    cdef real[4 * LINE] rest  # fewer genes than a line: both parents and their bounds
+    cdef Py_ssize_t start = 0, i, j, n
+    for j in range(TILE):  # the last line's unused lanes compute, too
+        room[j] = span[j] = rest[j] = 0
     while start < d:
         n = min(<Py_ssize_t> TILE, d - start)
         if start + AHEAD < d:  # memory works while we compute
@@ -194,24 +196,36 @@ cdef inline void cross_sbx(
                 prefetch(<const char*> (pb + start + AHEAD) + 64 * j)
                 prefetch(<const char*> (ca + start + AHEAD) + 64 * j)
                 prefetch(<const char*> (cb + start + AHEAD) + 64 * j)
-        tile(words, how.key, <uint32_t> (start // 4), pair, CROSS, how.generation)
-        tile(masks, how.key, <uint32_t> (start // 4), pair, MASK, how.generation)
-        if n == TILE:
-            measure(room, span, pa + start, pb + start, low + start, high + start, TILE)
-        else:
-            measure(room, span, pa + start, pb + start, low + start, high + start, n)
-        spread_of(step, room, span, words, masks, (n + 15) // 16 * 16, how)
-        if n == TILE:
-            blend(
-                &first[0], &second[0], pa + start, pb + start, low + start, high + start, step,
-                TILE,
-            )
-        else:
-            blend(
-                &first[0], &second[0], pa + start, pb + start, low + start, high + start, step, n
-            )
-        memcpy(ca + start, &first[0], n * sizeof(real))
-        memcpy(cb + start, &second[0], n * sizeof(real))
+        tile_7(words, how.key, <uint32_t> (start // 4), pair, CROSS, how.generation)
+        if not how.spare:
+            tile_7(masks, how.key, <uint32_t> (start // 4), pair, MASK, how.generation)
+        if n < LINE:
+            for j in range(n):
+                rest[j] = pa[start + j]
+                rest[LINE + j] = pb[start + j]
+                rest[2 * LINE + j] = low[start + j]
+                rest[3 * LINE + j] = high[start + j]
+            measure(room, span, &rest[0], &rest[LINE], &rest[2 * LINE], &rest[3 * LINE])
+        j = 0 if n >= LINE else n  # a while, not a for under an else: 5 % of the time
+        while j < n:
+            i = min(j, n - LINE) + start
+            measure(&room[i - start], &span[i - start], pa + i, pb + i, low + i, high + i)
+            j += LINE
+        spread_of(
+            step, room, span, words, &words[0] if how.spare else &masks[0],
+            (n + LINE - 1) // LINE * LINE, how,
+        )
+        if n < LINE:
+            blend(first, second, &rest[0], &rest[LINE], &rest[2 * LINE], &rest[3 * LINE], step)
+            memcpy(ca + start, &first[0], n * sizeof(real))
+            memcpy(cb + start, &second[0], n * sizeof(real))
+        j = 0 if n >= LINE else n
+        while j < n:  # the last line may go over genes of the one before, with the same result
+            i = min(j, n - LINE) + start
+            blend(first, second, pa + i, pb + i, low + i, high + i, &step[i - start])
+            memcpy(ca + i, &first[0], LINE * sizeof(real))
+            memcpy(cb + i, &second[0], LINE * sizeof(real))
+            j += LINE
         start += n
 
 

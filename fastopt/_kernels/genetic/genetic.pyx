@@ -140,6 +140,7 @@ cdef Variation variation_of(
     how.crossover, how.mutation = crossover, mutation
     how.rate = rate
     how.gene_limit = limit_of(gene_rate)
+    how.spare = 23 if 0 < gene_rate < 1 and 256 * gene_rate == <int> (256 * gene_rate) else 0
     how.power = <float> (eta + 1.0)
     how.whole = <int> how.power if 0 < how.power <= 1024 else 0
     if how.whole != how.power:
