@@ -6,6 +6,7 @@ larger than memory. ``Rows`` is a selection of a source's rows, cut into feeds f
 
 from __future__ import annotations
 
+import errno
 import importlib
 import math
 import os
@@ -22,7 +23,14 @@ import numpy as np
 
 from fastopt._arrays import Array, as_array, as_ndarray
 from fastopt._optional import package
-from fastopt.errors import ArrayError, DTypeError, FormatError, OptionError, UnsupportedError
+from fastopt.errors import (
+    ArrayError,
+    DTypeError,
+    FormatError,
+    MissingFileError,
+    OptionError,
+    UnsupportedError,
+)
 from fastopt.models.base import Input, Model
 
 __all__ = ["Columns", "Feed", "Rows", "load_object", "open_rows", "open_source"]
@@ -119,13 +127,13 @@ def open_source(data: Any, name: str = "data", inputs: Sequence[str] = ()) -> So
 
 
 def _open_path(path: Path, name: str, inputs: Sequence[str]) -> Source:
-    if path.is_dir():
+    if os.path.isdir(path):
         paths = sorted(path.glob("*.npz"))
         if not paths:
             raise FormatError("expected a folder of .npz files, found none", str(path))
         return _Files(paths)
-    if not path.exists():
-        raise FileNotFoundError(f"{name}: no file {path}")
+    if not os.path.exists(path):
+        raise MissingFileError(errno.ENOENT, f"{name}: no such file", str(path))
     if path.suffix == ".npz":
         arrays, keep = _npz(path, mapped=True)
         return _Arrays(_renamed(arrays, inputs), keep)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from fastopt._options import choice, flag, integer, number
+from fastopt._options import choice, flag, integer, items, number
 from fastopt._random import Seed
 from fastopt.errors import (
     DTypeError,
@@ -317,7 +317,7 @@ def _known_results(objective: Objective, prior: Any) -> Known:
     space = objective.space
     if prior is None:
         return np.empty((0, space.n_columns)), [], []
-    pairs = list(prior)
+    pairs = items(prior, "prior")
     if not all(isinstance(p, (tuple, list)) and len(p) == 2 for p in pairs):
         raise DTypeError("prior: expected a list of (trial, result) pairs")
     rows = [
