@@ -95,7 +95,7 @@ class QuantizedArray:
                     f"got {codes.dtype} of {codes.shape}"
                 )
         elif fmt.packed and codes.size:
-            low, high = (fmt.qmin, fmt.qmax) if fmt.kind == "int" else (0, 15)
+            low, high = fmt.code_limits
             if codes.min() < low or codes.max() > high:
                 raise ArrayError(f"codes: expected {low}..{high} for {self.dtype}")
 
@@ -124,7 +124,7 @@ class QuantizedArray:
         total = (self.size + 1) // 2 if self.format.packed else self.codes.nbytes
         if self.dtype == "mxfp4":
             total += self.scale.size
-        elif self.format.kind != "fixed":
+        elif self.format.own_scale is None:
             total += self.scale.nbytes
         if not self.symmetric:
             total += self.zero_point.nbytes
@@ -166,7 +166,7 @@ class QuantizedArray:
     ) -> None:
         """out = values of codes, all of the array's or those of some rows."""
         fmt = self.format
-        if fmt.kind in ("float", "codebook"):
+        if not fmt.integers:
             decode_narrow(out, codes, fmt, scale, self.axis, self.group_size, threads)
         else:
             layout = layout_of(out.shape, self.axis, self.group_size)
@@ -379,7 +379,7 @@ class QuantizedArray:
             return self.codes[start:stop]
         width = self.shape[1]
         part = self.codes[start * width // 2 : (stop * width + 1) // 2]
-        if self.format.kind == "codebook":
+        if self.format.tabled:
             return part
         return unpack_int4(part, (stop - start, width), signed=self.format.qmin < 0)
 

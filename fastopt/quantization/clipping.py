@@ -274,7 +274,7 @@ def second_moment(gram: Any, n: int) -> Array:
 
 def _integer(dtype: str | Format) -> Format:
     fmt = format_of(dtype)
-    if fmt.kind != "int":
+    if not fmt.affine:
         raise OptionError(f"dtype: a clipped range needs an integer format, got {fmt.name}")
     return fmt
 

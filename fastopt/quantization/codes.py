@@ -138,7 +138,7 @@ def encode_derived(
     codes = np.empty(shape, "uint8" if fmt.packed else fmt.storage)
     streamed = x.nbytes + codes.nbytes >= _threads.STREAM_FROM
     workers = _threads.resolve(threads, x.size)
-    if fmt.kind == "float":
+    if fmt.floating:
         spec = FLOAT_SPECS[fmt.name]._replace(over=FLOAT_SPECS[fmt.name].max_code)
         odd = kernel.narrow(
             codes, scale, x, *layout.loops, fmt.peak, *spec, False, 0, streamed, workers

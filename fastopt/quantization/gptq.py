@@ -172,7 +172,7 @@ def gptq(
         narrow = a.astype(np.float32, copy=False)  # the feedback is added up in float32
     check_finite(narrow, "w")
     fmt = format_of(dtype)
-    if fmt.kind != "int":
+    if not fmt.affine:
         raise OptionError(f"dtype: GPTQ needs an integer format, got {fmt.name}")
     choice(method, "method", ("mse", "minmax"))
     ridge = number(damp, "damp", low=0.0)

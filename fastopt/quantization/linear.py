@@ -298,7 +298,7 @@ def _quantised_weight(q: QuantizedArray, bits: int) -> tuple[Array, Array, Array
     fmt = q.format
     if q.ndim != 2:
         raise ArrayError(f"w: expected 2 dimensions, got shape {q.shape}")
-    if fmt.kind != "int" or fmt.bits != bits:
+    if not fmt.affine or fmt.bits != bits:
         raise DTypeError(f"w: expected dtype int{bits} or uint{bits}, got {q.dtype}")
     n = q.shape[0]
     by_channel = q.group_size is None and q.axis in (None, 0, -2)

@@ -335,7 +335,7 @@ def dynamic_quantize(
     """
     a = as_array(x, "x", cast="float32")
     fmt = format_of(dtype)
-    if fmt.kind != "int" or fmt.packed:
+    if not fmt.affine or fmt.packed:
         raise OptionError(f"dtype: expected an 8- or 16-bit integer format, got {fmt.name!r}")
     if a.ndim == 0:
         raise ArrayError("x: a single number has no rows")
