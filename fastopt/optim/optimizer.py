@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from fastopt._arrays import Array, as_target, name_of
+from fastopt._arrays import Array, as_target, check_disjoint, name_of
 from fastopt._kernels import update
 from fastopt._options import choice, integer, number
 from fastopt._random import Seed, key_of
@@ -23,7 +23,6 @@ from fastopt.optim.groups import (
     Validator,
     as_arrays,
     as_groups,
-    check_separate,
     flag,
     flatten,
     named_targets,
@@ -358,7 +357,7 @@ class Optimizer:
         named = [(f"params[{i}]", p) for i, p in enumerate(self._params)]
         copies = [(f"copy_out[{i}]", c) for i, c in enumerate(self._copies or ()) if c is not None]
         emas = [(f"ema[{i}]", e) for i, e in enumerate(averages or self.ema or ())]
-        check_separate([*named, *copies, *emas])
+        check_disjoint([*named, *copies, *emas], ())
 
     # -- counters, which the step itself writes ----------------------------------------------
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from fastopt import _threads
-from fastopt._arrays import Array, as_array, as_target, check_finite
+from fastopt._arrays import Array, as_array, check_finite, out_for
 from fastopt._kernels import matmul as _kernel
 from fastopt._options import choice, flag, integer
 from fastopt.errors import ArrayError, DTypeError, OptionError
@@ -162,12 +162,7 @@ class QuantizedLinear:
         if a.ndim == 0 or a.shape[-1] != k:
             raise ArrayError(f"x: expected a last axis of {k} (in_features), got shape {a.shape}")
         shape = (*a.shape[:-1], n)
-        if out is None:
-            result = np.empty(shape, np.float32)
-        else:
-            result = as_target(out, "out", dtypes=("float32",), shape=shape)
-            if np.may_share_memory(result, a):
-                raise ArrayError("out: shares memory with x; pass separate arrays")
+        result = out_for(out, "out", shape, "float32", [("x", a)])
         m = math.prod(shape[:-1])
         bits, bits_a = SCHEMES[self.scheme]
         finite = _kernel.linear(

@@ -13,7 +13,7 @@ import numpy as np
 
 from fastopt import _threads
 from fastopt._arrays import Array, as_array, check_finite
-from fastopt._files import write_whole
+from fastopt._files import path_of, storage_errors, write_whole
 from fastopt._options import choice, flag, integer
 from fastopt.errors import ArrayError, FastoptError, OptionError, UnsupportedError
 from fastopt.models.base import FLOAT32, Form, Group, Input, Layer
@@ -420,8 +420,11 @@ class OnnxModel:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the model: checked by onnx and loaded by onnxruntime first, then whole at once."""
         onnx = load_onnx()
-        target = Path(path)
-        if self._graph.path is not None and target.exists() and target.samefile(self._graph.path):
+        target = Path(path_of(path))
+        source = self._graph.path
+        with storage_errors(os.fspath(target)):
+            same = source is not None and target.exists() and target.samefile(source)
+        if same:
             raise OptionError(f"path: {path} is the model that was read; give another name")
         proto = self._file_proto()
         data = proto.SerializeToString()
