@@ -181,8 +181,8 @@ def flatten(grads: Any, names: Sequence[str | None], single: bool) -> tuple[Any,
 
 
 def as_arrays(flat: tuple[Any, ...], written: bool) -> tuple[Any, ...] | None:
-    """Tensors, subclasses of ndarray and other array-likes as ndarrays (their own memory where it
-    is ``written``); None where nothing needed it."""
+    """Tensors, subclasses of ndarray and other array-likes as ndarrays (sharing memory where
+    it is ``written``); None if all of them are ndarrays already."""
     if all(g is None or type(g) is np.ndarray for g in flat):
         return None
     wanted = ("float32", "float64", "float16", "bfloat16")

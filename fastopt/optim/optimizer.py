@@ -48,7 +48,7 @@ _FIRST = (0, 1.0)  # steps taken, NAdam's product of momenta
 
 
 class Optimizer:
-    """Parameters, their groups and their state; the subclasses bring the rule and its options.
+    """Parameters, their groups and their state; subclasses add the rule and its options.
 
     Parameters
     ----------
@@ -197,7 +197,7 @@ class Optimizer:
         return {**group, "beta1": beta1, "beta2": beta2}
 
     def _first_value(self, group: Mapping[str, Any]) -> float:
-        """What the state arrays begin with."""
+        """First values of the state arrays."""
         return 0.0
 
     def _decoupled(self, group: Mapping[str, Any]) -> bool:
@@ -209,7 +209,7 @@ class Optimizer:
         return True
 
     def _tells_step(self) -> bool:
-        """Whether the state dict has it: so that narrow state goes on with its own noise."""
+        """Whether the state dict holds the seed; narrow state then keeps its noise."""
         return self._counts_steps() or self._state_dtype != "float32"
 
     def _check_groups(self, groups: Iterable[Mapping[str, Any]]) -> None:
@@ -447,7 +447,7 @@ class Optimizer:
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
-        """Nobody steps meanwhile; ConcurrentUseError where somebody does."""
+        """Mark as busy; ConcurrentUseError if another thread steps."""
         if self._ema_decay is not None:
             self._bind_averages()
         plan = self._plan
@@ -497,7 +497,7 @@ class Optimizer:
         return {"state": state, "param_groups": groups, "fastopt": extra}
 
     def _extra(self) -> dict[str, Any]:
-        """What torch's layout has no place for: counters, averages, the schedule's state."""
+        """State without a place in torch's layout: counters, averages, the schedule's state."""
         extra: dict[str, Any] = {"n_steps": self.n_steps, "n_skipped": self.n_skipped}
         if self._state_dtype == "int8":
             extra["state_format"] = states.FORMAT
@@ -593,7 +593,7 @@ class Optimizer:
     def __setstate__(self, saved: dict[str, Any]) -> None:
         state_dict = saved["state_dict"]
         self._start(saved["_single"])
-        self.schedule = None  # its state comes with itself, not with the state dict
+        self.schedule = None  # it is pickled itself, not as part of the state dict
         for name, value in saved.items():
             if name not in ("state_dict", "last", "_params", "_names", "_counts", "schedule"):
                 setattr(self, name, value)

@@ -118,7 +118,7 @@ def choose_qparams(
 def check_options(
     symmetric: Any, method: Any, percentile: Any, seed: Seed, threads: int | None
 ) -> None:
-    """The options of a quantisation, also those that the way it takes has no use for."""
+    """Check the options of a quantisation, including those that its method does not use."""
     flag(symmetric, "symmetric")
     choice(method, "method", METHODS)
     number(percentile, "percentile", low=0.0, high=100.0, low_open=True)
@@ -224,7 +224,7 @@ def ranges(
 
 
 def holds_nan(x: Array, threads: int | None) -> bool:
-    """Whether x holds NaN; infinities, which a range does not tell from it, cost a second pass."""
+    """Whether x holds NaN. Infinities cost a second pass: the range alone looks the same."""
     if x.size < SMALL:
         return bool(np.isnan(x).any())
     low, _ = ranges(x, axis=None, group_size=None, threads=threads)

@@ -131,7 +131,7 @@ def narrow_mse_range(
     *,
     threads: int | None = None,
 ) -> tuple[Array, Array]:
-    """As :func:`mse_range` for narrow floats and codebooks: each candidate is tried out.
+    """As :func:`mse_range` for narrow floats and codebooks: every candidate range is tried.
 
     Twice the range is a candidate too: the next power of two, where a scale is one.
     """
@@ -156,7 +156,7 @@ def narrow_mse_range(
 def percentile_range(
     x: Array, low: Array, high: Array, percentile: float, *, symmetric: bool
 ) -> tuple[Array, Array]:
-    """Range of each row that holds ``percentile`` % of it, (100 - percentile) / 2 % cut a side.
+    """Range of each row that holds ``percentile`` % of it, (100 - percentile) / 2 % cut per side.
 
     Exact (numpy.quantile, linear); symmetric ranges hold the percentage of |x|.
     """

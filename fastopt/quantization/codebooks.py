@@ -135,7 +135,7 @@ def decode_narrow(
         return
     if fmt.tabled:
         book, layout = CODEBOOKS[fmt.name], layout_of(out.shape, axis, group_size)
-        if codes.shape == out.shape and codes.shape != (1,):  # one code a byte
+        if codes.shape == out.shape and codes.shape != (1,):  # one code per byte
             codes = pack_int4(codes, threads=threads)
         kernel.decode(
             out, codes, scale, book.bound, book.value, book.sign, *layout.loops,

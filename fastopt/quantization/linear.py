@@ -245,7 +245,7 @@ def _activation(activation: Any) -> str | None:
 
 
 def _group_size(group_size: Any) -> int | None:
-    """Groups meet the packed panels at whole pairs of quads."""
+    """Whether groups begin at whole pairs of quads of the packed panels."""
     if group_size is None:
         return None
     size = integer(group_size, "group_size", low=8)
@@ -289,7 +289,7 @@ def _quantise(
 
 
 def _quantised_weight(q: QuantizedArray, bits: int) -> tuple[Array, Array, Array]:
-    """The same of a weight that comes quantised."""
+    """The same for a weight that is already quantised."""
     fmt = q.format
     if q.ndim != 2:
         raise ArrayError(f"w: expected 2 dimensions, got shape {q.shape}")

@@ -278,7 +278,7 @@ def _checked_workers(
         raise OptionError("workers: is for processes of our own; the executor has its workers")
     if vectorized and (workers is not None or executor is not None):
         name = "workers" if executor is None else "executor"
-        raise OptionError(f"{name}: is for one trial a call; use vectorized=False")
+        raise OptionError(f"{name}: is for one trial per call; use vectorized=False")
     if timeout is not None and workers is None:
         raise OptionError("timeout: needs workers=, whose processes can be killed")
     return workers, timeout
