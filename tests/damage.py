@@ -257,6 +257,11 @@ def _shares(named: dict[str, Any], key: str, written: tuple[str, ...]) -> bool:
 
 PAGE = Path(__file__).parent.parent / "docs" / "reliability.md"
 MARK = "<!-- measured by python -m tests.damage -->"
+HEAD = (
+    "| | tried | passed | refused by name | crashes | foreign exceptions | "
+    "changed or silently wrong | MiB taken |",
+    "|---|---|---|---|---|---|---|---|",
+)
 
 
 def _counted(outcomes: Iterator[Outcome]) -> dict[str, int]:
@@ -286,7 +291,10 @@ def main() -> None:
     parser.add_argument(
         "--only", help="calls, states, or a reader: run it here and print the counts"
     )
-    parser.add_argument("--write", action="store_true", help="rewrite docs/reliability.md")
+    parser.add_argument("--match", default="", help="rows whose name holds this")
+    parser.add_argument(
+        "--write", action="store_true", help="put the rows into docs/reliability.md"
+    )
     given = parser.parse_args()
     if given.only == "calls":
         with tempfile.TemporaryDirectory() as folder:
@@ -307,29 +315,31 @@ def main() -> None:
     start = time.perf_counter()
     numbers = ("--seed", str(given.seed), "--calls", str(given.calls))
     numbers += ("--mutants", str(given.mutants))
-    rows = []
+    rows = _written()
     for name in ("calls", "states", *READERS):
-        counts, crashed = _child(["--only", name, *numbers])
         what = {"calls": "damaged calls", "states": "damaged states of engines"}.get(
             name, f"damaged files: {name}"
         )
+        if given.match not in what:
+            continue
+        counts, crashed = _child(["--only", name, *numbers])
         total = sum(v for k, v in counts.items() if k != "MiB")
         wrong = counts.get("changed", 0) + counts.get("silent", 0)
-        rows.append(
+        rows[what] = (
             f"| {what} | {total:,} | {counts.get('passed', 0):,} | {counts.get('refused', 0):,} | "
             f"{int(crashed)} | {counts.get('foreign', 0)} | {wrong} | "
             f"{counts.get('MiB', '-')} |"
         )
-    table = "\n".join([
-        "| | tried | passed | refused by name | crashes | foreign exceptions | "
-        "changed or silently wrong | MiB taken |",
-        "|---|---|---|---|---|---|---|---|", *rows, "",
-        f"Seed {given.seed}, {time.perf_counter() - start:.0f} s on this machine.",
-    ])  # fmt: skip
-    print(table)
-    if given.write:
-        head, _, _ = PAGE.read_text().partition(MARK)
-        PAGE.write_text(f"{head}{MARK}\n\n{table}\n")
+        print(rows[what], f"{time.perf_counter() - start:.0f} s", flush=True)
+        if given.write:
+            head, _, _ = PAGE.read_text().partition(MARK)
+            PAGE.write_text("\n".join([f"{head}{MARK}\n", *HEAD, *rows.values(), ""]))
+
+
+def _written() -> dict[str, str]:
+    """The rows that the page has, by their names."""
+    lines = PAGE.read_text().partition(MARK)[2].splitlines()
+    return {line.split(" | ")[0].strip("| "): line for line in lines if line.startswith("| d")}
 
 
 if __name__ == "__main__":
