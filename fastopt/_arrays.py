@@ -262,7 +262,7 @@ def as_labels(y: Any, name: str) -> Array:
     ArrayError
         A missing value (NaN, None, NaT), a number that is not whole, or complex numbers.
     DTypeError
-        A masked, sparse or structured array.
+        A masked, sparse or structured array; objects that have no order among them.
     """
     a = as_ndarray(y, name)
     if a.dtype.kind == "O":
@@ -271,6 +271,8 @@ def as_labels(y: Any, name: str) -> Array:
             raise ArrayError(f"{name}: Input {name} contains NaN or None; clean the labels first")
         if values and all(isinstance(v, (int, float, np.number, np.bool_)) for v in values):
             a = np.array(values).reshape(a.shape)
+        elif not all(isinstance(v, str) for v in values):
+            _check_sortable(values, name)
     kind = a.dtype.kind
     if kind == "c":
         raise ArrayError(f"{name}: Complex data not supported; got dtype {a.dtype}")
@@ -288,6 +290,14 @@ def as_labels(y: Any, name: str) -> Array:
                 "continuous values."
             )
     return a
+
+
+def _check_sortable(values: list[Any], name: str) -> None:
+    """Refuse labels that are only told apart, not put in order."""
+    try:
+        sorted(values)
+    except Exception as error:  # whatever an object's own __lt__ raises
+        raise DTypeError(f"{name}: expected labels of one kind: {error}") from None
 
 
 def _is_missing(value: Any) -> bool:

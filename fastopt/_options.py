@@ -4,14 +4,27 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
 
 from fastopt.errors import DTypeError, OptionError
 
-__all__ = ["choice", "flag", "function", "integer", "number", "real", "shape", "short"]
+__all__ = [
+    "choice",
+    "flag",
+    "function",
+    "integer",
+    "items",
+    "mapping",
+    "names",
+    "number",
+    "real",
+    "shape",
+    "short",
+    "text",
+]
 
 
 def number(
@@ -104,6 +117,38 @@ def flag(value: Any, name: str) -> bool:
     if not isinstance(value, (bool, np.bool_)):
         raise DTypeError(f"{name}: expected True or False, got {short(value)}")
     return bool(value)
+
+
+def items(value: Any, name: str) -> list[Any]:
+    """What a sequence holds, or DTypeError: text and mappings are no sequences here."""
+    if isinstance(value, (str, bytes, bytearray, memoryview, Mapping)):
+        raise DTypeError(f"{name}: expected a sequence, got {short(value)}")
+    try:
+        return list(value)
+    except Exception:  # whatever an object's own __iter__ raises
+        raise DTypeError(f"{name}: expected a sequence, got {short(value)}") from None
+
+
+def names(value: Any, name: str) -> tuple[str, ...]:
+    """``value``, one name or a sequence of them, as a tuple, or DTypeError."""
+    found = (value,) if isinstance(value, str) else tuple(items(value, name))
+    if not all(isinstance(v, str) for v in found):
+        raise DTypeError(f"{name}: expected names, got {short(value)}")
+    return found
+
+
+def text(value: Any, name: str) -> str:
+    """``value`` if it is a str, or DTypeError naming the argument."""
+    if not isinstance(value, str):
+        raise DTypeError(f"{name}: expected text, got {short(value)}")
+    return value
+
+
+def mapping(value: Any, name: str) -> dict[str, Any]:
+    """``value`` as a dict if it is a mapping whose keys are names, or DTypeError."""
+    if not isinstance(value, Mapping) or not all(isinstance(k, str) for k in value):
+        raise DTypeError(f"{name}: expected a dict by name, got {short(value)}")
+    return dict(value)
 
 
 def shape(value: Any, name: str) -> tuple[int, ...]:

@@ -36,7 +36,7 @@ METHODS = ("random", "greedy", "genetic")
 
 DECAY = 1e-3  # L2 on every weight: what is not needed shrinks, and compresses better
 
-# name -> (optimiser of the parameters, epochs, rows a step; None is the full batch)
+# name -> (optimiser of the parameters, epochs, rows per step; None is the full batch)
 TRAINERS: dict[str, tuple[Callable[[Any], Any], int, int | None]] = {
     "gradient descent": (lambda p: optim.SGD(p, lr=0.5, weight_decay=DECAY), 200, None),
     "SGD": (lambda p: optim.SGD(p, lr=0.1, weight_decay=DECAY), 40, 50),

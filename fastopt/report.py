@@ -202,7 +202,7 @@ def points(
     y_log: bool = False,
     y_line: float | None = None,
 ) -> str:
-    """SVG of one cloud of points a series; ``y_line`` draws a level across."""
+    """SVG of one cloud of points per series; ``y_line`` draws a level across."""
     flat = [p for s in series.values() for p in s]
     levels = [p[1] for p in flat] + ([] if y_line is None else [y_line])
     x = _Axis([p[0] for p in flat], _LEFT, _WIDTH - _RIGHT, x_log)

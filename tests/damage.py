@@ -12,6 +12,7 @@ import argparse
 import contextlib
 import datetime
 import hashlib
+import os
 import resource
 import subprocess
 import sys
@@ -20,200 +21,19 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-import fastopt as fo
-from fastopt import linear_model, merging, optim, pruning, quantization, search
 from fastopt.calibration import Gram
 from fastopt.errors import FastoptError
-from fastopt.quantization import HistogramObserver
+from fastopt.models import Network
+from fastopt.search.engine import Engine
+from tests import array_calls, model_calls, search_calls
+from tests.array_calls import Call, Rng
 from tests.damaged_files import READERS, Outcome, run_mutants, run_states
 
-# -- valid calls -------------------------------------------------------------------------------
-
-
-class Call(NamedTuple):
-    """A function, its arguments, and which of those it may write to."""
-
-    function: Callable[..., Any]
-    args: list[Any]
-    options: dict[str, Any]
-    written: tuple[str, ...] = ()
-
-
-Rng = np.random.Generator
-
-
-def f4(rng: Rng, *shape: int) -> np.ndarray:
-    return rng.standard_normal(shape).astype("f4")
-
-
-def step(family: str, **options: Any) -> Callable[[Rng], Call]:
-    """An optimizer built and stepped; both may be damaged."""
-
-    def make(rng: Rng) -> Call:
-        def run(params: Any, grads: Any, **given: Any) -> None:
-            getattr(optim, family)(params, **given).step(grads)
-
-        shape = (8, 5) if family == "Muon" else (40,)
-        return Call(run, [f4(rng, *shape), f4(rng, *shape)], {"lr": 0.1, **options}, ("0",))
-
-    return make
-
-
-def fit(family: str, **options: Any) -> Callable[[Rng], Call]:
-    def make(rng: Rng) -> Call:
-        def run(x: Any, y: Any, sample_weight: Any, new: Any, **given: Any) -> Any:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                model = getattr(linear_model, family)(**given).fit(x, y, sample_weight)
-            return model.predict(new)
-
-        x = f4(rng, 30, 3)
-        y = (x[:, 0] > 0).astype(int) if "Log" in family or "Class" in family else x @ f4(rng, 3)
-        return Call(run, [x, y, np.ones(30, "f4"), x.copy()], {"max_iter": 5, **options})
-
-    return make
-
-
-def bowl(x: np.ndarray) -> tuple[float, np.ndarray]:
-    return float((x * x).sum()), 2 * x
-
-
-def gram_of(rng: Rng, n: int) -> Gram:
-    return Gram(n).update(f4(rng, 40, n))
-
-
-def quantized(rng: Rng) -> Any:
-    return fo.quantize(f4(rng, 8, 16), "int8", axis=0)
-
-
-CALLS: dict[str, Callable[[Rng], Call]] = {
-    "SGD": step("SGD", momentum=0.9, weight_decay=0.1),
-    "Adam": step("Adam", betas=(0.9, 0.99), eps=1e-8, amsgrad=True),
-    "AdamW int8": step("AdamW", state_dtype="int8", max_grad_norm=1.0),
-    "RMSprop": step("RMSprop", alpha=0.9, centered=True),
-    "Adagrad": step("Adagrad", lr_decay=0.1),
-    "Adadelta": step("Adadelta", rho=0.9),
-    "Adafactor": step("Adafactor"),
-    "Lion": step("Lion", betas=(0.9, 0.99), ema_decay=0.5, on_nonfinite="skip"),
-    "LAMB": step("LAMB"),
-    "Muon": step("Muon", ns_steps=2, momentum=0.9),
-    "descend": lambda rng: Call(
-        fo.optim.descend, [bowl, f4(rng, 6)],
-        {"optimizer": "lbfgs", "max_iter": 5, "tol": 1e-3, "max_time": 9.0, "callback": None},
-    ),
-    "descend gd": lambda rng: Call(
-        fo.optim.descend, [bowl, f4(rng, 6)], {"lr": 0.1, "max_iter": 5, "tol": 1e-3}
-    ),
-    "LinearRegression": fit("LinearRegression", fit_intercept=True),
-    "Ridge": fit("Ridge", alpha=1.0, solver="lbfgs", tol=1e-3),
-    "LogisticRegression": fit("LogisticRegression", C=1.0, class_weight="balanced"),
-    "SGDRegressor": fit("SGDRegressor", alpha=0.1, average=7, eta0=0.01, batch_size=4),
-    "SGDClassifier": fit("SGDClassifier", loss="log_loss", penalty="l1", random_state=0),
-    "quantize": lambda rng: Call(
-        fo.quantize, [f4(rng, 8, 16), "int8"],
-        {"axis": 0, "symmetric": True, "method": "mse", "rounding": "nearest", "threads": 1},
-    ),
-    "quantize group": lambda rng: Call(
-        fo.quantize, [f4(rng, 8, 16), "int4"],
-        {"group_size": 8, "symmetric": False, "method": "minmax", "seed": 0},
-    ),
-    "quantize nf4": lambda rng: Call(fo.quantize, [f4(rng, 8, 16), "nf4"], {"group_size": 8}),
-    "quantize fixed": lambda rng: Call(fo.quantize, [f4(rng, 9), "q3.4"], {}),
-    "fake_quantize": lambda rng: Call(fo.fake_quantize, [f4(rng, 8, 16), "int8"], {"axis": 1}),
-    "dequantize": lambda rng: Call(fo.dequantize, [quantized(rng)], {}),
-    "QuantizedArray": lambda rng: Call(
-        fo.QuantizedArray,
-        [np.ones((2, 3), "i1"), np.ones(2, "f4"), np.zeros(2, "i1"), "int8", (2, 3)],
-        {"axis": 0, "group_size": None, "symmetric": True},
-    ),
-    "matmul": lambda rng: Call(quantized(rng).matmul, [f4(rng, 16)], {"threads": 1}),
-    "x @ q": lambda rng: Call(quantized(rng).__rmatmul__, [f4(rng, 3, 8)], {}),
-    "cast": lambda rng: Call(quantization.cast, [f4(rng, 9), "float8_e4m3fn"], {"saturate": True}),
-    "quantize_linear": lambda rng: Call(
-        quantization.quantize_linear, [f4(rng, 4, 6), np.ones(6, "f4"), np.zeros(6, "u1")],
-        {"axis": 1},
-    ),
-    "dequantize_linear": lambda rng: Call(
-        quantization.dequantize_linear,
-        [np.ones((4, 6), "i1"), np.ones(4, "f4"), np.zeros(4, "i1")], {"axis": 0},
-    ),
-    "dynamic_quantize": lambda rng: Call(quantization.dynamic_quantize, [f4(rng, 4, 6)], {}),
-    "matmul_integer": lambda rng: Call(
-        quantization.matmul_integer,
-        [np.ones((3, 4), "u1"), np.ones((4, 5), "i1"), np.uint8(3), np.int8(1)], {},
-    ),
-    "qlinear_matmul": lambda rng: Call(
-        quantization.qlinear_matmul,
-        [np.ones((3, 4), "u1"), np.float32(0.1), np.uint8(3), np.ones((4, 5), "i1"),
-         np.float32(0.1), np.int8(1), np.float32(0.1), np.uint8(0)], {},
-    ),
-    "QuantizedLinear": lambda rng: Call(
-        lambda w, b, x, **o: quantization.QuantizedLinear(w, b, **o)(x),
-        [f4(rng, 5, 16), f4(rng, 5), f4(rng, 2, 16)],
-        {"scheme": "w8a8", "group_size": 8, "activation": "relu", "symmetric": False},
-    ),
-    "pack_int4": lambda rng: Call(quantization.pack_int4, [np.ones(9, "i1")], {"order": "onnx"}),
-    "unpack_int4": lambda rng: Call(
-        quantization.unpack_int4, [np.ones(5, "u1"), 9], {"signed": True}
-    ),
-    "gptq": lambda rng: Call(
-        quantization.gptq, [f4(rng, 4, 8), gram_of(rng, 8)], {"dtype": "int4", "group_size": 4}
-    ),
-    "awq": lambda rng: Call(
-        quantization.awq, [f4(rng, 4, 8), gram_of(rng, 8)], {"group_size": 4}
-    ),
-    "smoothquant": lambda rng: Call(
-        quantization.smoothquant, [f4(rng, 4, 8), abs(f4(rng, 8))], {"alpha": 0.5}
-    ),
-    "hqq": lambda rng: Call(quantization.hqq, [f4(rng, 4, 8)], {"group_size": 4}),
-    "embedding": lambda rng: Call(
-        lambda x, q, **o: quantization.EmbeddingQuantizer(**o).fit(x).add(x).top_k(q, 2),
-        [f4(rng, 40, 8), f4(rng, 3, 8)], {"dtype": "int8"},
-    ),
-    "prune": lambda rng: Call(
-        fo.prune, [f4(rng, 8, 8), 0.5], {"pattern": "2:4", "scope": "local", "masks": "bool"}
-    ),
-    "prune global": lambda rng: Call(
-        fo.prune, [[f4(rng, 8, 8), f4(rng, 4)], 0.5], {"scope": "global"}
-    ),
-    "prune gram": lambda rng: Call(fo.prune, [f4(rng, 4, 8), 0.5], {"gram": gram_of(rng, 8)}),
-    "select_units": lambda rng: Call(
-        pruning.select_units, [gram_of(rng, 8), f4(rng, 3, 8), 4], {"unit_size": 2, "damp": 1e-3}
-    ),
-    "SparseLinear": lambda rng: Call(
-        lambda w, x, **o: pruning.SparseLinear.from_dense(w, **o) @ x,
-        [np.where(rng.random((8, 8)) > 0.7, 1, 0).astype("f4"), f4(rng, 8)], {"format": "csr"},
-    ),
-    "SparseLinear parts": lambda rng: Call(
-        pruning.SparseLinear,
-        [(4, 4), "csr", np.ones((4, 1), "f4"), np.arange(4, dtype="i4"), np.arange(5)], {},
-    ),
-    "cluster_weights": lambda rng: Call(fo.cluster_weights, [f4(rng, 50), 4], {}),
-    "merge_neurons": lambda rng: Call(
-        fo.merge_neurons, [f4(rng, 6, 3), f4(rng, 6), f4(rng, 2, 6), 4], {"damp": 1e-3}
-    ),
-    "fold_batch_norm": lambda rng: Call(
-        merging.fold_batch_norm, [f4(rng, 4, 3), None, f4(rng, 4), abs(f4(rng, 4))], {"eps": 1e-5}
-    ),
-    "split_low_rank": lambda rng: Call(fo.split_low_rank, [f4(rng, 6, 5), 2], {}),
-    "Gram": lambda rng: Call(lambda n, x: fo.Gram(n).update(x).second, [4, f4(rng, 9, 4)], {}),
-    "observer": lambda rng: Call(
-        lambda x, **o: HistogramObserver(**o).partial_fit(x).qparams("int8"),
-        [f4(rng, 9, 4)], {"method": "mse", "axis": 1},
-    ),
-    "tournament": lambda rng: Call(
-        search.tournament, [rng.random(9), 5], {"size": 3, "seed": 0, "generation": 1}
-    ),
-    "variation": lambda rng: Call(
-        search.variation, [rng.random((6, 4)), np.arange(6), 0.0, 1.0],
-        {"rate": 0.9, "eta": 15.0, "mutation_rate": 0.1, "seed": 0, "generation": 0},
-    ),
-}  # fmt: skip
-
+CALLS = {**array_calls.CALLS, **search_calls.CALLS, **model_calls.CALLS}
 
 # -- one thing wrong -----------------------------------------------------------------------------
 
@@ -321,26 +141,55 @@ SCALARS: list[Any] = [
 ]  # fmt: skip
 
 
+# Options that say how much is done: a large number is valid, and takes its time.
+WORK = ("retrain_epochs", "epochs", "candidates", "workers")
+
+
 def damaged(call: Call, rng: Rng) -> Call:
     """The call with one argument, seldom two, replaced."""
     args, options = list(call.args), dict(call.options)
     places: list[Any] = [*range(len(args)), *options]
+    others = [a for a in args if isinstance(a, np.ndarray)]
     for _ in range(1 if rng.random() < 0.9 else 2):
-        place = places[rng.integers(len(places))]
+        place = places[rng.integers(len(places))] if places else None
         holder: Any = args if isinstance(place, int) else options
-        value = holder[place]
-        if isinstance(value, np.ndarray) and rng.random() < 0.85:
-            damage = ARRAY_DAMAGES[rng.integers(len(ARRAY_DAMAGES))]
-            with np.errstate(all="ignore"), warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                with contextlib.suppress(Exception):  # not every damage fits every array
-                    holder[place] = damage(value)
-        elif isinstance(value, np.ndarray) and rng.random() < 0.5:
-            others = [a for a in args if isinstance(a, np.ndarray)]
-            holder[place] = others[rng.integers(len(others))]
-        else:
-            holder[place] = SCALARS[rng.integers(len(SCALARS))]
+        if place is not None:
+            found = damaged_value(holder[place], others, rng)
+            endless = (
+                place in WORK and isinstance(found, (int, np.integer)) and 99 < found < 1 << 63
+            )
+            holder[place] = None if endless else found
     return Call(call.function, args, options, call.written)
+
+
+def damaged_value(value: Any, others: list[np.ndarray], rng: Rng) -> Any:
+    """An array changed, a part of a list or dict replaced, or something else altogether."""
+    if isinstance(value, np.ndarray) and rng.random() < 0.85:
+        damage = ARRAY_DAMAGES[rng.integers(len(ARRAY_DAMAGES))]
+        with np.errstate(all="ignore"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with contextlib.suppress(Exception):  # not every damage fits every array
+                return damage(value)
+        return value
+    if isinstance(value, np.ndarray) and others and rng.random() < 0.5:
+        return others[rng.integers(len(others))]
+    if type(value) in (list, tuple, dict) and len(value) > 0 and rng.random() < 0.7:
+        return damaged_part(value, others, rng)
+    return SCALARS[rng.integers(len(SCALARS))]
+
+
+def damaged_part(value: Any, others: list[np.ndarray], rng: Rng) -> Any:
+    """A copy of a list, tuple or dict with one part damaged, left out, doubled or renamed."""
+    parts = dict(value) if isinstance(value, dict) else dict(enumerate(value))
+    place = list(parts)[rng.integers(len(parts))]
+    what = rng.random()
+    if what < 0.1:
+        del parts[place]
+    elif what < 0.2:
+        parts[SCALARS[rng.integers(16)] if what < 0.15 else f"{place}x"] = parts[place]
+    else:
+        parts[place] = damaged_value(parts[place], others, rng)
+    return parts if isinstance(value, dict) else type(value)(parts.values())
 
 
 def digest(value: Any) -> Any:
@@ -355,7 +204,16 @@ def digest(value: Any) -> Any:
         return {k: digest(v) for k, v in value.items()}
     if isinstance(value, Gram):
         return value.count, digest(value.second)
-    return id(value)
+    if isinstance(value, Engine):
+        return repr(value.state_dict())
+    if isinstance(value, Network):
+        held = [m.held() for m in value._graph.modules.values()]
+        return digest(
+            [*held, *value.params.items(), *(repr(layer.form) for layer in value.layers.values())]
+        )
+    if hasattr(value, "keep_units") and not isinstance(value, type):
+        return digest([(v.name, repr(v.form), v.weight, v.bias) for v in value.layers.values()])
+    return repr(value) if isinstance(value, str) else id(value)
 
 
 def run_call(seed: int, k: int) -> Outcome:
@@ -365,6 +223,7 @@ def run_call(seed: int, k: int) -> Outcome:
     name = names[int(rng.integers(len(names)))]
     call = damaged(CALLS[name](rng), rng)
     named = {**{str(i): a for i, a in enumerate(call.args)}, **call.options}
+    named["self"] = getattr(call.function, "__self__", None)
     before = {key: digest(value) for key, value in named.items()}
     where = f"{name} #{k}"
     try:
@@ -381,7 +240,7 @@ def run_call(seed: int, k: int) -> Outcome:
     after = {key: digest(value) for key, value in named.items()}
     changed = [
         key for key in named
-        if before[key] != after[key] and (kind == "refused" or key not in call.written)
+        if before[key] != after[key] and (kind == "refused" or key not in ("self", *call.written))
         and not _shares(named, key, call.written)
     ]  # fmt: skip
     if changed:
@@ -398,6 +257,11 @@ def _shares(named: dict[str, Any], key: str, written: tuple[str, ...]) -> bool:
 
 PAGE = Path(__file__).parent.parent / "docs" / "reliability.md"
 MARK = "<!-- measured by python -m tests.damage -->"
+HEAD = (
+    "| | tried | passed | refused by name | crashes | foreign exceptions | "
+    "changed or silently wrong | MiB taken |",
+    "|---|---|---|---|---|---|---|---|",
+)
 
 
 def _counted(outcomes: Iterator[Outcome]) -> dict[str, int]:
@@ -427,10 +291,15 @@ def main() -> None:
     parser.add_argument(
         "--only", help="calls, states, or a reader: run it here and print the counts"
     )
-    parser.add_argument("--write", action="store_true", help="rewrite docs/reliability.md")
+    parser.add_argument("--match", default="", help="rows whose name holds this")
+    parser.add_argument(
+        "--write", action="store_true", help="put the rows into docs/reliability.md"
+    )
     given = parser.parse_args()
     if given.only == "calls":
-        counts = _counted(run_call(given.seed, k) for k in range(given.calls))
+        with tempfile.TemporaryDirectory() as folder:
+            os.chdir(folder)  # a damaged option may be the name of a file
+            counts = _counted(run_call(given.seed, k) for k in range(given.calls))
     elif given.only == "states":
         counts = _counted(run_states(given.seed, given.mutants))
     elif given.only:
@@ -446,29 +315,31 @@ def main() -> None:
     start = time.perf_counter()
     numbers = ("--seed", str(given.seed), "--calls", str(given.calls))
     numbers += ("--mutants", str(given.mutants))
-    rows = []
+    rows = _written()
     for name in ("calls", "states", *READERS):
-        counts, crashed = _child(["--only", name, *numbers])
         what = {"calls": "damaged calls", "states": "damaged states of engines"}.get(
             name, f"damaged files: {name}"
         )
+        if given.match not in what:
+            continue
+        counts, crashed = _child(["--only", name, *numbers])
         total = sum(v for k, v in counts.items() if k != "MiB")
         wrong = counts.get("changed", 0) + counts.get("silent", 0)
-        rows.append(
+        rows[what] = (
             f"| {what} | {total:,} | {counts.get('passed', 0):,} | {counts.get('refused', 0):,} | "
             f"{int(crashed)} | {counts.get('foreign', 0)} | {wrong} | "
             f"{counts.get('MiB', '-')} |"
         )
-    table = "\n".join([
-        "| | tried | passed | refused by name | crashes | foreign exceptions | "
-        "changed or silently wrong | MiB taken |",
-        "|---|---|---|---|---|---|---|---|", *rows, "",
-        f"Seed {given.seed}, {time.perf_counter() - start:.0f} s on this machine.",
-    ])  # fmt: skip
-    print(table)
-    if given.write:
-        head, _, _ = PAGE.read_text().partition(MARK)
-        PAGE.write_text(f"{head}{MARK}\n\n{table}\n")
+        print(rows[what], f"{time.perf_counter() - start:.0f} s", flush=True)
+        if given.write:
+            head, _, _ = PAGE.read_text().partition(MARK)
+            PAGE.write_text("\n".join([f"{head}{MARK}\n", *HEAD, *rows.values(), ""]))
+
+
+def _written() -> dict[str, str]:
+    """The rows that the page has, by their names."""
+    lines = PAGE.read_text().partition(MARK)[2].splitlines()
+    return {line.split(" | ")[0].strip("| "): line for line in lines if line.startswith("| d")}
 
 
 if __name__ == "__main__":

@@ -6,6 +6,8 @@ larger than memory. ``Rows`` is a selection of a source's rows, cut into feeds f
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import importlib
 import math
 import os
@@ -21,8 +23,16 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 
 from fastopt._arrays import Array, as_array, as_ndarray
+from fastopt._files import storage_errors
 from fastopt._optional import package
-from fastopt.errors import ArrayError, DTypeError, FormatError, OptionError, UnsupportedError
+from fastopt.errors import (
+    ArrayError,
+    DTypeError,
+    FormatError,
+    MissingFileError,
+    OptionError,
+    UnsupportedError,
+)
 from fastopt.models.base import Input, Model
 
 __all__ = ["Columns", "Feed", "Rows", "load_object", "open_rows", "open_source"]
@@ -119,21 +129,19 @@ def open_source(data: Any, name: str = "data", inputs: Sequence[str] = ()) -> So
 
 
 def _open_path(path: Path, name: str, inputs: Sequence[str]) -> Source:
-    if path.is_dir():
+    if os.path.isdir(path):
         paths = sorted(path.glob("*.npz"))
         if not paths:
             raise FormatError("expected a folder of .npz files, found none", str(path))
         return _Files(paths)
-    if not path.exists():
-        raise FileNotFoundError(f"{name}: no file {path}")
+    if not os.path.exists(path):
+        raise MissingFileError(errno.ENOENT, f"{name}: no such file", str(path))
     if path.suffix == ".npz":
         arrays, keep = _npz(path, mapped=True)
         return _Arrays(_renamed(arrays, inputs), keep)
     if path.suffix == ".npy":
-        try:
+        with _reading(path, ".npy"):
             array = np.load(path, mmap_mode="r", allow_pickle=False)
-        except (ValueError, OSError, EOFError) as error:
-            raise FormatError(f"cannot be read as .npy: {error}", str(path)) from None
         return _Arrays({_only(inputs, name): array})
     if path.suffix == ".parquet":
         return _Arrays(_parquet(path, inputs))
@@ -145,15 +153,25 @@ def _open_path(path: Path, name: str, inputs: Sequence[str]) -> Source:
 
 def _npz(path: Path, mapped: bool) -> tuple[dict[str, Array], object]:
     """The arrays of an .npz file, nothing unpickled; mapped from disk where that is asked."""
-    try:
+    with _reading(path, ".npz"):
         if not mapped:
             with np.load(path, allow_pickle=False) as file:
                 return {k: file[k] for k in file.files}, None
         return _mapped(path)
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile, KeyError) as error:
-        if isinstance(error, FormatError):
+
+
+@contextlib.contextmanager
+def _reading(path: Path, kind: str) -> Iterator[None]:
+    """FormatError for what is no such file; StorageError for what the system refuses."""
+    with storage_errors(str(path)):
+        try:
+            yield
+        except FormatError:
             raise
-        raise FormatError(f"cannot be read as .npz: {error}", str(path)) from None
+        except (ValueError, OSError, EOFError, zipfile.BadZipFile, KeyError) as error:
+            if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
+                raise
+            raise FormatError(f"cannot be read as {kind}: {error}", str(path)) from None
 
 
 def _mapped(path: Path) -> tuple[dict[str, Array], object]:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from fastopt._options import integer
 from fastopt.compression.adapters import open_model
 from fastopt.compression.data import open_rows
 from fastopt.compression.explain import latencies
@@ -137,6 +138,7 @@ def compare_models(
     >>> found["b"]["nbytes"] < found["a"]["nbytes"]
     True
     """
+    batch, threads = integer(batch, "batch", low=1), integer(threads, "threads", low=1)
     first, _ = open_model(a)
     second, _ = open_model(b)
     if [i.name for i in first.inputs] != [i.name for i in second.inputs]:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from fastopt._arrays import Array
-from fastopt._options import choice
+from fastopt._options import choice, integer
 from fastopt.compression.data import Columns, Rows, load_object
 from fastopt.errors import ArrayError, OptionError, TrialError
 from fastopt.models.base import Model
@@ -255,11 +255,14 @@ def metric_of(
     classes_axis : int, optional
         Axis of the classes in every float output.
     """
+    if classes_axis is not None:
+        classes_axis = integer(classes_axis, "classes_axis")
     if isinstance(metric, str) and ":" in metric:
         metric = load_object(metric, "metric")
     if callable(metric):
         return _custom(metric)
-    first = next(iter(next(rows.select(np.arange(1)).run(model, 1))[0].values()))
+    seen = next(rows.select(np.arange(1)).run(model, 1))[0]
+    first = _first(seen)
     if metric is None:
         metric = _default(rows, first)
     name = choice(metric, "metric", METRICS)
@@ -271,6 +274,11 @@ def metric_of(
         return Metric("r2", lambda o, _, y, __: _r2(_first(o), y))
     axes = dict(model.classes_axis)
     if classes_axis is not None:
+        for a in seen.values():
+            if a.dtype.kind == "f" and not -a.ndim <= classes_axis < a.ndim:
+                raise OptionError(
+                    f"classes_axis: outputs of shape {a.shape} have no {classes_axis}"
+                )
         axes = dict.fromkeys(model.outputs, classes_axis)
     return _agreement(axes)
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fastopt._options import choice, flag, integer, number
+from fastopt._options import choice, flag, integer, items, names, number, text
 from fastopt._random import Seed
 from fastopt.compression.passes import PASSES
 from fastopt.compression.team import check_workers
@@ -52,7 +52,8 @@ class Options:
             "max_drop": number(self.max_drop, "max_drop", low=0.0),
             "confidence": _confidence(self.confidence),
             "passes": None if self.passes is None else _passes(self.passes),
-            "keep": (self.keep,) if isinstance(self.keep, str) else tuple(self.keep),
+            "labels": _optional(text, self.labels, "labels"),
+            "keep": names(self.keep, "keep"),
             "target": choice(self.target, "target", TARGETS),
             "method": choice(self.method, "method", ("auto", "random", "greedy", "genetic")),
             "max_evals": _optional(integer, self.max_evals, "max_evals", low=1),
@@ -98,10 +99,10 @@ def _confidence(value: float | None) -> float | None:
     return number(value, "confidence", low=0.5, high=1.0, low_open=True, high_open=True)
 
 
-def _passes(names: Sequence[str]) -> tuple[str, ...]:
-    if isinstance(names, str):
-        raise OptionError(f"passes: expected a sequence of names, got {names!r}")
-    found = tuple(choice(name, "passes", PASSES) for name in names)
+def _passes(given: Sequence[str]) -> tuple[str, ...]:
+    if isinstance(given, str):
+        raise OptionError(f"passes: expected a sequence of names, got {given!r}")
+    found = tuple(choice(name, "passes", PASSES) for name in items(given, "passes"))
     if not found:
         raise OptionError(f"passes: expected some of {', '.join(PASSES)}, got none")
     return found

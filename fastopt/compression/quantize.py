@@ -6,7 +6,7 @@ import fnmatch
 from collections.abc import Sequence
 from typing import Any
 
-from fastopt._options import choice
+from fastopt._options import choice, flag, names
 from fastopt.compression.adapters import open_model
 from fastopt.compression.data import open_rows
 from fastopt.compression.job import feed_size
@@ -49,14 +49,15 @@ def quantize_model(
     >>> sorted(done), small.nbytes < net.nbytes
     (['dense0', 'dense1'], True)
     """
-    original, give_back = open_model(model, portable, data)
+    kept = names(keep, "keep")
+    original, give_back = open_model(model, flag(portable, "portable"), data)
     rows = None if data is None else open_rows(data, original.inputs)
     known = {f.name for layer in original.layers.values() for f in layer.forms}
     choice(form, "form", sorted(known) or [form])
     layers = {
         n: layer
         for n, layer in original.layers.items()
-        if not any(fnmatch.fnmatchcase(n, p) for p in keep)
+        if not any(fnmatch.fnmatchcase(n, p) for p in kept)
     }
     recipe = Recipe(
         {f"quantize.{n}": form for n, layer in layers.items() if layer.form_named(form)}

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fastopt._files import path_of, storage_errors
-from fastopt._options import choice
+from fastopt._options import choice, short
 from fastopt.compression.passes import PASSES
 from fastopt.compression.passes.calibration import Calibration
 from fastopt.errors import FormatError, OptionError
@@ -41,8 +41,8 @@ class Recipe:
     @classmethod
     def from_dict(cls, choices: Mapping[str, Any]) -> Recipe:
         """Check the names of the passes."""
-        if not isinstance(choices, Mapping):
-            raise OptionError(f"recipe: expected a dict, got {type(choices).__name__}")
+        if not isinstance(choices, Mapping) or not all(isinstance(k, str) for k in choices):
+            raise OptionError(f"recipe: expected a dict by name, got {short(choices)}")
         for key in choices:
             choice(key.partition(".")[0], f"recipe key {key!r}", PASSES)
         return cls(dict(choices))

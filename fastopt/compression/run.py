@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from fastopt._options import choice, number, short
+from fastopt._files import path_of
+from fastopt._options import choice, function, number, short
 from fastopt._random import Seed
 from fastopt.compression.accept import certify, confirm
 from fastopt.compression.adapters import open_model
@@ -22,7 +23,7 @@ from fastopt.compression.passes import PASSES
 from fastopt.compression.recipe import Recipe
 from fastopt.compression.search import Candidate
 from fastopt.compression.stages import BITS_ONLY, run, variables_of
-from fastopt.errors import OptionError
+from fastopt.errors import DTypeError, OptionError
 from fastopt.models import Model
 from fastopt.models.sklearn import is_ensemble
 from fastopt.search import Float
@@ -162,6 +163,10 @@ def compress(
         check=check, batch=batch, threads=threads, workers=workers, portable=portable, seed=seed,
     )  # fmt: skip
     choice(on_interrupt, "on_interrupt", ("return", "raise"))
+    storage = None if storage is None else path_of(storage, "storage")
+    for told, name in ((callback, "callback"), (progress, "progress")):
+        if told is not None:
+            function(told, name)
     if is_ensemble(model):
         return compressed_ensemble(model, data, options, started)
     original, give_back = open_model(model, options.portable, data)
@@ -211,6 +216,8 @@ def apply_recipe(recipe: Recipe, model: Any, data: Any, **options: Any) -> Compr
     OptionError
         The recipe names a place or a form that the model does not have, or an option steers a
         search.
+    DTypeError
+        ``recipe`` is no :class:`Recipe`.
 
     Examples
     --------
@@ -224,6 +231,8 @@ def apply_recipe(recipe: Recipe, model: Any, data: Any, **options: Any) -> Compr
     (True, True)
     """
     started = time.monotonic()
+    if not isinstance(recipe, Recipe):
+        raise DTypeError(f"recipe: expected a Recipe, got {type(recipe).__name__}")
     if unknown := set(options) - CHECKING:
         raise OptionError(f"{', '.join(sorted(unknown))}: no option of a recipe's check")
     asked = Options(**options, passes=tuple(PASSES))

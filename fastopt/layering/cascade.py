@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from fastopt._arrays import Array, as_array, as_labels, as_ndarray
-from fastopt._options import number
+from fastopt._options import items, number
 from fastopt.errors import ArrayError, DTypeError, OptionError
 
 __all__ = ["Cascade"]
@@ -52,7 +52,7 @@ class Cascade:
     """
 
     def __init__(self, levels: Sequence[Any], threshold: float | Sequence[float]) -> None:
-        self.levels = list(levels)
+        self.levels = items(levels, "levels")
         if not self.levels:
             raise OptionError("levels: expected at least one model")
         for i, level in enumerate(self.levels):
@@ -62,7 +62,8 @@ class Cascade:
                     f"got {type(level).__name__}"
                 )
         n = len(self.levels) - 1
-        given = list(threshold) if isinstance(threshold, (list, tuple, np.ndarray)) else None
+        several = isinstance(threshold, (list, tuple, np.ndarray)) and np.ndim(threshold) > 0
+        given = items(threshold, "threshold") if several else None
         if given is not None and len(given) != n:
             raise OptionError(f"threshold: expected {n} values for {n + 1} levels")
         self.thresholds = [
@@ -136,9 +137,10 @@ class Cascade:
         costs : sequence of float
             Of each level, in any unit: multiply-adds, seconds. A row pays every level it reaches.
         """
-        if len(costs) != len(self.levels):
-            raise OptionError(f"costs: expected {len(self.levels)} numbers, got {len(costs)}")
-        paid = np.cumsum([number(c, "costs", low=0.0) for c in costs])
+        found = [number(c, "costs", low=0.0) for c in items(costs, "costs")]
+        if len(found) != len(self.levels):
+            raise OptionError(f"costs: expected {len(self.levels)} numbers, got {len(found)}")
+        paid = np.cumsum(found)
         return float(np.dot(self.shares(X), paid))
 
     def shares(self, X: Any) -> list[float]:

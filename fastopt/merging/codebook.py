@@ -18,8 +18,8 @@ __all__ = ["Codebook", "cluster_weights"]
 
 _KEYS = 1 << 16  # leading halves of the keys of float32
 _FINE = 8192  # bins that carry most of the error are made this fine, at least
-_FINE_PER_VALUE = 64  # and so many of them for each shared value
-_POINTS = 2048  # what the optimal partition is sought on, at least
+_FINE_PER_VALUE = 64  # and this many per shared value
+_POINTS = 2048  # points for the optimal partition, at least
 _POINTS_PER_VALUE = 32
 _MOST_BINS = 1 << 18
 _OPTIMAL_UP_TO = 256  # shared values; more begin as quantiles of the points
@@ -44,7 +44,7 @@ class Codebook:
 
     @property
     def nbytes(self) -> int:
-        """Bytes once the codes are packed to the bits they need, and the table."""
+        """Bytes of the codes, packed to the bits that they need, and of the table."""
         bits = max(1, (len(self.centroids) - 1).bit_length())
         return -(-self.codes.size * bits // 8) + int(self.centroids.nbytes)
 
@@ -229,11 +229,11 @@ class _Points:
         """At most n runs of points of equal shares of the error."""
         if len(self.count) <= n:
             return self
-        gap = np.diff(self.total / self.count)  # lonely points cover more than their bins
+        gap = np.diff(self.total / self.count)  # isolated points cover more than their bins
         width = (np.append(gap, gap[-1]) + np.insert(gap, 0, gap[0])) / 2
         share = np.cbrt(self.count * width**2)
         large = np.zeros(len(share), np.bool_)
-        for _ in range(50):  # what has more than one share is a run of its own
+        for _ in range(50):  # a point with more than one share is its own run
             unit = share[~large].sum() / max(n - int(large.sum()), 1)
             if not (share[~large] > unit).any():
                 break

@@ -12,12 +12,24 @@ from typing import Any
 
 import numpy as np
 
-from fastopt._arrays import Array, as_array
+from fastopt._arrays import Array, as_array, as_ndarray
 from fastopt._files import path_of, storage_errors, write_whole
 from fastopt._optional import package
-from fastopt._options import choice
+from fastopt._options import choice, function, items, mapping, names
 from fastopt.errors import ArrayError, DTypeError, FormatError, OptionError, UnsupportedError
 from fastopt.models.base import FLOAT32, Form, Group, Input, Layer, Member, Model
+from fastopt.models.given import (
+    batch_of,
+    feeds_of,
+    first_batch,
+    fitted_of,
+    limit_of,
+    n_rows_of,
+    numbers,
+    taken,
+    taps_of,
+    tried_of,
+)
 from fastopt.quantization import QuantizedArray
 
 __all__ = ["ArrayModel"]
@@ -80,8 +92,10 @@ class ArrayModel(Model):
         self.arrays = _loaded(arrays) if isinstance(arrays, (str, os.PathLike)) else _own(arrays)
         self.spec = _spec(spec)
         self._forward = forward
-        self._feed = {k: np.asarray(a) for k, a in (feed or {}).items()}
-        taken = () if forward is None else inspect.signature(forward).parameters
+        self._feed = _example(feed)
+        taken = (
+            () if forward is None else inspect.signature(function(forward, "forward")).parameters
+        )
         self._tapped = len(taken) > 2
         self._layers = [n for p in self.spec["layers"] for n in self._matching(p)]
         if any(self.arrays[n].ndim < 2 for n in self._layers):
@@ -193,7 +207,7 @@ class ArrayModel(Model):
     @property
     def outputs(self) -> tuple[str, ...]:
         """Names of what ``forward`` returns."""
-        return tuple(next(self.run(self._feed))[0])
+        return tuple(next(self.run(first_batch(self._feed, self.inputs, None)))[0])
 
     @property
     def layers(self) -> dict[str, Layer]:
@@ -236,13 +250,11 @@ class ArrayModel(Model):
 
     def n_rows(self, data: Any) -> int:
         """The rows that data hold."""
-        return len(next(iter(data.values()))) if isinstance(data, Mapping) else len(data)
+        return n_rows_of(data, self.inputs)
 
     def take(self, data: Any, index: Array) -> Any:
         """Those rows of ``data``, in that order."""
-        if isinstance(data, Mapping):
-            return {name: np.asarray(a)[index] for name, a in data.items()}
-        return [data[int(k)] for k in index]
+        return taken(data, index, self.inputs)
 
     def run(
         self,
@@ -255,17 +267,20 @@ class ArrayModel(Model):
         if self._forward is None:
             raise UnsupportedError("forward: these arrays have no function that runs them")
         arrays = dict(self.arrays)
-        for name, w in (weights or {}).items():
-            arrays[name] = np.asarray(w).reshape(arrays[name].shape)
-        for feed in [data] if isinstance(data, Mapping) else data:
-            n = self.n_rows(feed)
-            step = batch_size or max(n, 1)
+        if weights is not None:
+            for name, w in tried_of(weights, self.layers).items():
+                arrays[name] = w.reshape(arrays[name].shape)
+        wanted = taps_of(taps, [f"{name}.in" for name in self._layers])
+        size = batch_of(batch_size)
+        for feed in feeds_of(data, self.inputs):
+            n = len(next(iter(feed.values()), ()))
+            step = size or max(n, 1)
             for start in range(0, n, step):
-                part = {k: np.asarray(a)[start : start + step] for k, a in feed.items()}
+                part = {k: a[start : start + step] for k, a in feed.items()}
                 tapped: dict[str, Array] = {}
 
                 def tap(layer: str, x: Array, found: dict[str, Array] = tapped) -> None:
-                    if f"{layer}.in" in taps:
+                    if f"{layer}.in" in wanted:
                         found[f"{layer}.in"] = np.asarray(x)
 
                 result = self._forward(arrays, part, *([tap] if self._tapped else []))
@@ -275,7 +290,14 @@ class ArrayModel(Model):
 
     def rows(self, layer: str, tapped: Array, limit: int | None = None) -> Array:
         """A layer's input rows out of its tapped tensor, (1, rows, n_in)."""
-        flat = np.asarray(tapped, np.float32).reshape(-1, tapped.shape[-1])
+        a = self.arrays[choice(layer, "layer", self._layers)]
+        limit = limit_of(limit)
+        found = numbers(tapped, "tapped")
+        if found.shape[-1:] != (a.size // len(a),):
+            raise ArrayError(
+                f"tapped: {layer} reads {a.size // len(a)} columns, got {found.shape}"
+            )
+        flat = found.reshape(-1, found.shape[-1])
         if limit is not None and len(flat) > limit:
             flat = flat[np.linspace(0, len(flat) - 1, limit).round().astype(np.intp)]
         return flat[None]
@@ -284,8 +306,7 @@ class ArrayModel(Model):
         self, data: Any, batch_size: int | None = None, threads: int = 1
     ) -> Callable[[], object]:
         """Call it to run the first batch of ``data`` once."""
-        feed = data if isinstance(data, Mapping) else next(iter(data))
-        part = {k: np.asarray(a)[:batch_size] for k, a in feed.items()}
+        part = first_batch(data, self.inputs, batch_size)
         return lambda: next(self.run(part))
 
     # --- edits ------------------------------------------------------------------------------
@@ -293,12 +314,13 @@ class ArrayModel(Model):
     def set_weight(self, layer: str, weight: Array, bias: Array | None = None) -> None:
         """In place: new values of the same shape, stored as float32."""
         choice(layer, "layer", self._layers)
-        if bias is not None and np.any(bias):
+        if bias is not None and numbers(bias, "bias").any():
             raise UnsupportedError(f"bias: the spec does not say where {layer} has one")
         shape = self.arrays[layer].shape
-        if weight.size != self.arrays[layer].size or len(weight) != shape[0]:
-            raise ArrayError(f"weight: {layer} needs {shape}, got {weight.shape}")
-        self.arrays[layer] = np.array(weight, np.float32).reshape(shape)
+        fresh = numbers(weight, "weight")
+        if fresh.size != self.arrays[layer].size or fresh.shape[:1] != shape[:1]:
+            raise ArrayError(f"weight: {layer} needs {shape}, got {fresh.shape}")
+        self.arrays[layer] = fresh.reshape(shape).copy()
 
     def keep_units(
         self,
@@ -310,6 +332,7 @@ class ArrayModel(Model):
         choice(group, "group", list(self._groups))
         found = self._groups[group]
         kept = found.kept(index)
+        fitted = fitted_of(weights, {m.tensor for m in (*found.producers, *found.consumers)})
         fresh = dict(self.arrays)
         for member in (*found.producers, *found.consumers, *found.others):
             a = fresh[member.tensor]
@@ -318,7 +341,7 @@ class ArrayModel(Model):
             fresh[member.tensor] = np.take(a, places, axis=member.axis)
         trial = copy.copy(self)
         trial.arrays = fresh
-        for layer, (weight, bias) in (weights or {}).items():
+        for layer, (weight, bias) in fitted.items():
             trial._set_with_bias(layer, weight, bias)
         trial._find_groups()
         vars(self).update(vars(trial))
@@ -380,6 +403,15 @@ def _own(arrays: Any) -> dict[str, Array]:
     }
 
 
+def _example(feed: Any) -> dict[str, Array]:
+    """The rows that show the inputs."""
+    given = {} if feed is None else mapping(feed, "feed")
+    found = {k: as_ndarray(a, f"feed[{k!r}]") for k, a in given.items()}
+    if scalar := [k for k, a in found.items() if not a.ndim]:
+        raise ArrayError(f"feed[{scalar[0]!r}]: expected rows, got a scalar")
+    return found
+
+
 def _loaded(path: Any) -> dict[str, Array]:
     where = path_of(path)
     store = package("safetensors.numpy", "a .safetensors file", "fastopt[safetensors]")
@@ -402,13 +434,22 @@ def _spec(spec: Any) -> dict[str, Any]:
             raise FormatError(f"expected JSON: {error}", where) from None
     if not isinstance(spec, Mapping) or set(spec) - _KEYS or not spec.get("layers"):
         raise OptionError(f"spec: expected a mapping of {', '.join(sorted(_KEYS))}, with layers")
-    for group in spec.get("groups", ()):
-        if not isinstance(group, Mapping) or set(group) - _GROUP_KEYS or "name" not in group:
+    groups = items(spec.get("groups", ()), "spec: groups")
+    for group in groups:
+        if (
+            not isinstance(group, Mapping)
+            or set(group) - _GROUP_KEYS
+            or not isinstance(group.get("name"), str)
+        ):
             raise OptionError(
                 f"spec: a group needs a name and some of makes, reads, with; got {group!r}"
             )
-    return {"layers": spec["layers"], "groups": spec.get("groups", ())} | {
-        "independent": spec.get("independent", ())
+        for role in sorted(_GROUP_KEYS - {"name"}):
+            names(group.get(role, ()), f"spec: {role}")
+    return {
+        "layers": names(spec["layers"], "spec: layers"),
+        "groups": groups,
+        "independent": names(spec.get("independent", ()), "spec: independent"),
     }
 
 

@@ -180,8 +180,9 @@ class Group:
             The group is frozen.
         """
         given = as_ndarray(index, "index")
-        kept: Array = np.unique(given)
-        if given.dtype.kind not in "iu" or given.ndim != 1 or not 0 < kept.size == given.size:
+        whole = given.dtype.kind in "iu" and given.ndim == 1
+        kept: Array = np.unique(given) if whole else given
+        if not whole or not 0 < kept.size == given.size:
             raise ArrayError("index: expected the numbers of different units, at least one")
         if kept[0] < 0 or kept[-1] >= self.n_units:
             raise ArrayError(f"index: expected units 0..{self.n_units - 1}")

@@ -274,7 +274,7 @@ def _in_own_unit(iterate: Iteration) -> Iteration:
     0.5 to 1: its path does not depend on the unit of f, and float32 products stay in range."""
 
     def scaled(evaluate: Evaluate, x: Array, f: float, g: Array) -> Iterator[Point]:
-        reach = min(100, np.finfo(x.dtype).maxexp - 28)  # what 2**reach may multiply without loss
+        reach = min(100, np.finfo(x.dtype).maxexp - 28)  # a factor of 2**reach loses nothing
         power = max(-reach, min(reach, math.frexp(flatness(g))[1]))
         down, up = x.dtype.type(2.0**-power), x.dtype.type(2.0**power)
 
@@ -336,13 +336,13 @@ def _barzilai_borwein(evaluate: Evaluate, x: Array, f: float, g: Array) -> Itera
             short = [*short[1 - SHORT :], min(max(curvature / square, 1e-10), 1e10)]
             if short[-1] < ALIKE * t:
                 t = min(short)
-        else:  # curved the other way: nothing to learn from, and far to go
+        else:  # negative curvature says nothing about the step; take a long one
             t, short = first_step(x_new, g_new), []
         x, g, recent = x_new, g_new, [*recent[-9:], f]
 
 
 def _nesterov_fixed(evaluate: Evaluate, x: Array, g: Array, t: float) -> Iterator[Point]:
-    """One evaluation an iteration, at the extrapolated point, which is the one returned."""
+    """One evaluation per iteration, at the extrapolated point, which is the one returned."""
     y, theta, dt = x, 1.0, x.dtype.type
     while True:
         x_new = y - dt(t) * g
@@ -355,7 +355,7 @@ def _nesterov_fixed(evaluate: Evaluate, x: Array, g: Array, t: float) -> Iterato
 
 
 def _nesterov_search(evaluate: Evaluate, x: Array, f: float, g: Array) -> Iterator[Point]:
-    """FISTA's test for the step; two evaluations an iteration where there is momentum."""
+    """FISTA's test for the step; two evaluations per iteration where there is momentum."""
     y, f_y, g_y, theta, dt = x, f, g, 1.0, x.dtype.type
     t = first_step(x, g)
     while True:
@@ -398,7 +398,7 @@ def _lbfgs(
         if found is None:
             if not pairs.inverse.any():
                 return
-            pairs.inverse[:] = 0.0  # forget a misleading curvature, once more
+            pairs.inverse[:] = 0.0  # drop the misleading curvature and try again
             d, t = -g, _first_trial(x, f, g)
             continue
         yield found
@@ -407,7 +407,7 @@ def _lbfgs(
 
 
 def _first_trial(x: Array, f: float, g: Array) -> float:
-    """A step along -g: that to the minimum of a round bowl whose least value is 0, where it moves
+    """A step along -g: to the minimum of a sphere function whose least value is 0, if that moves
     no component by more than 1 or its own size."""
     slope = dot(g, g)
     guess = 2.0 * abs(f) / slope if slope > 0 else 0.0
@@ -426,7 +426,7 @@ class _Pairs:
 
     def __init__(self, x: Array) -> None:
         self.rows = np.zeros((2 * MEMORY + 1, x.size), x.dtype)  # S, Y, g
-        self.inverse = np.zeros((MEMORY, MEMORY))  # R^-1; zeros for a pair that is not there
+        self.inverse = np.zeros((MEMORY, MEMORY))  # R^-1; zeros for missing pairs
         self.yy, self.sy = np.zeros((MEMORY, MEMORY)), np.zeros(MEMORY)
         # coefficients of the rows, twice: BLAS leaves a product of two with them to one thread
         self.share = np.zeros((2, 2 * MEMORY + 1), x.dtype)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import copy
-import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeAlias, TypedDict
 
 import numpy as np
 
 from fastopt import _options
-from fastopt._arrays import Array, as_array, as_target
+from fastopt._arrays import Array, as_array, as_target, check_disjoint
 from fastopt._options import number
 from fastopt._random import Seed
 from fastopt.errors import ArrayError, DTypeError, OptionError
@@ -161,17 +160,6 @@ def named_targets(given: Any, first: int) -> list[tuple[str | None, Array]]:
     ]
 
 
-def check_separate(arrays: Sequence[tuple[str, Array]]) -> None:
-    """Refuse arrays that share memory with each other; n log n for n of them."""
-    spans = sorted(
-        (a.ctypes.data, a.ctypes.data + a.nbytes, i) for i, (_, a) in enumerate(arrays) if a.size
-    )
-    for (_, end, i), (start, _, j) in itertools.pairwise(spans):
-        if start < end:
-            first, second = arrays[min(i, j)][0], arrays[max(i, j)][0]
-            raise ArrayError(f"{second}: shares memory with {first}; give each array once")
-
-
 def flatten(grads: Any, names: Sequence[str | None], single: bool) -> tuple[Any, ...]:
     """Gradients as a tuple in the order of the parameters, which have these names."""
     if type(grads) is list:
@@ -193,8 +181,8 @@ def flatten(grads: Any, names: Sequence[str | None], single: bool) -> tuple[Any,
 
 
 def as_arrays(flat: tuple[Any, ...], written: bool) -> tuple[Any, ...] | None:
-    """Tensors, subclasses of ndarray and other array-likes as ndarrays (their own memory where it
-    is ``written``); None where nothing needed it."""
+    """Tensors, subclasses of ndarray and other array-likes as ndarrays (sharing memory where
+    it is ``written``); None if all of them are ndarrays already."""
     if all(g is None or type(g) is np.ndarray for g in flat):
         return None
     wanted = ("float32", "float64", "float16", "bfloat16")
@@ -219,8 +207,8 @@ def read_copies(
             raise DTypeError(f"{name}: only float32 parameters are copied out")
         dtypes = ("float16", "bfloat16")
         copies.append(None if c is None else as_target(c, name, dtypes=dtypes, shape=p.shape))
-    check_separate(
-        [(f"params[{i}]", p) for i, p in enumerate(params)]
-        + [(f"copy_out[{i}]", c) for i, c in enumerate(copies) if c is not None]
+    check_disjoint(
+        [(f"copy_out[{i}]", c) for i, c in enumerate(copies) if c is not None],
+        [(f"params[{i}]", p) for i, p in enumerate(params)],
     )
     return copies

@@ -25,8 +25,8 @@ def flatness(g: Array) -> float:
 
 
 def dot(a: Array, b: Array) -> float:
-    """In pieces that BLAS leaves to one thread: its others would change the bits, and spin on
-    while the function to minimise wants the processors. Float32 products are summed in double."""
+    """In pieces that BLAS computes in one thread: more threads would change the bits and
+    keep the cores from the function that is minimised. Float32 products are summed in double."""
     if a.dtype == np.float32:
         return float(np.einsum("i,i->", a.ravel(), b.ravel(), dtype=np.float64))
     if a.size <= PIECE:

@@ -1,4 +1,4 @@
-"""NAdam, RAdam, Adamax and LAMB: what became of Adam."""
+"""NAdam, RAdam, Adamax and LAMB: variants of Adam."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ class NAdam(_Moments):
 
 
 class RAdam(_Moments):
-    """In place: Adam whose step is rectified by r_t, and plain momentum while v is too young.
+    """In place: Adam whose step is rectified by r_t, and plain momentum while v has too few steps.
 
     Parameters
     ----------

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from fastopt._arrays import Array, as_target, name_of
+from fastopt._arrays import Array, as_target, check_disjoint, name_of
 from fastopt._kernels import update
 from fastopt._options import choice, integer, number
 from fastopt._random import Seed, key_of
@@ -23,7 +23,6 @@ from fastopt.optim.groups import (
     Validator,
     as_arrays,
     as_groups,
-    check_separate,
     flag,
     flatten,
     named_targets,
@@ -49,7 +48,7 @@ _FIRST = (0, 1.0)  # steps taken, NAdam's product of momenta
 
 
 class Optimizer:
-    """Parameters, their groups and their state; the subclasses bring the rule and its options.
+    """Parameters, their groups and their state; subclasses add the rule and its options.
 
     Parameters
     ----------
@@ -198,7 +197,7 @@ class Optimizer:
         return {**group, "beta1": beta1, "beta2": beta2}
 
     def _first_value(self, group: Mapping[str, Any]) -> float:
-        """What the state arrays begin with."""
+        """First values of the state arrays."""
         return 0.0
 
     def _decoupled(self, group: Mapping[str, Any]) -> bool:
@@ -210,7 +209,7 @@ class Optimizer:
         return True
 
     def _tells_step(self) -> bool:
-        """Whether the state dict has it: so that narrow state goes on with its own noise."""
+        """Whether the state dict holds the seed; narrow state then keeps its noise."""
         return self._counts_steps() or self._state_dtype != "float32"
 
     def _check_groups(self, groups: Iterable[Mapping[str, Any]]) -> None:
@@ -358,7 +357,7 @@ class Optimizer:
         named = [(f"params[{i}]", p) for i, p in enumerate(self._params)]
         copies = [(f"copy_out[{i}]", c) for i, c in enumerate(self._copies or ()) if c is not None]
         emas = [(f"ema[{i}]", e) for i, e in enumerate(averages or self.ema or ())]
-        check_separate([*named, *copies, *emas])
+        check_disjoint([*named, *copies, *emas], ())
 
     # -- counters, which the step itself writes ----------------------------------------------
 
@@ -448,7 +447,7 @@ class Optimizer:
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
-        """Nobody steps meanwhile; ConcurrentUseError where somebody does."""
+        """Mark as busy; ConcurrentUseError if another thread steps."""
         if self._ema_decay is not None:
             self._bind_averages()
         plan = self._plan
@@ -498,7 +497,7 @@ class Optimizer:
         return {"state": state, "param_groups": groups, "fastopt": extra}
 
     def _extra(self) -> dict[str, Any]:
-        """What torch's layout has no place for: counters, averages, the schedule's state."""
+        """State without a place in torch's layout: counters, averages, the schedule's state."""
         extra: dict[str, Any] = {"n_steps": self.n_steps, "n_skipped": self.n_skipped}
         if self._state_dtype == "int8":
             extra["state_format"] = states.FORMAT
@@ -594,7 +593,7 @@ class Optimizer:
     def __setstate__(self, saved: dict[str, Any]) -> None:
         state_dict = saved["state_dict"]
         self._start(saved["_single"])
-        self.schedule = None  # its state comes with itself, not with the state dict
+        self.schedule = None  # it is pickled itself, not as part of the state dict
         for name, value in saved.items():
             if name not in ("state_dict", "last", "_params", "_names", "_counts", "schedule"):
                 setattr(self, name, value)

@@ -140,7 +140,7 @@ class Cosine:
 
 @dataclass(frozen=True)
 class OneCycle:
-    """Up from 1 / div to 1 over ``warm`` of ``total`` steps, then down to 1 / (div final_div).
+    """Rises from 1 / div to 1 over ``warm`` of ``total`` steps, then falls to 1 / (div final_div).
 
     Both ways by half a cosine, as torch.optim.lr_scheduler.OneCycleLR (Smith and Topin 2018); the
     group's lr is the peak.
@@ -192,14 +192,14 @@ class Warmup:
 
 
 class ReduceOnPlateau:
-    """The factor falls by ``factor`` when ``observe`` saw no better value for ``patience`` calls.
+    """Multiply by ``factor`` when ``observe`` saw no better value for ``patience`` calls.
 
     Parameters
     ----------
     factor : float
         What the factor is multiplied by, in (0, 1).
     patience : int
-        Calls without an improvement that are let pass.
+        Calls without an improvement that are ignored.
     threshold : float
         Relative improvement that counts.
     cooldown : int

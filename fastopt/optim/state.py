@@ -1,4 +1,4 @@
-"""An optimizer's state arrays: where they lie, how they are stored, how they travel."""
+"""An optimizer's state arrays: their memory, their storage and their state dicts."""
 
 from __future__ import annotations
 

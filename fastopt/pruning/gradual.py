@@ -16,7 +16,7 @@ __all__ = ["GradualPruning"]
 
 
 class GradualPruning:
-    """Keep weights at zero while an optimiser trains the rest, more of them as training goes on.
+    """Keep more and more weights at zero while an optimiser trains the rest.
 
     Call :meth:`step` after each ``opt.step(grads)``. At step ``begin`` and every ``every`` steps
     until ``end`` the smallest magnitudes are pruned to the sparsity of :func:`cubic_sparsity`;
@@ -95,7 +95,7 @@ class GradualPruning:
         if unknown:
             raise TypeError(f"GradualPruning: unexpected option {', '.join(sorted(unknown))}")
         self._options = options
-        prune([a.copy() for a in self._arrays], self.final, **options)  # refuses what will not fit
+        prune([a.copy() for a in self._arrays], self.final, **options)  # checks the options
         self._masks = [np.ones(a.shape, np.bool_) for a in self._arrays]
         self.n_steps = 0
 

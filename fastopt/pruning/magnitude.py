@@ -16,8 +16,8 @@ __all__ = ["Cut", "cut_at", "holds_nan", "is_nan", "number_of", "zero_below"]
 
 # Below this many elements one partition of all magnitudes is faster than sampling a bracket.
 _PARTITION_BELOW = 1 << 14
-# Draws for the bracket of n elements: n to this power. More draws cost more than what a narrower
-# bracket spares.
+# Draws for the bracket of n elements: n to this power. More draws cost more than the
+# narrower bracket saves.
 _SAMPLE = 0.55
 _SERIAL_BELOW = 1 << 20  # elements of a pass
 _INFINITY = {4: 0x7F800000, 8: 0x7FF0000000000000}
@@ -44,7 +44,7 @@ def _bits(a: Array) -> Array:
 
 
 def _bracket(arrays: Sequence[Array], total: int, k: int) -> tuple[int, int, int]:
-    """(lo, hi, candidates expected): bits that hold the k-th magnitude but for 1 case in 1e6."""
+    """(lo, hi, candidates expected): bits that hold the k-th magnitude, but for 1 case in 1e6."""
     n = round(total**_SAMPLE)
     jitter = np.random.default_rng(0).random(n)  # one draw from each of n strata, in order
     draws = np.minimum((np.arange(n) + jitter) * (total / n), total - 1).astype(np.intp)
@@ -108,7 +108,7 @@ def _radix(arrays: Sequence[Array], k: int, room: int, threads: int) -> tuple[in
 
 def _select(arrays: Sequence[Array], k: int, threads: int) -> tuple[int, int, int]:
     """(bits, how many are smaller, how many are equal) of the k-th magnitude, 0 < k <= the size:
-    inside a bracket by the same again, until what is left is small."""
+    the search repeats inside the bracket until few elements are left."""
     total = sum(a.size for a in arrays)
     if total < _PARTITION_BELOW:
         magnitudes = np.concatenate([_bits(a) for a in arrays])
@@ -148,7 +148,7 @@ def cut_at(arrays: Sequence[Array], k: int, threads: int) -> Cut:
 
 
 def number_of(bits: int, dtype: np.dtype[Any]) -> float:
-    """The magnitude that ``bits`` stand for."""
+    """The magnitude with these ``bits``."""
     return float(np.dtype(f"u{dtype.itemsize}").type(bits).view(dtype))
 
 

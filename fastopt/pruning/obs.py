@@ -1,4 +1,4 @@
-"""Pruning with data: which weights the output misses least, the others refitted to make up.
+"""Pruning with data: the weights that change the output least go, the others are refitted.
 
 Up to EXACT inputs, unstructured: Optimal Brain Surgeon weight by weight (kernel `obs`), the
 losses of all outputs compared. Above, and for patterns: alternating directions on
@@ -20,7 +20,7 @@ from fastopt.calibration import Gram, inverse, solve
 __all__ = ["EXACT", "alternate", "exact_losses", "fit", "moment"]
 
 EXACT = 512
-_ROWS_PER_CALL = 1 << 28  # multiply-adds between two chances for Ctrl-C, about 0.1 s
+_ROWS_PER_CALL = 1 << 28  # multiply-adds between two checks for Ctrl-C, about 0.1 s
 
 
 def moment(gram: Gram, damp: float) -> Array:
@@ -32,7 +32,7 @@ def moment(gram: Gram, damp: float) -> Array:
 
 
 def exact_losses(s: Array, w: Array, threads: int) -> tuple[Array, Array]:
-    """(order, loss), both (n_out, n_in): step by step which input leaves, and its loss.
+    """(order, loss), both (n_out, n_in): the inputs in the order of removal, and the loss of each.
 
     The loss is made non-decreasing along a row, so that a threshold cuts each order once, and is
     a share of the output's power, so that layers compare.
@@ -50,7 +50,7 @@ def exact_losses(s: Array, w: Array, threads: int) -> tuple[Array, Array]:
 
 
 def alternate(s: Array, w: Array, project: Callable[[Array], Array]) -> Array:
-    """The mask that ``project`` (an array to the mask of its best elements) settles on."""
+    """The mask that the iteration ends with; ``project`` makes the mask of an array."""
     scale = np.sqrt(s.diagonal())
     unit = s / np.multiply.outer(scale, scale)
     target = w * scale

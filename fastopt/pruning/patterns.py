@@ -20,7 +20,7 @@ __all__ = ["Blocks", "NofM", "pattern_of"]
 
 @dataclass(frozen=True, slots=True)
 class NofM:
-    """In each group of ``m`` along the axis ``n`` stay."""
+    """Keep ``n`` of each ``m`` elements along the axis."""
 
     n: int
     m: int
@@ -76,14 +76,14 @@ class Blocks:
         return root
 
     def spread(self, keep: Array, shape: tuple[int, ...]) -> Array:
-        """The elements' mask of the blocks' mask."""
+        """The mask of elements for a mask of blocks."""
         tall = np.repeat(keep, self.rows, axis=0)[: shape[0]]
         result: Array = np.ascontiguousarray(np.repeat(tall, self.columns, axis=1)[:, : shape[1]])
         return result
 
 
 def pattern_of(pattern: Any, axis: int) -> NofM | Blocks | None:
-    """The rule that a pattern's name stands for; None is unstructured."""
+    """The rule for a pattern's name; None is unstructured."""
     if not isinstance(pattern, str):
         raise DTypeError(f"pattern: expected a string, got {type(pattern).__name__}")
     if pattern == "unstructured":

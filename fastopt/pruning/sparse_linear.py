@@ -1,4 +1,4 @@
-"""A pruned weight that runs as one: only what is left is stored and multiplied."""
+"""A pruned weight that runs sparse: only the non-zeros are stored and multiplied."""
 
 from __future__ import annotations
 
@@ -305,7 +305,7 @@ class SparseLinear:
     def __matmul__(self, x: Any) -> Array:
         return self.matmul(x)
 
-    # NumPy must not take ``array @ self`` apart element by element
+    # so that NumPy does not apply ``array @ self`` element by element
     __array_ufunc__ = None
 
 

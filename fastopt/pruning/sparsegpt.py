@@ -29,7 +29,7 @@ def sparsegpt(
     """
     w = w.copy()
     n = w.shape[1]
-    # S^-1 = U^T U with U upper triangular: row j says what the columns after j owe to column j
+    # S^-1 = U^T U with U upper triangular: row j tells how the columns after j compensate for j
     upper = np.linalg.cholesky(inverse(s)).T
     mask = np.ones(w.shape, np.bool_)
     for start in range(0, n, width):

@@ -1,4 +1,4 @@
-"""Structured pruning: units that the next layer misses least go, and that layer is refitted.
+"""Structured pruning: removes the units that the next layer needs least, and refits that layer.
 
 Optimal Brain Surgeon (Hassibi and Stork, "Second order derivatives for network pruning", 1993) on
 the output of the next layer, with its exact quadratic: the covariance of the units' activations.
@@ -18,7 +18,7 @@ from fastopt.errors import ArrayError, OptionError
 
 __all__ = ["Selection", "removal_order", "select_units"]
 
-# Up to this many units they go one at a time; above, _STEP at a time out of the _POOL cheapest,
+# Up to this many units are removed one at a time; above, _STEP at a time of the _POOL cheapest,
 # which costs about 0.1 % of output error and is several times faster (matrix products instead of
 # rank-1 updates).
 _ONE_BY_ONE = 256
@@ -130,7 +130,7 @@ def select_units(
 def removal_order(
     gram: Gram, w_next: Any, *, unit_size: int = 1, damp: float = 1e-3
 ) -> tuple[Array, Array]:
-    """The order in which units leave, and cost_i = ||w_:i||^2 / [S^-1]_ii as each one does.
+    """The order of removal, and the cost_i = ||w_:i||^2 / [S^-1]_ii of each unit at its removal.
 
     Parameters
     ----------
@@ -180,7 +180,7 @@ def _checked(gram: Gram, w_next: Any, unit_size: int) -> tuple[Array, int, int]:
 def _removals(s: Array, w: Array, size: int, count: int) -> tuple[list[int], list[float]]:
     if count == 0:
         return [], []
-    outgoing = w.T.copy()  # the units one after another in memory
+    outgoing = w.T.copy()  # units are contiguous
     if size > 1:
         return _remove_blocks(inverse(s), outgoing, size, count)
     if len(s) <= _ONE_BY_ONE:

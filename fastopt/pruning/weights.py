@@ -1,4 +1,4 @@
-"""`prune`: which connections go, for one array, a list or a dict of them."""
+"""`prune`: removes connections of one array, or of a list or dict of arrays."""
 
 from __future__ import annotations
 
@@ -208,7 +208,7 @@ class Share(NamedTuple):
 
 
 def _method_of(method: Any, gram: Any, grads: Any) -> str:
-    """The method's name; data that it needs is there and data that it ignores is not."""
+    """The method's name, after a check that the data it needs are given and no others."""
     default = "magnitude" if gram is None else "obs"
     chosen = default if method is None else choice(method, "method", _METHODS)
     for name, given, users in (("gram", gram, _WITH_GRAM), ("grads", grads, ("movement",))):
@@ -320,8 +320,8 @@ def _patterned(
         return found, keeps, tops
     for a, name in zip(arrays, names, strict=True):
         rule.check(a, name)
-    # What was given is not written before every array is known to be good; but to look for NaN
-    # first costs a third of a large pass, whose own ``out`` is no input.
+    # Nothing that was given is written before every array has been checked. The exception is a
+    # large ``out`` that is no input: looking for NaN first would cost a third of the pass.
     places = [] if targets is None else list(zip(targets, arrays, strict=True))
     direct = bool(places) and (
         all(_threads.streams(a, out, False) and not _same(a, out) for out, a in places)
@@ -442,7 +442,7 @@ def _rebuild(w: Any, members: list[Any]) -> Any:
 
 
 def _same(a: Array, b: Array) -> bool:
-    """Whether two arrays of one shape, which do not overlap in part, are in one place."""
+    """Whether two arrays of one shape have the same memory; they never overlap in part."""
     return bool(a.__array_interface__["data"] == b.__array_interface__["data"])
 
 

@@ -37,7 +37,7 @@ class QuantizedArray:
     ----------
     codes : integer array
         The codes in the shape of the array; 4-bit codes may be packed, a 1-D uint8 array with
-        two codes a byte in ONNX's order (as ``quantize`` makes them): see ``unpacked``. Narrow
+        two codes per byte in ONNX's order (as ``quantize`` makes them): see ``unpacked``. Narrow
         floats are bare codes: ``codes.view("float16")``.
     scale : float32 or float64 array
         Step of each part: shape () per tensor, (C,) per axis, one per group otherwise.
@@ -76,7 +76,7 @@ class QuantizedArray:
     __array_ufunc__ = None
 
     def __post_init__(self) -> None:
-        """Refuse parts that do not belong together."""
+        """Check that the parts fit together."""
         object.__setattr__(self, "shape", _options.shape(self.shape, "shape"))
         _options.flag(self.symmetric, "symmetric")
         fmt, parts = format_of(self.dtype), layout_of(self.shape, self.axis, self.group_size)
@@ -95,7 +95,7 @@ class QuantizedArray:
                     f"got {codes.dtype} of {codes.shape}"
                 )
         elif fmt.packed and codes.size:
-            low, high = (fmt.qmin, fmt.qmax) if fmt.kind == "int" else (0, 15)
+            low, high = fmt.code_limits
             if codes.min() < low or codes.max() > high:
                 raise ArrayError(f"codes: expected {low}..{high} for {self.dtype}")
 
@@ -124,7 +124,7 @@ class QuantizedArray:
         total = (self.size + 1) // 2 if self.format.packed else self.codes.nbytes
         if self.dtype == "mxfp4":
             total += self.scale.size
-        elif self.format.kind != "fixed":
+        elif self.format.own_scale is None:
             total += self.scale.nbytes
         if not self.symmetric:
             total += self.zero_point.nbytes
@@ -164,9 +164,9 @@ class QuantizedArray:
     def _decode(
         self, out: Array, codes: Array, scale: Array, zero: Array, threads: int | None
     ) -> None:
-        """out = values of codes, all of the array's or those of some rows."""
+        """Decode codes into out: those of the whole array, or of some rows."""
         fmt = self.format
-        if fmt.kind in ("float", "codebook"):
+        if not fmt.integers:
             decode_narrow(out, codes, fmt, scale, self.axis, self.group_size, threads)
         else:
             layout = layout_of(out.shape, self.axis, self.group_size)
@@ -243,7 +243,7 @@ class QuantizedArray:
         return distance / norm
 
     def config(self) -> dict[str, Any]:
-        """All but the arrays, as plain data that JSON takes."""
+        """Everything except the arrays, as plain data for JSON."""
         return {
             "dtype": self.dtype,
             "shape": list(self.shape),
@@ -355,7 +355,7 @@ class QuantizedArray:
 
     def _block_rows(self) -> int:
         """Rows of a block: whole groups, about _BLOCK elements."""
-        rows = max(2, _BLOCK // max(1, self.shape[1]) // 2 * 2)  # even: packed rows start a byte
+        rows = max(2, _BLOCK // max(1, self.shape[1]) // 2 * 2)  # even: rows start on a byte
         if self.group_size is not None and self.axis == 0:
             whole = self.group_size * (1 + self.group_size % 2)
             rows = max(1, rows // whole) * whole
@@ -379,7 +379,7 @@ class QuantizedArray:
             return self.codes[start:stop]
         width = self.shape[1]
         part = self.codes[start * width // 2 : (stop * width + 1) // 2]
-        if self.format.kind == "codebook":
+        if self.format.tabled:
             return part
         return unpack_int4(part, (stop - start, width), signed=self.format.qmin < 0)
 
@@ -393,7 +393,7 @@ def _codes_in(a: Array, storage: str) -> Array:
 
 
 def _part(q: QuantizedArray, name: str, dtypes: tuple[str, ...]) -> Array:
-    """One of the arrays of ``q``, made one where the caller gave something like it."""
+    """One of the arrays of ``q``; array-likes are converted."""
     given = getattr(q, name)
     if type(given) is np.ndarray and name_of(given.dtype) in dtypes:
         return given

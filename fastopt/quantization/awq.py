@@ -110,8 +110,8 @@ def awq(
         q = quantize(rows * scale, dtype, axis=axis, group_size=group_size, **options)
         return q, q.dequantize(threads=threads) / scale
 
-    # rank by a sample of the outputs, all in one product: threads of the rounding and threads of
-    # the BLAS that take turns would wait for each other
+    # Rank by a sample of the outputs in one product: alternating between the threads of the
+    # rounding and those of BLAS would make them wait for each other.
     sample = a[:: max(1, len(a) // _SAMPLE)]
     lost = np.empty((count, *sample.shape), np.float32)
     for i in range(count):

@@ -105,10 +105,9 @@ def choose_qparams(
     if gram is not None and method != "mse":
         raise OptionError(f"gram: only method 'mse' weighs by a gram, not {method!r}")
     cut = float(percentile)
-    if method == "entropy" and fmt.kind in ("float", "codebook"):
+    if method == "entropy" and not fmt.integers:
         raise OptionError(f"method: 'entropy' needs an integer format, got {fmt.name}")
-    searched = fmt.kind in ("int", "codebook") or (fmt.kind == "float" and fmt.bits == 8)
-    if method != "minmax" and searched and a.size:
+    if method != "minmax" and fmt.scaled and a.size:
         weight = None if gram is None else feature_weights(gram, a.shape)
         low, high = _clipped(
             a, weight, low, high, fmt, symmetric, method, cut, axis, group_size, threads
@@ -119,7 +118,7 @@ def choose_qparams(
 def check_options(
     symmetric: Any, method: Any, percentile: Any, seed: Seed, threads: int | None
 ) -> None:
-    """The options of a quantisation, also those that the way it takes has no use for."""
+    """Check the options of a quantisation, including those that its method does not use."""
     flag(symmetric, "symmetric")
     choice(method, "method", METHODS)
     number(percentile, "percentile", low=0.0, high=100.0, low_open=True)
@@ -152,7 +151,7 @@ def _clipped(
     new_low, new_high = low.astype(np.float64), high.astype(np.float64)
     for index, rows, weights in _parts(x, weight, axis, group_size):
         ends = new_low[index].reshape(-1), new_high[index].reshape(-1)
-        if method == "mse" and fmt.kind != "int":
+        if method == "mse" and not fmt.affine:
             ends = narrow_mse_range(rows, weights, *ends, fmt, threads=threads)
         elif method == "mse":
             wide = rows.shape[1] > 1024  # outliers in a large part, not in a group of weights
@@ -225,7 +224,7 @@ def ranges(
 
 
 def holds_nan(x: Array, threads: int | None) -> bool:
-    """Whether x holds NaN; infinities, which a range does not tell from it, cost a second pass."""
+    """Whether x holds NaN. Infinities cost a second pass: the range alone looks the same."""
     if x.size < SMALL:
         return bool(np.isnan(x).any())
     low, _ = ranges(x, axis=None, group_size=None, threads=threads)

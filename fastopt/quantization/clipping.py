@@ -131,7 +131,7 @@ def narrow_mse_range(
     *,
     threads: int | None = None,
 ) -> tuple[Array, Array]:
-    """As :func:`mse_range` for narrow floats and codebooks: each candidate is tried out.
+    """As :func:`mse_range` for narrow floats and codebooks: every candidate range is tried.
 
     Twice the range is a candidate too: the next power of two, where a scale is one.
     """
@@ -156,7 +156,7 @@ def narrow_mse_range(
 def percentile_range(
     x: Array, low: Array, high: Array, percentile: float, *, symmetric: bool
 ) -> tuple[Array, Array]:
-    """Range of each row that holds ``percentile`` % of it, (100 - percentile) / 2 % cut a side.
+    """Range of each row that holds ``percentile`` % of it, (100 - percentile) / 2 % cut per side.
 
     Exact (numpy.quantile, linear); symmetric ranges hold the percentage of |x|.
     """
@@ -274,7 +274,7 @@ def second_moment(gram: Any, n: int) -> Array:
 
 def _integer(dtype: str | Format) -> Format:
     fmt = format_of(dtype)
-    if fmt.kind != "int":
+    if not fmt.affine:
         raise OptionError(f"dtype: a clipped range needs an integer format, got {fmt.name}")
     return fmt
 

@@ -66,7 +66,7 @@ def narrow_scale(top: Array, fmt: Format, dtype: Any) -> Array:
     """Scale of parts whose largest magnitude is ``top``: 1 for zeros, positive, not denormal."""
     info = np.finfo(dtype)
     wide = top.astype(np.float64)
-    if fmt.kind == "codebook":
+    if fmt.tabled:
         book = CODEBOOKS[fmt.name]
         base = np.ldexp(1.0, np.frexp(wide)[1] - 1) if book.power else wide
         scale = base / book.unit
@@ -110,7 +110,7 @@ def encode_narrow(
     threads: int | None = None,
 ) -> Array:
     """Codes of x / scale: bare codes of a narrow float, or a codebook's packed ones (float32)."""
-    if fmt.kind == "codebook":
+    if fmt.tabled:
         return _codebook_codes(x, fmt, scale, axis, group_size, False, threads)
     codes = np.empty(x.shape, fmt.storage)
     spec = FLOAT_SPECS[fmt.name]
@@ -133,9 +133,9 @@ def decode_narrow(
     """out = value of the codes (bare, or packed where the format is) * scale."""
     if not out.size:
         return
-    if fmt.kind == "codebook":
+    if fmt.tabled:
         book, layout = CODEBOOKS[fmt.name], layout_of(out.shape, axis, group_size)
-        if codes.shape == out.shape and codes.shape != (1,):  # one code a byte
+        if codes.shape == out.shape and codes.shape != (1,):  # one code per byte
             codes = pack_int4(codes, threads=threads)
         kernel.decode(
             out, codes, scale, book.bound, book.value, book.sign, *layout.loops,

@@ -1,4 +1,4 @@
-"""Checked arrays to the conversion kernels: arithmetic, thread count, streaming.
+"""Calls of the conversion kernels with checked arrays: arithmetic, thread count, streaming.
 
 Every array was checked by the caller, an ``out`` of the user's also for memory it shares.
 """
@@ -38,12 +38,12 @@ PARITIES = ("onnx", "torch")
 _RUN = 1 << 17
 _LARGEST = float(np.finfo(np.float32).max)
 
-# When the zero point comes in, in the kernel's terms.
+# When the zero point is added, as the kernel numbers it.
 _AFTER, _BEFORE, _FUSED = 0, 1, 2
 
 
 def check_rules(rounding: str, parity: str) -> None:
-    """Known names, and torch's rule only with its rounding."""
+    """Check the names; torch's rule goes with its own rounding only."""
     choice(rounding, "rounding", ROUNDINGS)
     choice(parity, "parity", PARITIES)
     if parity == "torch" and rounding != "nearest":
@@ -67,7 +67,7 @@ def encode(
     check: bool = False,
     packed: bool = False,
 ) -> bool:
-    """out = clip(round(x / scale) + zero_point, low, high); with ``check``: holds x a NaN?
+    """out = clip(round(x / scale) + zero_point, low, high). With ``check``: whether x holds NaN.
 
     Computes in x's dtype, or in float64 for 32-bit codes. ``packed``: out holds 4-bit codes two to
     a byte, the first one low.
@@ -138,7 +138,7 @@ def encode_derived(
     codes = np.empty(shape, "uint8" if fmt.packed else fmt.storage)
     streamed = x.nbytes + codes.nbytes >= _threads.STREAM_FROM
     workers = _threads.resolve(threads, x.size)
-    if fmt.kind == "float":
+    if fmt.floating:
         spec = FLOAT_SPECS[fmt.name]._replace(over=FLOAT_SPECS[fmt.name].max_code)
         odd = kernel.narrow(
             codes, scale, x, *layout.loops, fmt.peak, *spec, False, 0, streamed, workers
@@ -212,7 +212,7 @@ def decode(
     *,
     packed: bool = False,
 ) -> None:
-    """out = (codes - zero_point) * scale. ``packed``: two 4-bit codes a byte, the first low."""
+    """out = (codes - zero_point) * scale. ``packed``: two 4-bit codes per byte, the first low."""
     decode_kernel.decode(
         out,
         codes,

@@ -19,7 +19,7 @@ __all__ = ["EmbeddingQuantizer", "TopK"]
 
 _LEVELS = {"int8": 254, "uint8": 255, "int4": 15}  # steps between the least and the largest code
 _KINDS = (*_LEVELS, "binary")  # in the kernel's order
-_ENOUGH = 256  # rows from which the range of each dimension can be told on its own
+_ENOUGH = 256  # rows from which the range of each dimension can be estimated on its own
 _BLOCK = 1 << 17  # elements encoded at once
 _SERIAL_BELOW = 1 << 20  # bytes read
 
@@ -235,7 +235,7 @@ class EmbeddingQuantizer:
 
     # ---------------------------------------------------------------- inside
     def _rows(self, X: Any, d: int | None = None, name: str = "X") -> Array:
-        """Finite float32 rows; the words of a refusal are those that scikit-learn looks for."""
+        """Finite float32 rows; errors use the words that scikit-learn checks for."""
         if hasattr(X, "nnz"):
             raise ArrayError(f"{name}: sparse input is not supported; pass {name}.toarray()")
         a = as_array(as_numbers(X, name), name, cast="float32")
@@ -296,7 +296,7 @@ class EmbeddingQuantizer:
         return codes
 
     def _unpacked(self, codes: Array) -> Array:
-        """One 4-bit code a byte."""
+        """One 4-bit code per byte."""
         both = np.stack([codes & 15, codes >> 4], axis=2).reshape(len(codes), -1)
         return np.ascontiguousarray(both[:, : self.n_features_in_])
 

@@ -93,7 +93,7 @@ def fake_quantize(
     check_options(symmetric, method, percentile, seed, threads)
     flag(return_mask, "return_mask")
     result = out_for(out, "out", a.shape, name_of(a.dtype))
-    if fmt.kind not in ("int", "fixed"):
+    if not fmt.integers:
         if zero_point is not None or parity != "onnx":
             raise OptionError(f"zero_point, parity: are of integers, {fmt.name} has neither")
         q = quantize(
@@ -119,12 +119,12 @@ def fake_quantize(
             result[...] = q.dequantize(threads=threads)  # codebooks are float32
         return result if inside is None else (result, inside)
     check_rules(rounding, parity)
-    given = scale is not None or fmt.kind == "fixed"
-    if zero_point is not None and (scale is None or fmt.kind == "fixed"):
+    given = scale is not None or fmt.own_scale is not None
+    if zero_point is not None and (scale is None or fmt.own_scale is not None):
         raise OptionError("zero_point: comes with the scale of an integer format")
-    if fmt.kind == "fixed":
+    if fmt.own_scale is not None:
         axis = group_size = None
-        scale = 2.0**-fmt.frac_bits
+        scale = fmt.own_scale
     layout = layout_of(a.shape, axis, group_size)
     axis = layout.axis
     if given:

@@ -52,14 +52,49 @@ class Format:
     packed: bool = False
 
     @property
+    def affine(self) -> bool:
+        """Whether codes are integers whose scale and zero point are chosen by the data."""
+        return self.kind == "int"
+
+    @property
+    def integers(self) -> bool:
+        """Whether a value is (code - zero point) * scale, of whole numbers."""
+        return self.kind in ("int", "fixed")
+
+    @property
+    def floating(self) -> bool:
+        """Whether a code has a sign, an exponent and a mantissa."""
+        return self.kind == "float"
+
+    @property
+    def tabled(self) -> bool:
+        """Whether a code is an index of a table."""
+        return self.kind == "codebook"
+
+    @property
+    def own_scale(self) -> float | None:
+        """The scale that the format itself sets, 2**-frac_bits of fixed point; else None."""
+        return 2.0**-self.frac_bits if self.kind == "fixed" else None
+
+    @property
+    def scaled(self) -> bool:
+        """Whether the data choose the scale: not of fixed point, nor of 16-bit floats."""
+        return self.own_scale is None and not (self.floating and self.bits == 16)
+
+    @property
+    def code_limits(self) -> tuple[int, int]:
+        """Smallest and largest code."""
+        return (self.qmin, self.qmax) if self.integers else (0, (1 << self.bits) - 1)
+
+    @property
     def signed(self) -> bool:
         """Whether codes (or values) can be negative."""
-        return self.kind in ("float", "codebook") or self.qmin < 0
+        return not self.integers or self.qmin < 0
 
     @property
     def symmetric_zero_point(self) -> int:
         """The zero point of a symmetric code: 0, or the middle of an unsigned integer range."""
-        return 0 if self.qmin < 0 or self.kind != "int" else (self.qmax + 1) // 2
+        return 0 if self.qmin < 0 or not self.affine else (self.qmax + 1) // 2
 
     @property
     def symmetric_range(self) -> int:
@@ -68,7 +103,7 @@ class Format:
 
     def limits(self, symmetric: bool) -> tuple[int, int]:
         """Smallest and largest code in use."""
-        if self.kind == "int" and symmetric:
+        if self.affine and symmetric:
             return self.symmetric_zero_point - self.symmetric_range, self.qmax
         return self.qmin, self.qmax
 

@@ -73,10 +73,10 @@ def to_gguf(x: Any, kind: str = "Q8_0", *, threads: int | None = None) -> Array:
                 f"axis; got {x!r}"
             )
         value, scale, way = x.codes, x.scale, _JOIN
-        if name != "int8" and value.shape == shape and value.size > 1:  # one code a byte
+        if name != "int8" and value.shape == shape and value.size > 1:  # one code per byte
             value = pack_int4(value, threads=threads)
         if kind == "MXFP4":
-            exponents(scale)  # refuses what is no power of two
+            exponents(scale)  # refuses scales that are not powers of two
         elif scale.dtype != np.float32:  # rounded once
             scale = scale.astype(np.float16).astype(np.float32)
     else:

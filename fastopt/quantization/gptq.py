@@ -172,7 +172,7 @@ def gptq(
         narrow = a.astype(np.float32, copy=False)  # the feedback is added up in float32
     check_finite(narrow, "w")
     fmt = format_of(dtype)
-    if fmt.kind != "int":
+    if not fmt.affine:
         raise OptionError(f"dtype: GPTQ needs an integer format, got {fmt.name}")
     choice(method, "method", ("mse", "minmax"))
     ridge = number(damp, "damp", low=0.0)
@@ -188,7 +188,7 @@ def gptq(
         raise ArrayError(f"gram: expected the factor of {n} features, got {gram.n}")
     order, panels, cost = gram.order, gram.panels, gram.cost
     rule = RangeRule.of(fmt, symmetric=symmetric)
-    if method == "minmax":  # no part of the range is tried
+    if method == "minmax":  # no narrower ranges are tried
         rule = rule._replace(wide=rule.wide[:0], near=rule.near[:0])
     scale = np.ones((n_out, max(1, -(-n // size))), np.float32)
     zero = np.zeros_like(scale)
@@ -243,7 +243,7 @@ def output_error(w: Any, q: Any, gram: Any) -> float:
         raise ArrayError(f"q: expected shape {a.shape}, got {b.shape}")
     second = second_moment(gram, a.shape[1])
 
-    def energy(m: Array) -> float:  # tr(m S m^T); NumPy makes m^T m of one triangle
+    def energy(m: Array) -> float:  # tr(m S m^T); NumPy computes one triangle of m^T m
         return max(float(np.vdot(second, m.T @ m)), 0.0)
 
     whole, lost = energy(a), energy(a - b)

@@ -1,4 +1,4 @@
-"""Observers that count: a histogram of the stream, and the ranges read from it."""
+"""Observers that keep a histogram of the stream and read ranges from it."""
 
 from __future__ import annotations
 

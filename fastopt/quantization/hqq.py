@@ -76,7 +76,7 @@ def hqq(
     a = as_array(w, "w", ndim=2, cast="float32")
     check_finite(a, "w")
     fmt = format_of(dtype)
-    if fmt.kind != "int":
+    if not fmt.affine:
         raise OptionError(f"dtype: HQQ needs an integer format, got {fmt.name}")
     flag(symmetric, "symmetric")
     norm = number(p, "p", low=0.0, high=1.0, low_open=True)

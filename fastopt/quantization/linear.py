@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from fastopt import _threads
-from fastopt._arrays import Array, as_array, as_target, check_finite
+from fastopt._arrays import Array, as_array, check_finite, out_for
 from fastopt._kernels import matmul as _kernel
 from fastopt._options import choice, flag, integer
 from fastopt.errors import ArrayError, DTypeError, OptionError
@@ -162,12 +162,7 @@ class QuantizedLinear:
         if a.ndim == 0 or a.shape[-1] != k:
             raise ArrayError(f"x: expected a last axis of {k} (in_features), got shape {a.shape}")
         shape = (*a.shape[:-1], n)
-        if out is None:
-            result = np.empty(shape, np.float32)
-        else:
-            result = as_target(out, "out", dtypes=("float32",), shape=shape)
-            if np.may_share_memory(result, a):
-                raise ArrayError("out: shares memory with x; pass separate arrays")
+        result = out_for(out, "out", shape, "float32", [("x", a)])
         m = math.prod(shape[:-1])
         bits, bits_a = SCHEMES[self.scheme]
         finite = _kernel.linear(
@@ -250,7 +245,7 @@ def _activation(activation: Any) -> str | None:
 
 
 def _group_size(group_size: Any) -> int | None:
-    """Groups meet the packed panels at whole pairs of quads."""
+    """Whether groups begin at whole pairs of quads of the packed panels."""
     if group_size is None:
         return None
     size = integer(group_size, "group_size", low=8)
@@ -294,11 +289,11 @@ def _quantise(
 
 
 def _quantised_weight(q: QuantizedArray, bits: int) -> tuple[Array, Array, Array]:
-    """The same of a weight that comes quantised."""
+    """The same for a weight that is already quantised."""
     fmt = q.format
     if q.ndim != 2:
         raise ArrayError(f"w: expected 2 dimensions, got shape {q.shape}")
-    if fmt.kind != "int" or fmt.bits != bits:
+    if not fmt.affine or fmt.bits != bits:
         raise DTypeError(f"w: expected dtype int{bits} or uint{bits}, got {q.dtype}")
     n = q.shape[0]
     by_channel = q.group_size is None and q.axis in (None, 0, -2)

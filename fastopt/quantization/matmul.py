@@ -34,7 +34,7 @@ __all__ = ["PackedMatrix", "matmul_integer", "qlinear_matmul"]
 SAFE_K = (2**31 - 1) // (255 * 255)
 # Multiply-adds below which a second thread costs more than it saves.
 SERIAL_BELOW = 1 << 20
-# Rows of a from which packing b as a whole beats packing it slice by slice, once a chunk of rows.
+# Rows of a from which packing all of b beats packing it slice by slice for each chunk of rows.
 PACK_FROM_ROWS = 256
 
 _PACKED, _ROWS_K, _ROWS_N = 0, 1, 2  # the kernel's layouts of b

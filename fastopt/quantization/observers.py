@@ -26,7 +26,7 @@ from fastopt.quantization.qparams import QParams, qparams_from_range
 __all__ = ["MinMaxObserver", "MovingAverageMinMaxObserver", "Observer"]
 
 SERIAL_BELOW = 1 << 17  # elements; counting costs about 1 ns each
-_PIECE = 1 << 26  # elements between two chances for Ctrl-C
+_PIECE = 1 << 26  # elements between two checks for Ctrl-C
 
 _Self = TypeVar("_Self", bound="Observer")
 
@@ -356,7 +356,7 @@ def _layout(a: Array, axis: int | None) -> tuple[int, int, int]:
 
 
 def pieces_of(a: Array, layout: tuple[int, int, int]) -> list[tuple[Array, tuple[int, int, int]]]:
-    """``a`` in parts of about _PIECE elements, so that Ctrl-C gets in between."""
+    """``a`` in parts of about _PIECE elements, so that Ctrl-C is seen between them."""
     outer, channels, inner = layout
     flat = a.reshape(-1)
     if outer == 1 and channels == 1:
@@ -383,7 +383,7 @@ def _extent(
         quantize_range.min_max(low, high, piece, *loops, used)
         lows.append(low)
         highs.append(high)
-    least: Array = np.minimum.reduce(lows).astype(np.float64) + 0.0  # one zero, not two
+    least: Array = np.minimum.reduce(lows).astype(np.float64) + 0.0  # -0.0 becomes 0.0
     most: Array = np.maximum.reduce(highs).astype(np.float64) + 0.0
     if np.isnan(least).any():
         raise ArrayError("x: holds NaN or infinity; clean the data first")

@@ -36,7 +36,7 @@ __all__ = ["dequantize_linear", "dynamic_quantize", "dynamic_quantize_linear", "
 
 _CODES = ("int8", "uint8", "int16", "uint16", "int32", "uint32")
 _LIMITS = {name: (float(np.iinfo(name).min), float(np.iinfo(name).max)) for name in _CODES}
-# ml_dtypes' 4- and 2-bit types, one code a byte
+# ml_dtypes' 4- and 2-bit types, one code per byte
 _NIBBLES = {"int4": "int8", "uint4": "uint8", "int2": "int8", "uint2": "uint8"}
 _FLOAT8 = ("float8_e4m3fn", "float8_e5m2")
 _FLOAT4 = "float4_e2m1fn"
@@ -315,7 +315,7 @@ def dynamic_quantize(
     Returns
     -------
     QuantizedArray
-        Grouped along the last axis with one group a row: ``scale`` has shape (..., 1).
+        Grouped along the last axis with one group per row: ``scale`` has shape (..., 1).
 
     Raises
     ------
@@ -335,7 +335,7 @@ def dynamic_quantize(
     """
     a = as_array(x, "x", cast="float32")
     fmt = format_of(dtype)
-    if fmt.kind != "int" or fmt.packed:
+    if not fmt.affine or fmt.packed:
         raise OptionError(f"dtype: expected an 8- or 16-bit integer format, got {fmt.name!r}")
     if a.ndim == 0:
         raise ArrayError("x: a single number has no rows")
@@ -416,7 +416,7 @@ def _nibbles(zero_point: Any, fmt: Format) -> Array:
 
 
 def _zero_only(zero_point: Any) -> None:
-    """float8 has no zero point but 0."""
+    """Check that a zero point is 0: float8 takes no other."""
     if zero_point is not None and as_ndarray(zero_point, "zero_point").astype(np.float32).any():
         raise ArrayError("zero_point: must be 0 for a float8 format")
 
@@ -434,7 +434,7 @@ def _codes(a: Any, name: str, shape: tuple[int, ...] | None) -> Array:
 def _scales(
     shape: tuple[int, ...], scale: Array, zero: Array, axis: int, block_size: int | None
 ) -> tuple[Layout, Array, Array]:
-    """The layout that the shapes of x and scale say, with scale and zero point in its shape."""
+    """The layout given by the shapes of x and scale; scale and zero point reshaped to it."""
     if scale.shape in ((), (1,)):
         if scale.ndim:
             scale, zero = scale.reshape(()), zero.reshape(())

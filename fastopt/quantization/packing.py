@@ -25,7 +25,7 @@ def pack_int4(
     Parameters
     ----------
     codes : int8 (-8..7) or uint8 (0..15) array
-        One code an element; only the low four bits are kept.
+        One code per element; only the low four bits are kept.
     order : str
         "onnx": neighbours share a byte, the first one low (an odd end leaves the last high nibble
         0). "gguf": in each block of 32, element j is low and j + 16 high (ggml's Q4_0).

@@ -82,10 +82,10 @@ def from_range(low: Array, high: Array, fmt: Format, symmetric: bool) -> QParams
     """:func:`qparams_from_range` of checked ends."""
     float_dtype = np.result_type(low, high)
     lo, hi = low.astype(np.float64), high.astype(np.float64)
-    if fmt.kind == "fixed":
-        scale = np.full(lo.shape, 2.0**-fmt.frac_bits)
+    if fmt.own_scale is not None:
+        scale = np.full(lo.shape, fmt.own_scale)
         zero = np.zeros(lo.shape)
-    elif fmt.kind != "int":
+    elif not fmt.affine:
         scale = narrow_scale(np.maximum(-lo, hi), fmt, float_dtype)
         zero = np.zeros(lo.shape)
     elif symmetric:

@@ -110,21 +110,21 @@ def quantize(
     flag(saturate, "saturate")
     choice(rounding, "rounding", _ROUNDINGS.get(fmt.kind, ROUNDINGS))
     check_rules(rounding, parity)
-    if parity != "onnx" and fmt.kind in ("float", "codebook"):
+    if parity != "onnx" and not fmt.integers:
         raise OptionError(f"parity: {parity!r} is a rule for integers, not for {fmt.name}")
-    if fmt.kind == "fixed" or (scale is None and fmt.kind == "float" and fmt.bits == 16):
+    if fmt.own_scale is not None or (scale is None and not fmt.scaled):
         axis = group_size = None
-        scale = 2.0**-fmt.frac_bits
+        scale = 1.0 if fmt.own_scale is None else fmt.own_scale
     given = scale is not None
     message = f"x: holds NaN, which {fmt.name} cannot hold; clean the data first"
-    if given and fmt.kind == "codebook" and np.isnan(a).any():
+    if given and fmt.tabled and np.isnan(a).any():
         raise ArrayError(message)
     if axis is None and group_size is None and a.ndim and scale is None:
         group_size = BLOCKS.get(fmt.name)
     layout = layout_of(a.shape, axis, group_size)
     axis = layout.axis
-    fixed_zero = symmetric or fmt.kind != "int"
-    if fmt.kind == "codebook":
+    fixed_zero = symmetric or not fmt.affine
+    if fmt.tabled:
         a = as_array(a, "x", dtypes=("float32",), cast="float32") if a.dtype != "f4" else a
         if scale is None and method == "minmax":
             made = derive_codes(a, fmt, axis, group_size, threads)
@@ -132,7 +132,7 @@ def quantize(
                 zero = np.zeros(made[1].shape, fmt.storage)
                 return QuantizedArray(*made, zero, fmt.name, a.shape, axis, group_size)
     plain = method == "minmax" and gram is None and rounding == "nearest" and parity == "onnx"
-    if scale is None and plain and (symmetric if fmt.kind == "int" else fmt.kind == "float"):
+    if scale is None and plain and (symmetric if fmt.affine else fmt.floating):
         both = encode_derived(a, layout, fmt, threads)
         if both is not None:
             zero = np.zeros(layout.scale_shape, fmt.storage)
@@ -152,7 +152,7 @@ def quantize(
     else:
         step = given_scale(scale, name_of(a.dtype), layout.scale_shape, fmt, fixed_zero)
         zero = np.full(step.shape, fmt.symmetric_zero_point, fmt.storage)
-    if fmt.kind in ("float", "codebook"):
+    if not fmt.integers:
         codes = encode_narrow(
             a,
             fmt,

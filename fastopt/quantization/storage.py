@@ -141,7 +141,7 @@ def to_onnx(q: QuantizedArray, name: str) -> tuple[Any, list[Any]]:
             f"{name}_{part}", getattr(TensorProto, kind), shape, raw.tobytes(), raw=True
         )
 
-    if fmt.kind == "float" and fmt.bits == 16:
+    if fmt.floating and not fmt.scaled:
         if not (q.scale == 1).all():
             raise UnsupportedError(f"DequantizeLinear takes no {q.dtype}; Cast has no scale")
         given = tensor("codes", q.codes, q.shape)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from fastopt._options import choice, flag, integer, number
+from fastopt._options import choice, flag, integer, items, number
 from fastopt._random import Seed
 from fastopt.errors import (
     DTypeError,
@@ -279,7 +279,7 @@ def _checked_workers(
         raise OptionError("workers: is for processes of our own; the executor has its workers")
     if vectorized and (workers is not None or executor is not None):
         name = "workers" if executor is None else "executor"
-        raise OptionError(f"{name}: is for one trial a call; use vectorized=False")
+        raise OptionError(f"{name}: is for one trial per call; use vectorized=False")
     if timeout is not None and workers is None:
         raise OptionError("timeout: needs workers=, whose processes can be killed")
     return workers, timeout
@@ -318,7 +318,7 @@ def _known_results(objective: Objective, prior: Any) -> Known:
     space = objective.space
     if prior is None:
         return np.empty((0, space.n_columns)), [], []
-    pairs = list(prior)
+    pairs = items(prior, "prior")
     if not all(isinstance(p, (tuple, list)) and len(p) == 2 for p in pairs):
         raise DTypeError("prior: expected a list of (trial, result) pairs")
     rows = [

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastopt import _kernels
-from fastopt._options import choice, integer, number
+from fastopt._options import choice, flag, integer, number
 from fastopt._random import Seed
 from fastopt._threads import resolve
 from fastopt.search.breeding import Breeding, Draws
@@ -113,7 +113,7 @@ class Genetic(Engine):
         self.eta = number(eta, "eta", low=0, high=1000)
         self.mutation_eta = number(mutation_eta, "mutation_eta", low=0, high=1000)
         self.order_crossover = choice(order_crossover, "order_crossover", tuple(CROSSOVERS))
-        self.unique = bool(unique)
+        self.unique = flag(unique, "unique")
         self.threads = threads
         d = self.space.n_columns
         self._first: Matrix = np.empty((0, d))  # values to propose first

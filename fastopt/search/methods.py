@@ -8,7 +8,7 @@ from typing import Any
 
 from fastopt._options import choice
 from fastopt._random import Seed
-from fastopt.errors import OptionError
+from fastopt.errors import FastoptError, FormatError, OptionError
 from fastopt.search.cma import CMA
 from fastopt.search.de import DE
 from fastopt.search.engine import Engine, Random
@@ -69,6 +69,10 @@ def engine_for(
         name, options = stored["method"], dict(stored["options"])
         if name not in ENGINES:
             raise OptionError(f"storage: was made by an engine that is not here, {name!r}")
+        try:
+            ENGINES[name](space, seed=0, **options)
+        except FastoptError as error:  # nobody asked for them, so they are the file's fault
+            raise FormatError(f"storage: the options of its engine: {error}") from None
     if name == "random":
         if x0 is not None:
             raise OptionError("x0: random search takes no first trials; use another method")

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastopt import _kernels
-from fastopt._arrays import as_array
+from fastopt._arrays import as_array, as_numbers
 from fastopt._options import integer
 from fastopt._threads import resolve
 from fastopt.errors import ArrayError
@@ -45,7 +45,7 @@ def pack_bits(rows: NDArray[Any]) -> NDArray[np.uint64]:
     >>> pack_bits([[True, False, True]]).tolist()
     [[5]]
     """
-    rows = np.asarray(rows)
+    rows = as_numbers(rows, "rows")
     if rows.ndim != 2:
         raise ArrayError(f"rows: expected shape (n, d), got {rows.shape}")
     n, d = rows.shape

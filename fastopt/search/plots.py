@@ -131,11 +131,10 @@ def _contour(result: Result, x: str | None, y: str | None) -> list[Panel]:
     space = result.space
     scalars = dict(_scalars(space))
     chosen = [n for n in shares(result) if n in scalars][:2] if x is None or y is None else [x, y]
+    for axis, name in zip("xy", chosen, strict=False):
+        choice(name, axis, scalars)
     if len(chosen) < 2 or chosen[0] == chosen[1]:
         raise OptionError("contour: needs two variables")
-    for name in chosen:
-        if name not in scalars:
-            raise OptionError(f"contour: expected one of {', '.join(scalars)}, got {name!r}")
     genomes, told, rows = _told(result)
     columns = [scalars[n] for n in chosen]
     low, high = space.low[columns], space.high[columns]

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from fastopt.errors import FastoptError, FormatError, UnsupportedError
+from fastopt.errors import DTypeError, FastoptError, FormatError, UnsupportedError
 from fastopt.search.journal import Record, read
 from fastopt.search.layout import Matrix
 from fastopt.search.parsing import checked
@@ -37,6 +37,8 @@ def load_result(path: str | PathLike[str], space: Space | None = None) -> Result
     ------
     FormatError
         The file is no journal of ``minimize``, or of another space.
+    DTypeError
+        ``space`` is no Space.
     UnsupportedError
         The journal does not hold the space, and none was given.
 
@@ -49,6 +51,8 @@ def load_result(path: str | PathLike[str], space: Space | None = None) -> Result
     ...     load_result(folder + "/j").fun == res.fun
     True
     """
+    if space is not None and not isinstance(space, Space):
+        raise DTypeError(f"space: expected a Space, got {type(space).__name__}")
     header, trials = read(path)
     path = fspath(path)
     needed = {"space", "variables", "method", "signs", "constraints"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import pickle
 from itertools import pairwise
@@ -20,7 +21,9 @@ from fastopt.errors import (  # noqa: E402
     DTypeError,
     FastoptError,
     FormatError,
+    MissingFileError,
     OptionError,
+    StorageError,
     UnsupportedError,
 )
 from fastopt.models import OnnxModel  # noqa: E402
@@ -87,8 +90,11 @@ def test_a_damaged_file_is_a_format_error_of_one_line(name: str, tmp_path: Path)
     assert "\n" not in str(error.value)
 
 
-def test_a_missing_file_and_a_wrong_kind() -> None:
-    with pytest.raises(FileNotFoundError):
+def test_a_missing_file_a_folder_and_a_wrong_kind(tmp_path: Path) -> None:
+    with pytest.raises(StorageError) as folder:
+        OnnxModel(tmp_path)
+    assert folder.value.errno == errno.EISDIR
+    with pytest.raises(MissingFileError):
         OnnxModel("/nowhere/model.onnx")
     with pytest.raises(DTypeError, match="ModelProto"):
         OnnxModel(3)

@@ -328,7 +328,7 @@ def test_refused_parameters():
         ([frozen], ArrayError, "read-only"),
         ([np.zeros((3, 4)).T], ArrayError, "C-contiguous"),
         ([[1.0, 2.0]], DTypeError, r"params\[0\]"),
-        ([block[:6], block[5:]], ArrayError, r"params\[1\]: shares memory with params\[0\]"),
+        ([block[:6], block[5:]], ArrayError, r"params\[0\]: shares memory with params\[1\]"),
         ([{"lr": 0.1}], DTypeError, '"params"'),
         ([{"params": [np.zeros(3)], "learning_rate": 1}], OptionError, "learning_rate"),
         (7, DTypeError, "params"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -73,7 +74,8 @@ def rows_of(module: Any, tapped: Array, limit: int | None) -> Array:
     n = seen.shape[-1]
     place, k = np.divmod(_spaced(lines * width * n, limit), n)
     found = seen[:, :, :, place // width, place % width, k]
-    blocks = found.reshape(module.groups, -1, len(k)).transpose(0, 2, 1)
+    n_in = math.prod(found.shape[:-1]) // module.groups  # not -1: there may be no rows
+    blocks = found.reshape(module.groups, n_in, len(k)).transpose(0, 2, 1)
     return np.ascontiguousarray(blocks)
 
 

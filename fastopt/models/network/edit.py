@@ -10,8 +10,10 @@ from typing import Any
 import numpy as np
 
 from fastopt._arrays import Array, as_array
+from fastopt._options import choice
 from fastopt.errors import ArrayError, OptionError, UnsupportedError
 from fastopt.models.base import FLOAT32, Layer
+from fastopt.models.given import codes_of, fitted_of
 from fastopt.models.network.conv import Conv2d
 from fastopt.models.network.coupling import KINDS, Coupling, cut
 from fastopt.models.network.describe import matrix
@@ -25,9 +27,7 @@ __all__ = ["folded", "layer_named", "split", "stored_as", "units_kept", "with_we
 def layer_named(graph: Graph, name: str) -> Any:
     """The module, which has a weight."""
     names = [m.name for m in graph.modules.values() if m.kind in KINDS]
-    if name not in names:
-        raise OptionError(f"name: no layer named {name!r}; there are {names}")
-    return graph.modules[name]
+    return graph.modules[choice(name, "layer", names)]
 
 
 def with_weight(module: Any, weight: Array, bias: Array | None = None) -> Any:
@@ -46,10 +46,9 @@ def with_weight(module: Any, weight: Array, bias: Array | None = None) -> Any:
 
 def stored_as(module: Any, layer: Layer, form: str, codes: QuantizedArray | None) -> Any:
     """The module with its weight in one of the layer's forms; rounded plainly without codes."""
-    wanted = layer.form_named(form)
-    if wanted is None:
-        names = [f.name for f in layer.forms]
-        raise OptionError(f"form: {layer.name} can be stored as {', '.join(names)}, not {form!r}")
+    by_name = {f.name: f for f in layer.forms}
+    wanted = by_name[choice(form, f"form of {layer.name}", by_name)]
+    codes = codes_of(codes, layer)
     if form == FLOAT32:
         return replace(module, stored=None)
     if codes is None:
@@ -57,9 +56,6 @@ def stored_as(module: Any, layer: Layer, form: str, codes: QuantizedArray | None
         codes = quantize(
             layer.weight, f"int{wanted.bits}", axis=axis, group_size=wanted.group_size
         )
-    if tuple(codes.shape) != layer.weight.shape:
-        shape = layer.weight.shape
-        raise ArrayError(f"codes: {layer.name} needs shape {shape}, got {codes.shape}")
     values = np.asarray(codes.dequantize(), np.float32).reshape(module.weight.shape)
     fresh = replace(module, weight=values, stored=codes)
     if hasattr(fresh, "dynamic"):
@@ -72,17 +68,12 @@ def units_kept(
     coupling: Coupling,
     group: str,
     index: Array,
-    weights: Mapping[str, tuple[Array, Array | None]],
+    weights: Mapping[str, tuple[Array, Array | None]] | None,
 ) -> Graph:
     """Without the units of a group that are not in ``index``."""
-    if group not in coupling.groups:
-        known = list(coupling.groups)
-        raise OptionError(f"group: no group named {group!r}; there are {known}")
-    found = coupling.groups[group]
+    found = coupling.groups[choice(group, "group", coupling.groups)]
     kept = found.kept(index)
-    members = {m.tensor for m in (*found.producers, *found.consumers)}
-    if set(weights) - members:
-        raise OptionError(f"weights: {group} has {sorted(members)}, got {list(weights)}")
+    fitted = fitted_of(weights, {m.tensor for m in (*found.producers, *found.consumers)})
     gone = coupling.gone(group, kept)
     touched = {tensor for tensor, _ in gone}
     change: dict[str, list[Module]] = {}
@@ -91,8 +82,8 @@ def units_kept(
         if own & touched:
             fresh: Any = copy.copy(module)
             cut(fresh, gone)
-            if name in weights:
-                fresh = with_weight(fresh, *weights[name])
+            if name in fitted:
+                fresh = with_weight(fresh, *fitted[name])
             elif getattr(fresh, "stored", None) is not None:
                 fresh.stored = None
             change[name] = [fresh]

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from fastopt._arrays import Array
-from fastopt.errors import ArrayError, OptionError
+from fastopt._options import names
+from fastopt.errors import ArrayError, DTypeError, OptionError
 from fastopt.models.network.module import Module
 
 __all__ = ["INPUT", "Graph", "input_shape"]
@@ -50,10 +51,12 @@ class Graph:
         before = INPUT
         for k, given in enumerate(modules):
             module = copy.copy(given)
+            if not isinstance(module.name, str):
+                raise DTypeError(f"layers[{k}]: name is a {type(module.name).__name__}, not text")
             module.name = module.name or f"{module.kind}{k}"
             if module.name in self.shapes:
                 raise OptionError(f"layers: names must differ, got {module.name!r} twice")
-            module.inputs = tuple(module.inputs) or (before,)
+            module.inputs = names(module.inputs, f"layers: inputs of {module.name}") or (before,)
             self._check_inputs(module)
             shapes = [self.shapes[name] for name in module.inputs]
             self.shapes[module.name] = module.shape(*shapes)

@@ -27,7 +27,10 @@ def labels_for(loss: str, classes: Array | None, n_out: int, y: Any, n: int) -> 
         raise ArrayError(f"y: expected ({n},) labels, got shape {y.shape}")
     if classes is not None:
         order = np.argsort(classes)
-        place = np.searchsorted(classes, y, sorter=order)
+        try:
+            place = np.searchsorted(classes, y, sorter=order)
+        except TypeError:  # text and numbers
+            raise ArrayError("y: its labels are of another kind than the network's") from None
         k: Array = order[np.minimum(place, len(order) - 1)]
         if not (classes[k] == y).all():
             raise ArrayError("y: holds labels that are not in the network's classes")

@@ -11,12 +11,23 @@ from typing import Any
 import numpy as np
 
 from fastopt._arrays import Array, as_array, as_labels, as_numbers
-from fastopt._options import choice, integer, shape
+from fastopt._options import choice, flag, integer, items, shape
 from fastopt._random import Seed, generator_of
-from fastopt.errors import ArrayError, OptionError
+from fastopt.errors import ArrayError, DTypeError, OptionError
 from fastopt.models.base import Group, Input, Layer
+from fastopt.models.given import (
+    batch_of,
+    feeds_of,
+    first_batch,
+    limit_of,
+    n_rows_of,
+    numbers,
+    taken,
+    taps_of,
+    tried_of,
+)
 from fastopt.models.network import edit
-from fastopt.models.network.activations import softmax
+from fastopt.models.network.activations import ACTIVATIONS, softmax
 from fastopt.models.network.coupling import Coupling
 from fastopt.models.network.dense import Dense
 from fastopt.models.network.describe import layers_of, macs_of, matrix, rows_of
@@ -59,7 +70,9 @@ class Network:
     OptionError
         No layer, names that are not different, inputs that are not there, an unknown loss.
     ArrayError
-        Shapes that do not fit.
+        Shapes that do not fit; another number of ``classes`` than the network has outputs.
+    DTypeError
+        One of ``layers`` is no module.
 
     Examples
     --------
@@ -85,13 +98,21 @@ class Network:
         classes: Any = None,
         input_shape: Sequence[int] | None = None,
     ) -> None:
-        if not layers:
+        modules = items(layers, "layers")
+        if not modules:
             raise OptionError("layers: expected at least one layer, got none")
-        given = _shape_of(layers[0]) if input_shape is None else shape(input_shape, "input_shape")
-        self._graph = Graph(layers, given)
+        for k, module in enumerate(modules):
+            if not isinstance(module, Module):
+                raise DTypeError(f"layers[{k}]: expected a module, got {type(module).__name__}")
+        given = _shape_of(modules[0]) if input_shape is None else shape(input_shape, "input_shape")
+        self._graph = Graph(modules, given)
         self._coupling: Coupling | None = None
         self._loss = choice(loss, "loss", LOSSES)
         self.classes = None if classes is None else as_labels(classes, "classes")
+        if self.classes is not None and self.classes.shape != (self._n_out,):
+            raise ArrayError(
+                f"classes: expected {self._n_out} labels, got shape {self.classes.shape}"
+            )
 
     @classmethod
     def mlp(
@@ -107,9 +128,10 @@ class Network:
         Weights are uniform in +-sqrt(6 / n_in) before a ReLU (He et al. 2015, eq. 10) and
         +-sqrt(6 / (n_in + n_out)) elsewhere (Glorot and Bengio 2010, eq. 16); biases are 0.
         """
-        widths = [integer(n, "sizes", low=1) for n in sizes]
+        choice(activation, "activation", ACTIVATIONS)
+        widths = [integer(n, "sizes", low=1) for n in items(sizes, "sizes")]
         if len(widths) < 2:
-            raise OptionError(f"sizes: expected at least two numbers, got {list(sizes)}")
+            raise OptionError(f"sizes: expected at least two numbers, got {widths}")
         rng = generator_of(seed)
         layers = []
         for k, (n_in, n_out) in enumerate(pairwise(widths)):
@@ -149,7 +171,8 @@ class Network:
         statistics; with ``training=False`` it uses those, as :meth:`loss` does.
         """
         rows = self._input(x)
-        return self._backward(rows, self._labels(y, len(rows)), training)
+        labels = self._labels(y, len(rows))
+        return self._backward(rows, labels, flag(training, "training"))
 
     def _backward(
         self, rows: Array, labels: Array, training: bool = True, loss: str | None = None
@@ -192,7 +215,7 @@ class Network:
         if not len(rows):
             raise ArrayError("x: expected at least one row to train on, got none")
         labels = self._labels(y, len(rows))
-        size = len(rows) if batch_size is None else integer(batch_size, "batch_size", low=1)
+        size = batch_of(batch_size) or len(rows)
         self._unstore()
         return epochs_of(
             lambda index: self._backward(rows[index], labels[index]),
@@ -214,6 +237,7 @@ class Network:
         """
         rows = self._input(x)
         targets = labels_for("squared", None, self._n_out, outputs, len(rows))
+        max_iter = integer(max_iter, "max_iter", low=0)
         self._unstore()
         most = max(_FEWEST, int(_MATCH_MACS / (3 * max(1, self.macs) * max(1, max_iter))))
         if len(rows) > most:
@@ -323,13 +347,11 @@ class Network:
 
     def n_rows(self, data: Any) -> int:
         """Rows of ``data``, a mapping of ``X`` or a sequence of such mappings."""
-        return len(data) if not isinstance(data, Mapping) else len(self._input(data[INPUT]))
+        return n_rows_of(data, self.inputs)
 
     def take(self, data: Any, index: Array) -> Any:
         """Those rows of ``data``, in that order."""
-        if isinstance(data, Mapping):
-            return {INPUT: self._input(data[INPUT])[index]}
-        return [data[int(k)] for k in index]
+        return taken(data, index, self.inputs)
 
     def run(
         self,
@@ -342,31 +364,32 @@ class Network:
 
         ``weights`` gives layers other weights for this run alone.
         """
-        names = {f"{name}.in": name for name in self.layers}
-        if set(taps) - set(names):
-            raise OptionError(f"taps: no tensor named {sorted(set(taps) - set(names))}")
+        layers = self.layers
+        names = {f"{name}.in": name for name in layers}
+        tapped = [names[t] for t in taps_of(taps, names)]
         others = {
-            name: edit.with_weight(edit.layer_named(self._graph, name), w)
-            for name, w in (weights or {}).items()
+            name: edit.with_weight(self._graph.modules[name], w)
+            for name, w in tried_of(weights, layers).items()
         }
-        for feed in [data] if isinstance(data, Mapping) else data:
+        size = batch_of(batch_size)
+        for feed in feeds_of(data, self.inputs):
             x = self._input(feed[INPUT])
-            step = batch_size or max(len(x), 1)
+            step = size or max(len(x), 1)
             for start in range(0, len(x), step):
-                tapped = [names[t] for t in taps]
                 y, seen = self._graph.forward(x[start : start + step], tapped, others)
                 yield {_OUTPUT: y}, {f"{name}.in": a for name, a in seen.items()}
 
     def rows(self, layer: str, tapped: Array, limit: int | None = None) -> Array:
         """A layer's input rows out of its tapped tensor, (n_blocks, rows, n_in)."""
-        return rows_of(edit.layer_named(self._graph, layer), tapped, limit)
+        module = edit.layer_named(self._graph, layer)
+        source = self._graph.shapes[module.inputs[0]]
+        return rows_of(module, numbers(tapped, "tapped", (None, *source)), limit_of(limit))
 
     def runner(
         self, data: Any, batch_size: int | None = None, threads: int = 1
     ) -> Callable[[], object]:
         """Call it to run the first batch of ``data`` once; BLAS has its own threads."""
-        feed = data if isinstance(data, Mapping) else next(iter(data))
-        x = self._input(feed[INPUT])[:batch_size]
+        x = self._input(first_batch(data, self.inputs, batch_size)[INPUT])
         return lambda: self.forward(x)
 
     def set_weight(self, layer: str, weight: Array, bias: Array | None = None) -> None:
@@ -381,8 +404,7 @@ class Network:
         weights: Mapping[str, tuple[Array, Array | None]] | None = None,
     ) -> None:
         """In place: keep the units ``index`` of a group; ``weights`` are its layers' new ones."""
-        given = dict(weights or {})
-        self._put(edit.units_kept(self._graph, self._coupled(), group, index, given))
+        self._put(edit.units_kept(self._graph, self._coupled(), group, index, weights))
 
     def split_layer(self, layer: str, a: Array, b: Array) -> None:
         """In place: ``layer`` becomes ``layer.b`` (no bias, no activation), then ``layer.a``."""

@@ -7,10 +7,8 @@ from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any, ClassVar, TypeVar
 
-import numpy as np
-
 from fastopt._arrays import Array, as_array, check_finite
-from fastopt._options import integer
+from fastopt._options import integer, items
 from fastopt.errors import ArrayError, OptionError
 
 __all__ = ["Module", "float_array", "images", "own_copy", "pair", "vector"]
@@ -113,7 +111,7 @@ def vector(x: Any, name: str, n: int, finite: bool = False) -> Array:
 
 def pair(value: Any, name: str, low: int) -> tuple[int, int]:
     """An integer for both axes of an image, or one for each."""
-    both = (value, value) if np.ndim(value) == 0 else tuple(value)
+    both = items(value, name) if isinstance(value, (list, tuple)) else [value, value]
     if len(both) != 2:
         raise OptionError(f"{name}: expected an integer or two, got {value!r}")
     return integer(both[0], name, low=low), integer(both[1], name, low=low)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from fastopt._arrays import Array
+from fastopt._options import function
 from fastopt._random import Seed, generator_of
 from fastopt.errors import DTypeError, OptionError
 from fastopt.optim import descend
@@ -26,6 +27,8 @@ def epochs_of(
     callback: Callable[[int, float], object] | None,
 ) -> list[float]:
     """In place: mini-batches of ``value_and_grad(index)``; the mean loss of each epoch."""
+    if callback is not None:
+        function(callback, "callback")
     names = _bound_names(params, optimizer)
     rng = generator_of(seed)
     history: list[float] = []

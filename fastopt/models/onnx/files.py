@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from fastopt._files import path_of, storage_errors
 from fastopt._optional import package
 from fastopt.errors import DTypeError, FormatError
 
@@ -28,20 +29,22 @@ def read_model(source: Any) -> tuple[Any, Path | None]:
     ------
     FormatError
         Not an ONNX model, truncated, or external data outside the model's folder.
+    StorageError
+        The file cannot be read; MissingFileError where there is none.
     """
     onnx = load_onnx()
     path = None
     if isinstance(source, onnx.ModelProto):
         model = source
     elif isinstance(source, (str, os.PathLike)):
-        path = Path(source)
-        if path.stat().st_size == 0:
+        path = Path(path_of(source, "model"))
+        with storage_errors(os.fspath(path)), open(path, "rb") as file:
+            data = file.read()
+        if not data:
             raise FormatError("is empty", os.fspath(path))
         try:
-            model = onnx.load(os.fspath(path), load_external_data=False)
+            model = onnx.load_from_string(data)
         except Exception as error:  # protobuf's own errors are no common class
-            if isinstance(error, OSError):
-                raise
             raise FormatError(
                 "cannot be read as ONNX: damaged, truncated or of another kind", os.fspath(path)
             ) from error
@@ -75,13 +78,14 @@ def constant_of(tensor: Any, path: Path | None) -> Any:
                     f"its shape needs {wanted}",
                     where,
                 )
-            values = np.fromfile(
-                file, dtype.newbyteorder("<"), wanted // dtype.itemsize, "", offset
-            )
+            with storage_errors(os.fspath(file)):
+                values = np.fromfile(
+                    file, dtype.newbyteorder("<"), wanted // dtype.itemsize, "", offset
+                )
             return values.astype(dtype, copy=False).reshape(shape)
         copy = onnx.TensorProto()
         copy.CopyFrom(tensor)
-        with open(file, "rb") as handle:
+        with storage_errors(os.fspath(file)), open(file, "rb") as handle:
             handle.seek(offset)
             copy.raw_data = handle.read(length)
         copy.data_location = onnx.TensorProto.DEFAULT

@@ -13,10 +13,19 @@ import numpy as np
 
 from fastopt import _threads
 from fastopt._arrays import Array, as_array, check_finite
-from fastopt._files import write_whole
+from fastopt._files import path_of, storage_errors, write_whole
 from fastopt._options import choice, flag, integer
 from fastopt.errors import ArrayError, FastoptError, OptionError, UnsupportedError
 from fastopt.models.base import FLOAT32, Form, Group, Input, Layer
+from fastopt.models.given import (
+    batch_of,
+    codes_of,
+    fitted_of,
+    limit_of,
+    numbers,
+    taps_of,
+    tried_of,
+)
 from fastopt.models.labels import Labels, groups_of, propagate
 from fastopt.models.onnx.build import Stored, encoded, half_biases, put_values, stored_as
 from fastopt.models.onnx.compact import compact
@@ -209,21 +218,18 @@ class OnnxModel:
 
         ``weights`` gives layers other weights for this run alone (they then run in float).
         """
-        trees = {k: w for k, w in (weights or {}).items() if k in self._forests}
+        tried = tried_of(weights, self.layers)
+        trees = {k: w for k, w in tried.items() if k in self._forests}
         if trees:
             twin = self.copy()
             for name, weight in trees.items():
                 twin.set_weight(name, weight)
-            rest = {k: w for k, w in (weights or {}).items() if k not in trees}
+            rest = {k: w for k, w in tried.items() if k not in trees}
             yield from twin.run(data, taps, batch_size, rest)
             return
         feeds = Feeds(data, self.inputs)
-        size = None if batch_size is None else integer(batch_size, "batch_size", low=1)
-        wanted = tuple(dict.fromkeys(t for t in taps if t not in self.outputs))
-        known = self._main_names
-        unknown = [t for t in taps if t not in known]
-        if unknown:
-            raise OptionError(f"taps: no tensor named {unknown[0]!r} in the main graph")
+        size, asked = batch_of(batch_size), taps_of(taps, self._main_names)
+        wanted = tuple(t for t in asked if t not in self.outputs)
         given = set(wanted) & {i.name for i in self.inputs}
         inner = tuple(t for t in wanted if t not in given)
         self._observe(feeds)
@@ -232,27 +238,31 @@ class OnnxModel:
             s.rows8 is not None and len(s.rows8.view.shape) > 2 for s in self._stored.values()
         )
         threads = 1 if alone else _threads.resolve(None, 1 << 30, 1)
-        tried = {name: self._tried(name, a) for name, a in (weights or {}).items()}
-        runner = self._session(inner, threads, probe=bool(tried))
+        fed = {name: self._tried(name, a) for name, a in tried.items()}
+        runner = self._session(inner, threads, probe=bool(fed))
         names = [*self.outputs, *inner]
         for feed in feeds.batches(size):
-            found = dict(zip(names, execute(runner, names, feed | tried), strict=True))
+            found = dict(zip(names, execute(runner, names, feed | fed), strict=True))
             outputs = {name: found[name] for name in self.outputs}
-            yield outputs, {t: feed[t] if t in given else found[t] for t in taps}
+            yield outputs, {t: feed[t] if t in given else found[t] for t in asked}
 
     def rows(self, layer: str, tapped: Array, limit: int | None = None) -> Array:
         """A layer's input rows, (n_blocks, rows, n_in) float32 (see the protocol)."""
-        if layer in self._forests:
-            return self._forests[layer].rows(tapped, limit)
-        return input_rows(self._site(layer), tapped, limit)
+        x, most = numbers(tapped, "tapped"), limit_of(limit)
+        try:
+            if self._known(layer) in self._forests:
+                return self._forests[layer].rows(tapped, most)
+            return input_rows(self._site(layer), x, most)
+        except (ValueError, IndexError) as error:
+            raise ArrayError(f"tapped: not what feeds {layer}: {error}") from None
 
     def runner(
         self, data: Any, batch_size: int | None = None, threads: int = 1
     ) -> Callable[[], object]:
         """Call it to run the first batch of ``data`` once, with the graph that is saved."""
-        feed = next(Feeds(data, self.inputs).batches(batch_size))
+        feed = next(Feeds(data, self.inputs).batches(batch_of(batch_size)))
         model = self._file_proto().SerializeToString()
-        loaded = session(model, integer(threads, "threads", low=1))
+        loaded = session(model, _threads.resolve(integer(threads, "threads", low=1), 1))
         return lambda: loaded.run(None, feed)
 
     # --- edits ----------------------------------------------------------------------------
@@ -279,9 +289,9 @@ class OnnxModel:
     ) -> None:
         """In place: store (and run) the layer in one of its forms (see the protocol)."""
         site = self._site(layer)
-        chosen = self._form(layer, form)
-        matrix = self.layers[layer].weight
-        self._stored[layer] = stored_as(site, chosen, matrix, codes, ranges)
+        chosen, old = self._form(layer, form), self.layers[layer]
+        given = codes_of(codes, old)
+        self._stored[layer] = stored_as(site, chosen, old.weight, given, ranges)
         self._forget(layer)
 
     def keep_units(
@@ -302,8 +312,18 @@ class OnnxModel:
         """
         found = self.groups[choice(group, "group", self.groups)]
         kept = found.kept(index)
+        fitted = fitted_of(weights, {m.tensor for m in (*found.producers, *found.consumers)})
+        edited = self.copy()
+        edited._cut(found, kept, fitted)
+        vars(self).update(vars(edited))
+
+    def _cut(
+        self, found: Group, kept: Array, weights: Mapping[str, tuple[Array, Array | None]]
+    ) -> None:
+        """In place, and half done where it is refused: the group's units ``kept`` only."""
+        group = found.name
         if group in self._forests:
-            self._keep_trees(group, kept, (weights or {}).get(group))
+            self._keep_trees(group, kept, weights.get(group))
             return
         labels, _, units, _ = self._labelled()
         self._settle()
@@ -321,7 +341,7 @@ class OnnxModel:
         self._constants = {}
         self._forget()
         self._shapes = shapes
-        for name, (weight, bias) in (weights or {}).items():
+        for name, (weight, bias) in weights.items():
             self.set_weight(name, weight, bias)
 
     def _keep_trees(
@@ -400,8 +420,11 @@ class OnnxModel:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the model: checked by onnx and loaded by onnxruntime first, then whole at once."""
         onnx = load_onnx()
-        target = Path(path)
-        if self._graph.path is not None and target.exists() and target.samefile(self._graph.path):
+        target = Path(path_of(path))
+        source = self._graph.path
+        with storage_errors(os.fspath(target)):
+            same = source is not None and target.exists() and target.samefile(source)
+        if same:
             raise OptionError(f"path: {path} is the model that was read; give another name")
         proto = self._file_proto()
         data = proto.SerializeToString()
@@ -455,14 +478,12 @@ class OnnxModel:
         return self._constants[name]
 
     def _known(self, layer: str) -> str:
-        if layer not in self._sites and layer not in self._forests:
-            raise OptionError(f"layer: no layer named {layer!r}")
-        return layer
+        return choice(layer, "layer", {**self._sites, **self._forests})
 
     def _site(self, layer: str) -> Site:
-        if layer in self._forests:
+        if self._known(layer) in self._forests:
             raise UnsupportedError(f"{layer}: a tree ensemble has no other form")
-        return self._sites[self._known(layer)]
+        return self._sites[layer]
 
     def _tap(self, name: str | None) -> str | None:
         """A tensor that can be observed: one of the main graph that is no constant."""

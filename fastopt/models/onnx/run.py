@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from fastopt._arrays import Array
+from fastopt._arrays import Array, as_ndarray
 from fastopt._optional import package
 from fastopt.errors import ArrayError, DTypeError, FormatError, OptionError, UnsupportedError
 from fastopt.models.base import Input
+from fastopt.models.given import index_of
 from fastopt.models.onnx.files import load_onnx
 
 __all__ = ["Feeds", "differing", "evaluate", "execute", "inputs_of", "session", "tensor_info"]
@@ -183,9 +184,10 @@ class Feeds:
 
     def take(self, index: Any) -> Any:
         """The data with these rows only."""
+        at = index_of(index, self.n_rows)
         if self.parts is not None:
-            return [self.parts[k] for k in index]
-        return {n: a if n in self.fixed else a[index] for n, a in self.arrays.items()}
+            return [self.parts[k] for k in at]
+        return {n: a if n in self.fixed else a[at] for n, a in self.arrays.items()}
 
     def _step(self, batch_size: int | None) -> int:
         fixed = {i.shape[0] for i in self.inputs if i.name not in self.fixed}
@@ -242,7 +244,7 @@ class Feeds:
 def _value(data: Mapping[str, Any], i: Input) -> Array:
     if i.name not in data:
         raise OptionError(f"data: no array named {i.name!r}; it has {sorted(map(str, data))}")
-    return np.asarray(data[i.name])
+    return as_ndarray(data[i.name], f"data[{i.name!r}]")
 
 
 def _shown(shape: tuple[int | None, ...]) -> str:

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from fastopt._arrays import Array, as_array, as_labels, as_numbers
+from fastopt._arrays import Array, as_array, as_labels, as_ndarray, as_numbers
 from fastopt._options import choice
-from fastopt.errors import OptionError
+from fastopt.errors import ArrayError, DTypeError, OptionError
 from fastopt.models.network import Network
 
 __all__ = ["CompactEstimator"]
@@ -52,7 +52,18 @@ class CompactEstimator:
         self.network = network
         self.proba = proba
         self.task = choice(task, "task", ("classifier", "regressor"))
-        self.features = features
+        if not isinstance(network, Network):
+            raise DTypeError(f"network: expected a Network, got {type(network).__name__}")
+        self.features = None if features is None else as_ndarray(features, "features")
+        if self.features is not None and (
+            self.features.dtype.kind not in "iu"
+            or self.features.shape != network.inputs[0].shape[1:]
+            or self.features.min(initial=0) < 0
+        ):
+            raise ArrayError(
+                f"features: expected the {network.inputs[0].shape[1]} columns to read"
+            )
+        self.features = None if self.features is None else self.features.astype(np.intp)
         if task == "classifier":
             n_classes = next(reversed(network.layers.values())).weight.shape[0]
             known = network.classes
@@ -63,6 +74,8 @@ class CompactEstimator:
     def _outputs(self, X: Any) -> Array:
         shape = (None, self.n_features_in_)
         x = as_array(X, "X", dtypes=("float32",), cast="float32", shape=shape)
+        if self.features is not None and self.features.max(initial=-1) >= x.shape[1]:
+            raise ArrayError(f"X: has {x.shape[1]} columns, column {self.features.max()} is read")
         return self.network.forward(x if self.features is None else x[:, self.features])
 
     def decision_function(self, X: Any) -> Array:
@@ -93,6 +106,8 @@ class CompactEstimator:
         """Accuracy of a classifier, R^2 of a regressor."""
         found = self.predict(X)
         truth = as_labels(y, "y") if self.task == "classifier" else as_numbers(y, "y")
+        if truth.shape != found.shape:
+            raise ArrayError(f"y: expected shape {found.shape}, got {truth.shape}")
         if self.task == "classifier":
             return float((found == truth).mean())
         spread = ((truth - truth.mean(axis=0)) ** 2).sum()

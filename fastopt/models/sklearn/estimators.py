@@ -15,9 +15,11 @@ from typing import Any
 
 import numpy as np
 
-from fastopt._arrays import Array
+from fastopt._arrays import Array, as_array
+from fastopt._options import choice
 from fastopt.errors import ArrayError, UnsupportedError
 from fastopt.models.base import Group, Input, Member
+from fastopt.models.given import feeds_of, first_batch, fitted_of, n_rows_of, taken
 from fastopt.models.network import Dense, Network
 from fastopt.models.sklearn.compact import CompactEstimator
 
@@ -127,41 +129,42 @@ class EstimatorModel:
         weights: Mapping[str, tuple[Array, Array | None]] | None = None,
     ) -> None:
         """In place: keep the group's units ``index`` only."""
-        if group != _FEATURES or not self._linear:
+        if choice(group, "group", self.groups) != _FEATURES or not self._linear:
             self.network.keep_units(group, index, weights)
             return
         layers = list(self.network.layers.values())
-        given = dict(weights or {})
+        kept = self.groups[_FEATURES].kept(index)
+        given = fitted_of(weights, {layers[0].name})
         fresh = [Dense(x.weight, x.bias, name=x.name) for x in layers]
         first = layers[0]
-        weight, bias = given.get(first.name, (first.weight[:, index], first.bias))
-        if weight.shape != (first.weight.shape[0], len(index)):
-            raise ArrayError(f"weights: {first.name} needs {len(index)} columns")
+        weight, bias = given.get(first.name, (first.weight[:, kept], first.bias))
+        if weight.shape != (first.weight.shape[0], len(kept)):
+            raise ArrayError(f"weights: {first.name} needs {len(kept)} columns")
         fresh[0] = Dense(weight, bias, name=first.name)
         self.network = Network(fresh, classes=self.network.classes)
-        self._features = self._features[index]
+        self._features = self._features[kept]
 
-    def _rows(self, data: Any) -> Any:
-        """What the network sees of data."""
-        if not isinstance(data, Mapping):
-            return [self._rows(feed) for feed in data]
-        x = data[_INPUT]
+    def _rows(self, x: Any) -> dict[str, Array]:
+        """What the network sees of rows."""
         with warnings.catch_warnings():  # names of columns are not checked here
             warnings.filterwarnings("ignore", message="X does not have valid feature names")
-            for step in self._before:
-                x = x if step in (None, "passthrough") else step.transform(x)
-        x = np.asarray(x, np.float32)
+            for step in (s for s in self._before if s not in (None, "passthrough")):
+                try:
+                    x = step.transform(x)
+                except Exception as error:  # whatever a transformer makes of other rows
+                    raise ArrayError(
+                        f"data: {type(step).__name__} refuses them: {error}"
+                    ) from error
+        x = as_array(x, "data", dtypes=("float32",), cast="float32", ndim=2)
         return {_INPUT: x[:, self._features] if self._linear else x}
 
     def n_rows(self, data: Any) -> int:
         """The rows that data hold."""
-        return len(data[_INPUT]) if isinstance(data, Mapping) else len(data)
+        return n_rows_of(data, self.inputs)
 
     def take(self, data: Any, index: Array) -> Any:
         """Those rows of ``data``, in that order."""
-        if isinstance(data, Mapping):
-            return {_INPUT: np.asarray(data[_INPUT])[index]}
-        return [data[int(k)] for k in index]
+        return taken(data, index, self.inputs)
 
     def run(
         self,
@@ -171,20 +174,19 @@ class EstimatorModel:
         weights: Mapping[str, Array] | None = None,
     ) -> Iterator[tuple[dict[str, Array], dict[str, Array]]]:
         """Outputs and tapped activations by name, batch by batch."""
-        for feed in [data] if isinstance(data, Mapping) else data:
-            yield from self.network.run(self._rows(feed), taps, batch_size, weights)
+        for feed in feeds_of(data, self.inputs):
+            yield from self.network.run(self._rows(feed[_INPUT]), taps, batch_size, weights)
 
     def runner(
         self, data: Any, batch_size: int | None = None, threads: int = 1
     ) -> Callable[[], object]:
         """Call it to run the first batch of ``data`` once, the pipeline's first steps too."""
-        feed = data if isinstance(data, Mapping) else next(iter(data))
-        first = {_INPUT: feed[_INPUT][:batch_size]}
+        first = first_batch(data, self.inputs, batch_size)[_INPUT]
         return lambda: self.network.forward(self._rows(first)[_INPUT])
 
     def match(self, x: Any, outputs: Any, max_iter: int = 25) -> tuple[float, float]:
         """In place: fit every parameter so that the outputs on ``x`` come close to ``outputs``."""
-        return self.network.match(self._rows({_INPUT: x})[_INPUT], outputs, max_iter)
+        return self.network.match(self._rows(x)[_INPUT], outputs, max_iter)
 
     def fit(
         self,
@@ -196,9 +198,7 @@ class EstimatorModel:
         seed: Any = 0,
     ) -> list[float]:
         """In place: train the network on mini-batches of rows."""
-        return self.network.fit(
-            self._rows({_INPUT: x})[_INPUT], y, optimizer, epochs, batch_size, seed
-        )
+        return self.network.fit(self._rows(x)[_INPUT], y, optimizer, epochs, batch_size, seed)
 
     def copy(self) -> EstimatorModel:
         """An independent copy."""

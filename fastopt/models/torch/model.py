@@ -8,17 +8,31 @@ import math
 import os
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
+from fastopt import _threads
 from fastopt._arrays import Array, as_ndarray
 from fastopt._files import write_whole
 from fastopt._optional import package
-from fastopt._options import choice
+from fastopt._options import choice, integer
 from fastopt._random import Seed
 from fastopt.errors import ArrayError, OptionError, UnsupportedError
 from fastopt.models.base import FLOAT32, Form, Group, Input, Layer, Model
+from fastopt.models.given import (
+    batch_of,
+    feeds_of,
+    first_batch,
+    fitted_of,
+    limit_of,
+    n_rows_of,
+    numbers,
+    taken,
+    taps_of,
+    tried_of,
+)
 from fastopt.models.labels import Labels, groups_of, propagate
 from fastopt.models.onnx.layers import Site, View
 from fastopt.models.torch import edit, train
@@ -233,13 +247,16 @@ class TorchModel(Model):
 
     def n_rows(self, data: Any) -> int:
         """The rows that data hold."""
-        return len(next(iter(data.values()))) if isinstance(data, Mapping) else len(data)
+        return n_rows_of(data, self._any_shape)
 
     def take(self, data: Any, index: Array) -> Any:
         """Those rows of ``data``, in that order."""
-        if isinstance(data, Mapping):
-            return {name: np.asarray(a)[index] for name, a in data.items()}
-        return [data[int(k)] for k in index]
+        return taken(data, index, self._any_shape)
+
+    @property
+    def _any_shape(self) -> tuple[Input, ...]:
+        """The inputs, of whatever lengths: the example does not show which of them are fixed."""
+        return tuple(replace(i, shape=(None,) * len(i.shape)) for i in self.inputs)
 
     def _arguments(self, feed: Mapping[str, Array]) -> dict[str, Any]:
         torch = _torch()
@@ -291,25 +308,26 @@ class TorchModel(Model):
         """Outputs and tapped activations (``<layer>.in``), batch by batch."""
         torch = _torch()
         wanted: dict[str, list[str]] = {}  # tensors by the name of the node that makes them
-        for tap in taps:
+        known = [f"{name}.{end}" for name in self._modules for end in ("in", "out")]
+        for tap in taps_of(taps, known):
             layer = tap.removesuffix(".in").removesuffix(".out")
-            if layer not in self._modules:
-                raise OptionError(f"taps: no tensor named {tap!r}")
             node = self._nodes(layer)[0]
             source = node if tap.endswith(".out") else node.args[0]
             wanted.setdefault(source.name, []).append(tap)
-        for feed in [data] if isinstance(data, Mapping) else data:
-            n = self.n_rows(feed)
-            step = batch_size or max(n, 1)
+        others = tried_of(weights, self.layers) if weights else {}
+        size = batch_of(batch_size)
+        for feed in feeds_of(data, self._any_shape):
+            n = len(next(iter(feed.values())))
+            step = size or max(n, 1)
             for start in range(0, n, step):
-                part = {k: np.asarray(a)[start : start + step] for k, a in feed.items()}
+                part = {k: a[start : start + step] for k, a in feed.items()}
                 tapped: dict[str, Array] = {}
 
                 def seen(node: Any, value: Any, found: dict[str, Array] = tapped) -> None:
                     for tap in wanted.get(node.name, ()):
                         found[tap] = value.numpy().copy()
 
-                with edit.other_weights(self._modules, weights or {}), torch.no_grad():
+                with edit.other_weights(self._modules, others), torch.no_grad():
                     if wanted:
                         result = self._interpret(part, seen)
                     else:
@@ -318,15 +336,20 @@ class TorchModel(Model):
 
     def rows(self, layer: str, tapped: Array, limit: int | None = None) -> Array:
         """A layer's input rows out of its tapped tensor, (n_blocks, rows, n_in)."""
-        return edit.rows_of(self._modules[layer], tapped, limit)
+        module = self._modules[choice(layer, "layer", self._modules)]
+        x, most = numbers(tapped, "tapped"), limit_of(limit)
+        try:
+            return edit.rows_of(module, x, most)
+        except (ValueError, IndexError, RuntimeError) as error:
+            raise ArrayError(f"tapped: not what feeds {layer}: {error}") from None
 
     def runner(
         self, data: Any, batch_size: int | None = None, threads: int = 1
     ) -> Callable[[], object]:
         """Call it to run the first batch of ``data`` once."""
         torch = _torch()
-        feed = data if isinstance(data, Mapping) else next(iter(data))
-        arguments = self._given({k: np.asarray(a)[:batch_size] for k, a in feed.items()})
+        arguments = self._given(first_batch(data, self._any_shape, batch_size))
+        threads = _threads.resolve(integer(threads, "threads", low=1), 1)
 
         def once() -> object:
             before = torch.get_num_threads()
@@ -387,15 +410,18 @@ class TorchModel(Model):
         """In place: new values of the same shape; None keeps the bias."""
         choice(layer, "layer", list(self._modules))
         module = self._modules[layer]
-        if weight.size != module.weight.numel() or len(weight) != len(module.weight):
-            raise ArrayError(
-                f"weight: {layer} needs {tuple(module.weight.shape)}, got {weight.shape}"
-            )
-        self._names.put(layer, weight.reshape(tuple(module.weight.shape)))
+        shape = tuple(module.weight.shape)
+        fresh = numbers(weight, "weight")
+        if fresh.size != module.weight.numel() or fresh.shape[:1] != shape[:1]:
+            raise ArrayError(f"weight: {layer} needs {shape}, got {fresh.shape}")
+        if bias is not None and not hasattr(module, "bias"):
+            raise OptionError(f"bias: {layer} ({type(module).__name__}) has no place for one")
+        bias = (
+            None if bias is None else numbers(bias, "bias", (self.layers[layer].weight.shape[0],))
+        )
+        self._names.put(layer, fresh.reshape(shape))
         if bias is None:
             return
-        if not hasattr(module, "bias"):
-            raise OptionError(f"bias: {layer} ({type(module).__name__}) has no place for one")
         if module.bias is None:
             edit.add_bias(module, bias)
             self._forget()
@@ -417,6 +443,7 @@ class TorchModel(Model):
         choice(group, "group", groups)
         found = groups[group]
         kept = found.kept(index)
+        fitted = fitted_of(weights, {m.tensor for m in (*found.producers, *found.consumers)})
         trial = self.copy()
         gone = labels.removed(np.delete(units[group], kept))
         trial._names.take_out(gone)
@@ -429,7 +456,7 @@ class TorchModel(Model):
         if key not in self._checked:
             self._check_cut(trial, found, np.delete(np.arange(found.n_units), kept))
             trial._checked.add(key)
-        for layer, (weight, bias) in (weights or {}).items():
+        for layer, (weight, bias) in fitted.items():
             trial.set_weight(layer, weight, bias)
         vars(self).update(vars(trial))
 
@@ -457,6 +484,7 @@ class TorchModel(Model):
         n_out, n_in = self.layers[layer].weight.shape
         if len(nodes) != 1 or type(module).__name__ == "Embedding" or edit.grouped(module):
             raise UnsupportedError(f"layer: {layer} cannot become two")
+        a, b = numbers(a, "a", (None, None)), numbers(b, "b", (None, None))
         if a.shape[0] != n_out or b.shape[1] != n_in or a.shape[1] != b.shape[0]:
             raise ArrayError(f"a, b: {layer} needs outer shape {(n_out, n_in)}")
         pair = edit.halves(module, a, b)
