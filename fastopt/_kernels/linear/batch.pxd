@@ -188,7 +188,7 @@ cdef inline Py_ssize_t batch(
     cdef real* ty = tx + d * tile
     cdef real* ts = ty + wide * tile
     cdef const real* rows_x
-    cdef const real* rows_s
+    cdef const real* rows_s = NULL
     cdef const real* later_x
     cdef const char* rows_y
     cdef bint coded = f.coded, gathered = group == 1 and entries > 1
@@ -212,7 +212,9 @@ cdef inline Py_ssize_t batch(
                 i += 1
                 if held < tile and q + 1 < entries:
                     break
-                rows_x, rows_y, rows_s, later_x, rows = tx, <char*> ty, ts, tx, held
+                rows_x, rows_y, later_x, rows = tx, <char*> ty, tx, held
+                if s != NULL:
+                    rows_s = ts
                 held = 0
             else:
                 at, rows = first + i, min(length - i, tile)
@@ -225,10 +227,9 @@ cdef inline Py_ssize_t batch(
                 for b in range(0, rows * each, 64):
                     prefetch(y + later * each + b)
                 if s != NULL:
+                    rows_s = s + at
                     for b in range(0, rows * <Py_ssize_t> sizeof(real), 64):
                         prefetch(<const char*> (s + later) + b)
-                rows_x, rows_y, rows_s, later_x = x + at * d, y + at * each, s + at, x + later * d
-            if s == NULL:
-                rows_s = NULL
+                rows_x, rows_y, later_x = x + at * d, y + at * each, x + later * d
             chunk_of(f, rows_x, rows_y, coded, rows_s, <int> rows, w, g, z, sums, later_x)
     return total
