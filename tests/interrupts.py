@@ -195,21 +195,27 @@ def _call(work: Work, after: float | None) -> float | None:
     return stopped - sent[0] if sent and sent[0] < stopped else None
 
 
-def _table(count: int, names: list[str]) -> str:
-    rows = []
-    for name in names:
-        done = subprocess.run(
-            [sys.executable, "-m", "tests.interrupts", "--only", name, "--count", str(count)],
-            stdout=subprocess.PIPE, text=True, cwd=PAGE.parent.parent, check=False,
-        )  # fmt: skip
-        if done.returncode or not (found := json.loads(done.stdout)["answers"]):
-            rows.append(f"| `{name}` | failed | | |")
-        else:
-            ms = np.sort(found) * 1e3
-            p99 = np.quantile(ms, 0.99)
-            rows.append(f"| `{name}` | {len(ms)} | {np.median(ms):.0f} | {p99:.0f} |")
-        print(rows[-1], flush=True)
-    return "\n".join(["| call | signals | median, ms | 99 %, ms |", "|---|---|---|---|", *rows])
+def _row(name: str, count: int) -> str:
+    """A row of the table: the call measured in a process of its own."""
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.interrupts", "--only", name, "--count", str(count)],
+        stdout=subprocess.PIPE, text=True, cwd=PAGE.parent.parent, check=False,
+    )  # fmt: skip
+    if done.returncode or not (found := json.loads(done.stdout)["answers"]):
+        return f"| `{name}` | failed | | |"
+    ms = np.sort(found) * 1e3
+    return f"| `{name}` | {len(ms)} | {np.median(ms):.0f} | {np.quantile(ms, 0.99):.0f} |"
+
+
+def _write(name: str, row: str) -> None:
+    """Put a row into the page; the rows of other calls stay."""
+    head, _, rest = PAGE.read_text().partition(MARK)
+    table, _, tail = rest.partition(END)
+    rows = {line.split("`")[1]: line for line in table.splitlines() if line.startswith("| `")}
+    rows[name] = row
+    lines = ["| call | signals | median, ms | 99 %, ms |", "|---|---|---|---|"]
+    lines += [rows[known] for known in CASES if known in rows]
+    PAGE.write_text("\n".join([f"{head}{MARK}\n", *lines, "", f"{END}{tail}"]))
 
 
 def main() -> None:
@@ -217,17 +223,19 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=100)
     parser.add_argument("--only", help="one call: measure it here and print JSON")
     parser.add_argument("--match", default="", help="calls whose name holds this")
-    parser.add_argument("--write", action="store_true", help="rewrite docs/reliability.md")
+    parser.add_argument(
+        "--write", action="store_true", help="put the rows into docs/reliability.md"
+    )
     given = parser.parse_args()
     warnings.simplefilter("ignore")
     if given.only:
         print(json.dumps(measure(given.only, given.count)))
         return
-    table = _table(given.count, [name for name in CASES if given.match in name])
-    if given.write:
-        head, _, rest = PAGE.read_text().partition(MARK)
-        tail = rest.partition(END)[2]
-        PAGE.write_text(f"{head}{MARK}\n\n{table}\n\n{END}{tail}")
+    for name in (name for name in CASES if given.match in name):
+        row = _row(name, given.count)
+        print(row, flush=True)
+        if given.write:
+            _write(name, row)
 
 
 if __name__ == "__main__":
