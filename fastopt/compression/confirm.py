@@ -21,6 +21,8 @@ from fastopt.compression.metric import Metric, Outputs
 
 __all__ = ["Drop", "bootstrap_p_value", "drop_of", "jackknife", "p_value", "rows_needed"]
 
+_LEAST_GAIN = 1e-300  # per row; the rows that it asks for are still a number
+
 _GROUPS = 10  # parts of the delete-a-group jackknife
 _RESAMPLES = 400
 _BETS = 64
@@ -152,4 +154,5 @@ def rows_needed(limit: float, confidence: float, drop: float = 0.0) -> int:
         return 0
     stakes = np.linspace(0, 1, 400)[1:-1] / (1.0 - limit)
     gain = (1 - drop) * np.log1p(stakes * limit) + drop * np.log1p(-stakes * (1 - limit))
-    return math.ceil(-math.log(1.0 - confidence) / float(gain.max()))
+    needed = -math.log(1.0 - confidence) / max(float(gain.max()), _LEAST_GAIN)
+    return math.ceil(needed)

@@ -41,6 +41,7 @@ def test_rows_needed_are_enough() -> None:
         n = rows_needed(limit, 0.95, drop)
         assert p_value(np.arange(n) < drop * n, limit) <= 0.08
     assert rows_needed(0.01, 0.95, 0.02) == 0
+    assert rows_needed(5e-324, 0.95) > 10**300
 
 
 def test_standard_errors_are_those_of_a_mean() -> None:
