@@ -121,7 +121,7 @@ class Job:
         return first.least_s
 
     def bytes_saved(self, key: str, form: str) -> float:
-        """What a variable's layer takes less in a form, as a cost: negative."""
+        """Bytes that a variable's layer takes less in a form, as a cost: negative."""
         layer = self.bench.apply(self.start).model.layers[key.partition(".")[2]]
         found = layer.form_named(form)
         return 0.0 if found is None else float(found.nbytes - layer.form.nbytes)

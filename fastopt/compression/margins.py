@@ -20,12 +20,11 @@ import numpy as np
 from fastopt._arrays import Array
 from fastopt.compression.confirm import Drop, jackknife
 from fastopt.compression.data import Rows
-from fastopt.compression.metric import Metric, Outputs, log_odds
+from fastopt.compression.metric import LEAST, Metric, Outputs, log_odds
 
 __all__ = ["Margins", "margins_of", "moved"]
 
 _FACTORS = (1.0, 2.0, 4.0)
-_LEAST = 1e-30  # of a probability whose logarithm is taken
 _ERRORS = 2.0  # standard errors that count
 
 
@@ -182,7 +181,7 @@ def _moved(theirs: Array, ours: Array, k: float, scale: str, axis: int) -> Array
         a, b = (log_odds(x) for x in (theirs, ours))
         found: Array = 0.5 + 0.5 * np.tanh(0.5 * (a + np.float32(k) * (b - a)))
         return found.astype(theirs.dtype)
-    a, b = (np.log(np.maximum(x, _LEAST)) for x in (theirs, ours))
+    a, b = (np.log(np.maximum(x, LEAST)) for x in (theirs, ours))
     z = a + np.asarray(k, a.dtype) * (b - a)
     z = np.exp(z - z.max(axis=axis, keepdims=True))
     shares: Array = z / z.sum(axis=axis, keepdims=True)

@@ -18,6 +18,7 @@ from fastopt.errors import ArrayError, OptionError, TrialError
 from fastopt.models.base import Model
 
 __all__ = [
+    "LEAST",
     "METRICS",
     "Metric",
     "Outputs",
@@ -30,7 +31,7 @@ __all__ = [
     "rows_changed",
 ]
 
-_LEAST = 1e-30  # of a probability whose logarithm is taken
+LEAST = 1e-30  # of a probability whose logarithm is taken
 _MOST = 1 - 2.0**-24  # float32 has no probability between it and 1
 
 METRICS = ("accuracy", "r2", "agreement")
@@ -138,7 +139,7 @@ def are_probabilities(a: Array) -> bool:
 
 def log_odds(p: Array) -> Array:
     """log(p / (1 - p)), finite."""
-    kept = np.clip(p, _LEAST, _MOST)
+    kept = np.clip(p, LEAST, _MOST)
     found: Array = np.log(kept) - np.log1p(-kept)
     return found
 

@@ -44,7 +44,6 @@ _FEWEST_SEEN = 8  # rows that reach a layer
 _SURE_BITS = 6
 _SHARES = (0.875, 0.75, 0.5, 0.375, 0.25, 0.125)
 _FEW_SHARES = (0.75, 0.5, 0.25)  # where a run takes long
-_LONG_MACS = 1e10  # of a run over the rows, about a second
 
 
 @dataclass(frozen=True)
@@ -120,8 +119,8 @@ class Probe:
         self.state = bench.apply(start)
         stored = [k for k in places if _pass(k) == quantize.NAME]
         self.runs = [k for k in stored if any("+" in v for v in places[k].options)]
-        long = self.state.model.macs * len(rows) > _LONG_MACS
-        self._shares = _FEW_SHARES if long else _SHARES
+        self._shares = _FEW_SHARES if self.state.calibration.long else _SHARES
+        self._sure: dict[str, bool] = {}
         values = sum(len(self.grid(k)) - 1 for k in places if _pass(k) in _STRUCTURE)
         probes = values + len(stored) + len(self.runs)
         self._rows = _probe_rows(rows, max(1, probes), self.state.model.macs)
@@ -160,9 +159,12 @@ class Probe:
         layer = self.state.model.layers.get(name)
         if layer is None or layer.always:
             return True
-        run = partial(collect, self.state.model, self._rows, self._batch)
-        ours = run({name: np.zeros_like(layer.weight)})
-        return rows_changed(ours, run({name: layer.weight})) >= min(_FEWEST_SEEN, len(ours))
+        if name not in self._sure:
+            run = partial(collect, self.state.model, self._rows, self._batch)
+            ours = run({name: np.zeros_like(layer.weight)})
+            changed = rows_changed(ours, run({name: layer.weight}))
+            self._sure[name] = changed >= min(_FEWEST_SEEN, len(ours))
+        return self._sure[name]
 
     def _touched(self, key: str) -> list[str]:
         """Layers that a change of structure changes."""

@@ -218,11 +218,12 @@ class Search:
         self._until = until if self._deadline is None else min(self._deadline, until)
 
     def bisect(
-        self, options: Mapping[str, list[Option]], start: Recipe, *, last: bool = False
+        self, options: Mapping[str, list[Option]], start: Recipe, *, base: float | None = None
     ) -> Candidate | None:
         """The smallest recipe of the knapsack's family that keeps the budget.
 
-        With ``last`` the one of the smallest multiplier, whatever a clock says of its cost.
+        With ``base``, what the options' costs are taken from, it is the one of the smallest
+        multiplier, whatever a clock says of its cost.
         Between a multiplier that fails and one that keeps the budget the next one is where a
         straight line through the logarithms of their drops meets it; every third step halves.
         """
@@ -234,7 +235,8 @@ class Search:
 
         def told(c: Candidate) -> float:
             """Its cost as the single choices tell it: the same whenever the clock is asked."""
-            return self._base + sum(known[c.recipe.choices[k]] for k, known in costs.items())
+            saved = sum(known[c.recipe.choices[k]] for k, known in costs.items())
+            return (self._base if base is None else base) + saved
 
         for step in range(_STEPS):
             if failed and best and told(best) - told(failed) <= _FINE * told(best):
@@ -247,7 +249,8 @@ class Search:
             found = seen[recipe.key] = seen.get(recipe.key) or self.evaluate([recipe])[0]
             if self.keeps(found):
                 high = middle
-                best = found if last or best is None or found.cost <= best.cost else best
+                if base is not None or best is None or found.cost <= best.cost:
+                    best = found
             else:
                 low, failed = middle, found
         self._multiplier = high

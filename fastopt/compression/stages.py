@@ -147,7 +147,8 @@ def _smaller(job: Job, search: Search, best: Candidate) -> Candidate | None:
         alike = [o for o in choices if _runs_like(o.value, value)]
         if key.startswith(quantize.NAME) and alike:
             options[key] = [replace(o, cost=job.bytes_saved(key, o.value)) for o in alike]
-    return search.bisect(options, best.recipe, last=True) if options else None
+    bytes_now = float(job.original.nbytes)
+    return search.bisect(options, best.recipe, base=bytes_now) if options else None
 
 
 def _runs_like(form: Any, other: Any) -> bool:

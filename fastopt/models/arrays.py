@@ -267,9 +267,8 @@ class ArrayModel(Model):
         if self._forward is None:
             raise UnsupportedError("forward: these arrays have no function that runs them")
         arrays = dict(self.arrays)
-        if weights is not None:
-            for name, w in tried_of(weights, self.layers).items():
-                arrays[name] = w.reshape(arrays[name].shape)
+        for name, w in tried_of(weights, self).items():
+            arrays[name] = w.reshape(arrays[name].shape)
         wanted = taps_of(taps, [f"{name}.in" for name in self._layers])
         size = batch_of(batch_size)
         for feed in feeds_of(data, self.inputs):

@@ -10,7 +10,7 @@ import numpy as np
 from fastopt._arrays import Array, as_array, as_ndarray
 from fastopt._options import choice, integer, items, mapping, names
 from fastopt.errors import ArrayError, DTypeError, OptionError
-from fastopt.models.base import Input, Layer
+from fastopt.models.base import Input, Layer, Model
 from fastopt.quantization import QuantizedArray
 
 __all__ = [
@@ -79,14 +79,17 @@ def first_batch(data: Any, inputs: Sequence[Input], batch_size: Any) -> dict[str
 
 def n_rows_of(data: Any, inputs: Sequence[Input]) -> int:
     """Rows of a mapping, or the number of feeds of a sequence."""
-    feeds = feeds_of(data, inputs)
+    return _count(data, feeds_of(data, inputs))
+
+
+def _count(data: Any, feeds: Sequence[Mapping[str, Array]]) -> int:
     return len(next(iter(feeds[0].values()), ())) if isinstance(data, Mapping) else len(feeds)
 
 
 def taken(data: Any, index: Any, inputs: Sequence[Input]) -> Any:
     """The rows of a mapping, or the feeds of a sequence, of those numbers, in that order."""
     feeds = feeds_of(data, inputs)
-    at = index_of(index, n_rows_of(data, inputs))
+    at = index_of(index, _count(data, feeds))
     if isinstance(data, Mapping):
         return {name: a[at] for name, a in feeds[0].items()}
     return [feeds[k] for k in at]
@@ -126,12 +129,13 @@ def numbers(a: Any, name: str, shape: Sequence[int | None] | None = None) -> Arr
     return as_array(a, name, dtypes=("float32",), cast="float32", shape=shape)
 
 
-def tried_of(weights: Any, layers: Mapping[str, Layer]) -> dict[str, Array]:
+def tried_of(weights: Any, model: Model) -> dict[str, Array]:
     """Other weights of layers for one run: name -> (n_out, n_in) float32."""
-    if weights is None:
-        return {}
-    found = {}
-    for name, w in mapping(weights, "weights").items():
+    given = {} if weights is None else mapping(weights, "weights")
+    if not given:
+        return {}  # layers, which a changed model describes anew, are not asked for
+    found, layers = {}, model.layers
+    for name, w in given.items():
         shape = layers[choice(name, "weights", layers)].weight.shape
         found[name] = numbers(w, f"weights[{name!r}]", shape)
     return found

@@ -56,13 +56,12 @@ class Processes:
         self.slots = n
         self.timeout = timeout
         self.computes = computes
-        self.forks = self.context.get_start_method() == "fork" and sys.platform == "linux"
-        if self.context.get_start_method() == "fork":
-            self.payload: Any = objective
-        else:
+        forks = self.context.get_start_method() == "fork"
+        self.watched = forks and sys.platform == "linux"  # where a stuck process can be told
+        if not forks:
             objective.f = Portable(objective.f)
             objective.f.packed()
-            self.payload = objective
+        self.payload = objective
         self.waiting: deque[Task] = deque()
         self.pool: list[Process] = []
         self.deaths: dict[int, int] = {}
@@ -82,7 +81,7 @@ class Processes:
             wait = until - time.monotonic()
             if self.timeout is not None:
                 wait = min([wait, *(p.overdue(self.timeout) for p in self.pool)], default=wait)
-            if self.forks:
+            if self.watched:
                 wait = min(wait, process.STUCK_S / process.LOOKS)
             handles: list[Any] = [p.pipe for p in self.pool]
             handles += [p.process.sentinel for p in self.pool]
@@ -97,7 +96,7 @@ class Processes:
                     if p in self.pool:
                         arrived += self._too_long(p)
             for p in self.pool:
-                if self.forks and p.stuck(self.computes):
+                if self.watched and p.stuck(self.computes):
                     p.process.kill()  # it has died at the next look
             if arrived or time.monotonic() >= until or not (self.waiting or self._busy()):
                 return arrived

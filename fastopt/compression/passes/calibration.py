@@ -20,7 +20,7 @@ __all__ = ["Calibration"]
 _ROWS_PER_FEATURE, _FEWEST, _MOST = 2, 512, 4096
 _WIDEST = 4608
 _LASTING = 12  # steps
-_LONG_MACS = 1e10  # multiply-adds, about a second
+_LONG_MACS = 1e10  # multiply-adds
 
 
 class Calibration:
@@ -58,7 +58,7 @@ class Calibration:
         ``_LASTING`` steps: what one step changes in the input of others is little.
         """
         found = self.fresh(model)
-        if self._age < _LASTING and self._long:
+        if self._age < _LASTING and self.long:
             known = {k: g for k, g in self._grams.items() if g is not None}
             found._older, found._age = self._older | known, self._age + 1
         return found
@@ -82,7 +82,8 @@ class Calibration:
         return 0 if self._rows is None else len(self._rows)
 
     @property
-    def _long(self) -> bool:
+    def long(self) -> bool:
+        """Whether a run over the rows takes about a second or more."""
         return self.n_rows * self.original.macs > _LONG_MACS
 
     @property
@@ -116,16 +117,16 @@ class Calibration:
         out; a tensor that feeds several layers is collected once. Where a run over the rows is
         long, all layers are collected as soon as one is missing: the next steps ask for them.
         """
-        wanted = list(names)
+        wanted, layers = list(names), self.model.layers
+        if any(name not in self._grams for name in wanted):
+            for name, gram in self._older.items():
+                if name in layers and gram.n == layers[name].weight.shape[1]:
+                    self._grams.setdefault(name, gram)
         missing = [name for name in wanted if name not in self._grams]
-        if missing and self._long:
-            missing = [name for name in self.model.layers if name not in self._grams]
+        if missing and self.long:
+            missing = [name for name in layers if name not in self._grams]
         if missing:
-            layers = self.model.layers
-            lasting = {k: g for k, g in self._older.items() if k in missing}
-            lasting = {k: g for k, g in lasting.items() if g.n == layers[k].weight.shape[1]}
-            self._grams.update(lasting)
-            self._collect({name: layers[name] for name in missing if name not in lasting})
+            self._collect({name: layers[name] for name in missing})
         found = {name: self._grams[name] for name in wanted}
         return {name: gram for name, gram in found.items() if gram is not None}
 

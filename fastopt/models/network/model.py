@@ -364,12 +364,11 @@ class Network:
 
         ``weights`` gives layers other weights for this run alone.
         """
-        layers = self.layers
-        names = {f"{name}.in": name for name in layers}
+        names = {f"{name}.in": name for name in self.layers}
         tapped = [names[t] for t in taps_of(taps, names)]
         others = {
             name: edit.with_weight(self._graph.modules[name], w)
-            for name, w in tried_of(weights, layers).items()
+            for name, w in tried_of(weights, self).items()
         }
         size = batch_of(batch_size)
         for feed in feeds_of(data, self.inputs):

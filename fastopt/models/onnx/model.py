@@ -218,7 +218,7 @@ class OnnxModel:
 
         ``weights`` gives layers other weights for this run alone (they then run in float).
         """
-        tried = tried_of(weights, self.layers)
+        tried = tried_of(weights, self)
         trees = {k: w for k, w in tried.items() if k in self._forests}
         if trees:
             twin = self.copy()

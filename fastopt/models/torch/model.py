@@ -314,7 +314,7 @@ class TorchModel(Model):
             node = self._nodes(layer)[0]
             source = node if tap.endswith(".out") else node.args[0]
             wanted.setdefault(source.name, []).append(tap)
-        others = tried_of(weights, self.layers) if weights else {}
+        others = tried_of(weights, self)
         size = batch_of(batch_size)
         for feed in feeds_of(data, self._any_shape):
             n = len(next(iter(feed.values())))
