@@ -12,17 +12,12 @@ from libc.string cimport memcpy
 
 from fastopt._kernels.shared.arguments cimport data_of
 from fastopt._kernels.shared.pool cimport run_polled
+from fastopt._kernels.shared.restrict cimport f64
 
 cnp.import_array()
 
-cdef extern from *:
-    """
-    typedef double *__restrict fo_doubles;
-    """
-    ctypedef double* doubles "fo_doubles"
 
-
-cdef inline void subtract(doubles row, doubles column, double scale, Py_ssize_t n) noexcept nogil:
+cdef inline void subtract(f64 row, f64 column, double scale, Py_ssize_t n) noexcept nogil:
     """row -= scale * column"""
     cdef Py_ssize_t j
     for j in range(n):

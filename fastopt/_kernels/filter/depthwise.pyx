@@ -13,14 +13,9 @@ from libc.string cimport memset
 from fastopt._kernels.shared cimport numpy as cnp
 from fastopt._kernels.shared.arguments cimport data_of
 from fastopt._kernels.shared.pool cimport run_polled
+from fastopt._kernels.shared.restrict cimport f32
 
 cnp.import_array()
-
-cdef extern from *:
-    """
-    typedef float *__restrict fo_floats;
-    """
-    ctypedef float* floats "fo_floats"
 
 cdef enum:
     LANES = 64
@@ -44,14 +39,14 @@ cdef struct Planes:
     Py_ssize_t kw
 
 
-cdef inline void add_run(floats target, const float* source, float w, Py_ssize_t n) noexcept nogil:
+cdef inline void add_run(f32 target, const float* source, float w, Py_ssize_t n) noexcept nogil:
     cdef Py_ssize_t k
     for k in range(n):
         target[k] += w * source[k]
 
 
 cdef inline void add_three(
-    floats target, const float* x0, const float* x1, const float* x2, float w0, float w1, float w2,
+    f32 target, const float* x0, const float* x1, const float* x2, float w0, float w1, float w2,
     Py_ssize_t n,
 ) noexcept nogil:
     """Three taps in one walk over the target, added in their order."""

@@ -2,10 +2,10 @@
 
 from libc.stdint cimport uint64_t
 
+from fastopt._kernels.shared.restrict cimport f32, f64, reals
+
 cdef extern from *:
     """
-    typedef float *__restrict fo_f32;
-    typedef double *__restrict fo_f64;
     #if defined(__AVX2__) /* asks for the line as its owner; a processor without it does nothing */
     #define fo_prefetch_write(p) \\
         __asm__ volatile("prefetchw %0" : : "m"(*(const char *)(p)))
@@ -13,18 +13,12 @@ cdef extern from *:
     #define fo_prefetch_write(p) __builtin_prefetch(p, 1)
     #endif
     """
-    ctypedef float* f32 "fo_f32"
-    ctypedef double* f64 "fo_f64"
     void prefetch "__builtin_prefetch" (const void* p) noexcept nogil
     void prefetch_write "fo_prefetch_write" (const void* p) noexcept nogil
 
 ctypedef fused real:
     float
     double
-
-ctypedef fused reals:  # of the same precision as ``real`` wherever both are used
-    f32
-    f64
 
 cdef enum:
     LINE = 16
